@@ -1,0 +1,86 @@
+# Every target makes and fills .venv by itself and is quick the second time: a stamp stands for an install, and a
+# change in pyproject.toml or constraints.txt makes it anew.
+#
+#   make quickstart   fine-tune a small base model in 4-bit on this machine, then say how to talk to it
+#   make test         the tests; its last line is pytest's
+#   make check        ruff, mypy and the house rules
+#   make docs         write everything that is generated: recipe schema, catalogue, verb pages, notebook
+#   make test-gpu     the tests that need a CUDA device
+#   make clean        delete .venv and the caches; runs in outputs/ stay
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The interpreter .venv is made with: PYTHON=/path/to/python3.12 make …
+PYTHON ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+INSTALL_FROM := pyproject.toml constraints.txt
+
+.PHONY: help quickstart test check docs test-gpu clean
+help:
+	@sed -n '4,9s/^#   /  /p' Makefile
+
+quickstart: $(VENV)/.stamp-core
+	$(RUN) -m finetune.sft recipes/quickstart.yaml --overwrite
+	@printf '\nTalk to it:\n  %s -m finetune.chat outputs/quickstart\nThe same without its adapter:\n  %s -m finetune.chat outputs/quickstart --base\n' $(RUN) $(RUN)
+
+test: $(VENV)/.stamp-dev
+	$(RUN) -m pytest
+
+check: $(VENV)/.stamp-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest tests/house
+
+docs: $(VENV)/.stamp-dev
+	$(RUN) -m finetune.recipe.catalogue
+	$(RUN) -m finetune.recipe.documents
+	$(RUN) docs/make_verb_pages.py
+	$(RUN) notebooks/make_notebook.py
+
+test-gpu: $(VENV)/.stamp-dev
+	$(RUN) -m pytest -m gpu tests/gpu
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+
+# torch first and alone: another package's wish for torch can bring a newer one, with several GB of CUDA packages.
+# The pin has no build tag, so a machine whose index offers the CUDA build gets that one.
+$(VENV)/.stamp-core: $(VENV)/.stamp-made $(INSTALL_FROM)
+	@echo 'Filling $(VENV): torch first (a few minutes the first time).'
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-made $(INSTALL_FROM)
+	@echo 'Filling $(VENV) for development: torch first (a few minutes the first time).'
+	$(PIP) torch
+	$(PIP) --editable '.[dev]'
+	@touch $(VENV)/.stamp-core $@
+
+$(VENV)/.stamp-made:
+	@suits() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; }; \
+	for python in $(if $(PYTHON),'$(PYTHON)',python3 python3.13 python3.12 python3.11 python3.14); do \
+	  if suits "$$python"; then break; fi; \
+	  python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo 'Python 3.11 or newer is needed; $(if $(PYTHON),$(PYTHON),python3) is $(shell $(if $(PYTHON),$(PYTHON),python3) --version 2>&1 | head -n 1).' >&2; \
+	  echo '  Install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)' >&2; \
+	  exit 4; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2> /dev/null; then \
+	  echo "$$python has no venv module, so .venv cannot be made." >&2; \
+	  echo '  On Debian and Ubuntu: sudo apt-get install python3-venv' >&2; \
+	  exit 4; \
+	fi; \
+	if ! $(RUN) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then \
+	  echo "Making $(VENV) with $$("$$python" --version)."; \
+	  "$$python" -m venv --clear $(VENV); \
+	fi
+	@touch $@

@@ -1,0 +1,187 @@
+"""The command line: arguments become a recipe, and a FinetuneError becomes one message and an exit code.
+
+A verb is a function with typed parameters, run by `run_verb`; the verbs that train share their
+parameters and are made by `training_verb`. What is heavy is imported once the arguments are read, so
+that `--help` and a fault in a recipe are answered at once.
+
+Exit codes: 0 done, 1 our bug, 2 usage or recipe, 3 data, 4 environment, 5 diverged, 6 checkpoint,
+130 Ctrl-C, 143 SIGTERM.
+"""
+
+import functools
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from finetune.errors import FinetuneError, PlaceError, RecipeError
+from finetune.recipe.reading import read_recipe_with_notices
+from finetune.recipe.schema import Recipe, Section
+
+__all__ = ["run_verb", "training_verb"]
+
+MAX_MESSAGE_LINES = 15
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+# The verb that serves an objective: a recipe handed to another one is answered with its name.
+_VERB_OF_OBJECTIVE = {"sft": "sft", "pretrain": "sft"}
+
+
+def run_verb(main: Callable[..., object], arguments: Sequence[str] | None = None, epilog: str = "") -> NoReturn:
+    """Run a verb and leave with its exit code.
+
+    Args:
+        main: the verb; its parameters, annotated for typer, are the command line's, its docstring the help.
+            `--debug` is added: with it a message of ours comes with its traceback.
+        arguments: those behind the verb, by default the process's.
+        epilog: lines below the help's options, kept as they are.
+    """
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+    # \b in front of a paragraph keeps typer from joining its lines.
+    kept = "\n\n".join(f"\b\n{paragraph}" for paragraph in epilog.split("\n\n")) if epilog else None
+    app.command(epilog=kept, context_settings=settings)(_answer_faults(main))
+    app(args=None if arguments is None else list(arguments))
+    raise SystemExit(0)
+
+
+def _answer_faults(main: Callable[..., object]) -> Callable[..., None]:
+    """The verb with a `--debug` option, its faults turned into a message and an exit code."""
+
+    @functools.wraps(main)
+    def guarded(*, debug: bool, **parameters: Any) -> None:
+        try:
+            main(**parameters)
+            sys.stdout.flush()
+        except FinetuneError as error:
+            if debug:
+                traceback.print_exc()
+            _say(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            _say("Stopped by Ctrl-C.")
+            raise typer.Exit(_INTERRUPTED) from None
+        except BrokenPipeError:
+            # Whoever read our output has left. Python would complain once more at its own end, into the void.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(PlaceError.exit_code) from None
+
+    option = typer.Option("--debug", help="Show where in the program a message comes from.")
+    annotation = Annotated[bool, option]
+    signature = inspect.signature(main, eval_str=True)
+    parameter = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+    guarded.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), parameter], return_annotation=None
+    )
+    guarded.__annotations__ = {**inspect.get_annotations(main, eval_str=True), "debug": annotation, "return": None}
+    return guarded
+
+
+def _say(message: str) -> None:
+    lines = message.splitlines()
+    if len(lines) > MAX_MESSAGE_LINES:
+        lines = [*lines[: MAX_MESSAGE_LINES - 1], f"And {len(lines) - MAX_MESSAGE_LINES + 1} more lines."]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def training_verb(name: str, *, objectives: Sequence[str], summary: str) -> Callable[[], NoReturn]:
+    """Build the `main` of a verb that trains.
+
+    Args:
+        name: the verb, as in `python -m finetune.NAME`.
+        objectives: values of the recipe's `objective` that it serves.
+        summary: what it does, the first line of its help.
+    """
+
+    def train_verb(
+        recipe: Annotated[Path, typer.Argument(help="The YAML file of the run.", metavar="RECIPE", show_default=False)],
+        overrides: Annotated[
+            list[str] | None,
+            typer.Argument(help="Settings over the recipe's.", metavar="SECTION.KEY=VALUE", show_default=False),
+        ] = None,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Continue the newest whole checkpoint; at step 0 where there is none.")
+        ] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Do all up to the first step: recipe, data, model, device.")
+        ] = False,
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Start over where a run of this name stands: deletes its folder.")
+        ] = False,
+    ) -> None:
+        _train(name, objectives, recipe, overrides or [], resume=resume, dry_run=dry_run, overwrite=overwrite)
+
+    train_verb.__doc__ = summary
+    return lambda: run_verb(train_verb, epilog=_describe_recipe(name))
+
+
+def _train(
+    verb: str,
+    objectives: Sequence[str],
+    path: Path,
+    overrides: list[str],
+    *,
+    resume: bool,
+    dry_run: bool,
+    overwrite: bool,
+) -> None:
+    """Read the recipe, check that it is this verb's, and train."""
+    reading = read_recipe_with_notices(path, overrides)
+    objective = reading.recipe.objective
+    if objective not in objectives:
+        served_by = f"python -m finetune.{_VERB_OF_OBJECTIVE[objective]} {path}"
+        raise RecipeError(f"{path}: `objective: {objective}` is not what {verb} trains.\n  Type: {served_by}")
+    if resume and overwrite:
+        raise RecipeError(
+            "command line: --resume and --overwrite exclude each other.\n"
+            "  --resume continues the run in the folder; --overwrite deletes it."
+        )
+    for notice in reading.notices:
+        print(notice, file=sys.stderr)
+
+    from finetune.train import train  # torch and the libraries: seconds
+
+    train(
+        reading.recipe,
+        recipe_text=reading.text,
+        resume=resume,
+        dry_run=dry_run,
+        overwrite=overwrite,
+    )
+
+
+def _describe_recipe(verb: str) -> str:
+    """The example, and every setting of our own by section."""
+    sections = {
+        field: annotation
+        for field, info in Recipe.model_fields.items()
+        if isinstance(annotation := info.annotation, type) and issubclass(annotation, Section)
+    }
+    top = [name for name in Recipe.model_fields if name not in sections]
+    lines = [*_wrap("recipe", top)]
+    for section, settings in sections.items():
+        lines += _wrap(section, list(settings.model_fields))
+    return "\n".join(
+        [
+            "Example:",
+            f"  python -m finetune.{verb} recipes/quickstart.yaml training.learning_rate=1e-4 name=slower",
+            "",
+            "Settings; `adapter` also takes its method's own, `training` TRL's. docs/recipe.md tells each:",
+            *lines,
+        ]
+    )
+
+
+def _wrap(section: str, names: Sequence[str], width: int = 76) -> list[str]:
+    """One section's settings, a comma between, in lines of the width."""
+    lines = [f"  {section + ':':<12}"]
+    for name in names:
+        if len(lines[-1]) + len(name) + 2 > width:
+            lines.append(" " * 14)
+        lines[-1] += f"{name}, "
+    return [line.rstrip(" ") for line in [*lines[:-1], lines[-1].removesuffix(", ")]]

@@ -1,0 +1,88 @@
+"""Rows of tokens to the tensors of one micro-batch.
+
+Three layouts, chosen once by `choose_layout`:
+
+- `padded`: one document a row, padded on the right, with an `attention_mask`.
+- `packed`: several documents a row, kept apart by `position_ids` that restart at 0. There is no
+  attention mask on purpose: Transformers builds the block-diagonal one from the restarts, and an
+  all-ones mask would let the documents read each other.
+- `flat`: all rows of the micro-batch as one row without padding, for flash attention, whose
+  variable-length kernel reads the restarts of a single row.
+
+Shape suffixes: B rows, T tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+__all__ = ["IGNORE_INDEX", "Collator", "Layout", "choose_layout"]
+
+IGNORE_INDEX = -100  # the label that PyTorch's cross entropy passes over
+
+Layout = Literal["padded", "packed", "flat"]
+
+
+def choose_layout(*, packing: bool, attention: str) -> Layout:
+    """Choose how a micro-batch lies in memory: flat where flash attention reads it, else by packing."""
+    if attention == "flash_attention_2":
+        return "flat"
+    return "packed" if packing else "padded"
+
+
+class Collator:
+    """Builds a micro-batch from rows of `input_ids` and `labels` (and `seq_lengths` where packed).
+
+    Args:
+        layout: see the module's docstring.
+        pad_token_id: the id that fills a row; never trained.
+
+    A row without `seq_lengths` is one document. Beside the tensors a batch holds
+    `num_real_tokens`, a plain integer: its tokens without padding.
+    """
+
+    def __init__(self, layout: Layout, pad_token_id: int) -> None:
+        self.layout = layout
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor | int]:
+        """Build the batch: `input_ids`, `labels` and a mask or positions, each (B, T) and int64."""
+        ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
+        labels = [torch.tensor(row["labels"], dtype=torch.long) for row in rows]
+        num_real_tokens = sum(len(row_ids) for row_ids in ids)
+        if self.layout == "padded":
+            return {
+                "input_ids": _pad(ids, self.pad_token_id),
+                "labels": _pad(labels, IGNORE_INDEX),
+                "attention_mask": _pad([torch.ones_like(row_ids) for row_ids in ids], 0),
+                "num_real_tokens": num_real_tokens,
+            }
+        positions = [
+            _restarting_positions(row.get("seq_lengths") or [len(row_ids)])
+            for row, row_ids in zip(rows, ids, strict=True)
+        ]
+        # A document's first token is predicted by nothing: its left neighbour is another document's end.
+        labels = [row.masked_fill(place == 0, IGNORE_INDEX) for row, place in zip(labels, positions, strict=True)]
+        if self.layout == "flat":
+            ids, labels, positions = [torch.cat(ids)], [torch.cat(labels)], [torch.cat(positions)]
+        return {
+            "input_ids": _pad(ids, self.pad_token_id),
+            "labels": _pad(labels, IGNORE_INDEX),
+            "position_ids": _pad_positions(positions),
+            "num_real_tokens": num_real_tokens,
+        }
+
+
+def _restarting_positions(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.cat([torch.arange(length) for length in lengths])
+
+
+def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+def _pad_positions(positions: list[torch.Tensor]) -> torch.Tensor:
+    """Give the padding of each row positions of its own from 0 on: a last document that nobody reads."""
+    width = max(len(row) for row in positions)
+    return torch.stack([torch.cat([row, torch.arange(width - len(row))]) for row in positions])

@@ -1,0 +1,113 @@
+"""Control tokens in the text of rows, such as </s> or <|im_start|>.
+
+A tokenizer turns them into the ids that steer the model wherever they stand, so a row that quotes one
+would end its own turn, or speak in another's name. In goes a text of the user's, out comes one in
+which the tokenizer finds none; which tokens count is the tokenizer's own list.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from finetune.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ControlTokens", "Policy", "build_control_tokens"]
+
+Policy = Literal["escape", "error", "allow"]
+
+# Put behind the token's first character. The first two cannot be seen; a tokenizer whose normalizer
+# drops both gets a plain space.
+_BREAKS = ("\u200b", "\u2060", " ")
+_MAX_ROUNDS = 8  # breaking one token can bare another that overlapped it
+
+
+@dataclass(frozen=True, slots=True)
+class ControlTokens:
+    """The control tokens of a tokenizer and what happens to those in a row's text.
+
+    Attributes:
+        ids: their ids.
+        policy: `escape` breaks them up, `error` stops, `allow` lets them through.
+        written: finds them as they are written.
+        found_otherwise: whether the tokenizer also finds one written in another way (other case, other form).
+        backend: the tokenizer, neither cutting nor padding.
+    """
+
+    ids: frozenset[int]
+    policy: Policy
+    written: re.Pattern[str]
+    found_otherwise: bool
+    backend: Any
+
+    def guard(self, text: str, place: str) -> str:
+        """Return the text with no control token in it, or as it is where they are allowed.
+
+        Args:
+            text: of a message, an input, a tool's output or a document.
+            place: where it stands, for the message.
+
+        Raises:
+            DataError: one is found and the policy is `error`, or it cannot be broken up.
+        """
+        if self.policy == "allow" or not (self.found_otherwise or self.written.search(text)):
+            return text
+        found = self._find(text)
+        if not found:
+            return text
+        if self.policy == "error":
+            start, end = found[0]
+            raise DataError(
+                f"{place}: the control token {text[start:end].strip()!r} stands in the text.\n"
+                f"  The model would read it as the end of a turn or the start of another's.\n"
+                f"  Take it out, or let it be broken up: `data.special_tokens_in_data: escape`."
+            )
+        return self._break_up(text, place)
+
+    def guard_all(self, value: Any, place: str) -> Any:
+        """Guard every text in a JSON value: tool definitions and calls."""
+        if isinstance(value, str):
+            return self.guard(value, place)
+        if isinstance(value, dict):
+            return {self.guard(key, place): self.guard_all(item, place) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.guard_all(item, place) for item in value]
+        return value
+
+    def _find(self, text: str) -> list[tuple[int, int]]:
+        encoded = self.backend.encode(text, add_special_tokens=False)
+        return [span for token, span in zip(encoded.ids, encoded.offsets, strict=True) if token in self.ids]
+
+    def _break_up(self, text: str, place: str) -> str:
+        for sign in _BREAKS:
+            broken = text
+            for _ in range(_MAX_ROUNDS):
+                found = self._find(broken)
+                if not found:
+                    return broken
+                for start, end in reversed(found):
+                    # A token may take the spaces before it along.
+                    first = end - len(broken[start:end].lstrip()) + 1
+                    broken = broken[:first] + sign + broken[first:]
+        raise DataError(
+            f"{place}: a control token in the text cannot be broken up for this tokenizer.\n"
+            f"  Take it out, or let it through: `data.special_tokens_in_data: allow`."
+        )
+
+
+def build_control_tokens(tokenizer: "PreTrainedTokenizerBase", backend: Any, policy: Policy) -> ControlTokens:
+    """Build from the tokenizer's special tokens, those it names and those that were added."""
+    added = tokenizer.added_tokens_decoder
+    ids = {token_id for token_id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    texts = {str(added.get(token_id) or tokenizer.convert_ids_to_tokens(token_id)) for token_id in ids}
+    written = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    return ControlTokens(
+        ids=frozenset(ids),
+        policy=policy,
+        written=re.compile(written or r"(?!)"),
+        found_otherwise=backend.normalizer is not None
+        and any(token.normalized for token_id, token in added.items() if token_id in ids),
+        backend=backend,
+    )

@@ -1,0 +1,116 @@
+"""What a row means: the conversation or the text in it, and the place it came from.
+
+Everything above this file works on these; the formats of rows end here.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.errors import DataError
+
+__all__ = ["Conversation", "Document", "Example", "Message", "Origin", "RowError", "from_json", "to_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A place in the data: `source` as typed in the recipe (or the file in that folder), `row` its line from 1."""
+
+    source: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.row}"
+
+
+class RowError(DataError):
+    """A row that cannot be used.
+
+    Attributes:
+        origin: where it stands.
+        reason: what is wrong, in words that other rows share, so that it can be counted.
+        detail: what is special to this row.
+    """
+
+    def __init__(self, origin: Origin, reason: str, detail: str = "") -> None:
+        super().__init__(f"{origin}: {reason}{detail}.")
+        self.origin = origin
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn.
+
+    Attributes:
+        role: system, user, assistant or tool.
+        content: the text; empty only beside `tool_calls`.
+        input: Alpaca's second part of an instruction; user alone.
+        weight: 0 or 1 where the row says itself whether this answer is trained; assistant alone.
+        tool_calls: `{"type": "function", "function": {"name": …, "arguments": {…}}}`, with an `id` where given.
+        tool_call_id: the call that a tool's message answers, where given.
+        name: the tool that answers, where given.
+    """
+
+    role: str
+    content: str
+    input: str = ""
+    weight: int | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in a checked order, and the tools the assistant could call (`{"type": "function", "function": …}`)."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Plain text, every token of which is trained."""
+
+    text: str
+    origin: Origin | None = None
+
+
+Example = Conversation | Document
+
+
+def to_json(example: Example) -> str:
+    """Write an example as one JSON object; its origin is kept beside it, not in it."""
+    if isinstance(example, Document):
+        return json.dumps({"text": example.text}, ensure_ascii=False)
+    value: dict[str, Any] = {"messages": [_to_dict(message) for message in example.messages]}
+    if example.tools:
+        value["tools"] = example.tools
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _to_dict(message: Message) -> dict[str, Any]:
+    value: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.input:
+        value["input"] = message.input
+    if message.weight is not None:
+        value["weight"] = message.weight
+    if message.tool_calls:
+        value["tool_calls"] = message.tool_calls
+    if message.tool_call_id:
+        value["tool_call_id"] = message.tool_call_id
+    if message.name:
+        value["name"] = message.name
+    return value
+
+
+def from_json(text: str, origin: Origin | None = None) -> Example:
+    """Read what `to_json` wrote."""
+    value = json.loads(text)
+    if "text" in value:
+        return Document(value["text"], origin)
+    messages = (Message(**{**turn, "tool_calls": tuple(turn.get("tool_calls", ()))}) for turn in value["messages"])
+    return Conversation(tuple(messages), tuple(value.get("tools", ())), origin)

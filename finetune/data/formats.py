@@ -1,0 +1,230 @@
+"""The formats of rows: which columns each has, how one is recognised, and a row to its example.
+
+`auto` takes the first format of `FORMATS` whose columns are all there, so a set that carries
+conversations beside flat columns is read as conversations.
+"""
+
+import difflib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from finetune.data.examples import Conversation, Document, Example, Message, Origin, RowError, from_json, to_json
+from finetune.data.turns import check_order, check_text, to_messages, to_tools, to_turns
+from finetune.errors import DataError, RecipeError
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Kind",
+    "build_column_error",
+    "check_mapping",
+    "find_format",
+    "from_json",
+    "map_columns",
+    "to_example",
+    "to_json",
+]
+
+Kind = Literal["conversation", "document"]
+
+# Names that other sets give to what we call instruction and output, for the mapping to try.
+_USUAL_NAMES = {
+    "instruction": ("question", "query", "prompt", "problem", "user", "input", "source"),
+    "output": ("answer", "response", "completion", "solution", "assistant", "target", "reply", "chosen"),
+    "text": ("content", "document", "body", "article", "story", "code"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A shape of rows.
+
+    Attributes:
+        kind: what its rows become.
+        required: columns that every row has.
+        optional: columns that are read where they are.
+        convert: columns to example.
+    """
+
+    kind: Kind
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    convert: Callable[[Mapping[str, Any], Origin], Example]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return self.required + self.optional
+
+
+def _build_conversation(messages: list[Message], row: Mapping[str, Any], origin: Origin) -> Conversation:
+    """Put the row's own `system` first, check the order and add the tools."""
+    system = row.get("system")
+    if system is not None and not isinstance(system, str):
+        check_text(system, "`system`", origin)
+    if system and not system.isspace():
+        if messages and messages[0].role == "system":
+            raise RowError(origin, "two system messages", ": one in the column `system`, one among the turns")
+        messages = [Message("system", system), *messages]
+    check_order(messages, origin)
+    return Conversation(tuple(messages), to_tools(row.get("tools"), origin), origin)
+
+
+def _from_alpaca(row: Mapping[str, Any], origin: Origin) -> Conversation:
+    given = row.get("input") or ""
+    if not isinstance(given, str):
+        check_text(given, "`input`", origin)
+    instruction = check_text(row["instruction"], "`instruction`", origin)
+    output = _check_answer(row["output"], "`output`", origin)
+    question = Message("user", instruction, given if given.strip() else "")
+    return _build_conversation([question, Message("assistant", output)], row, origin)
+
+
+def _check_answer(value: Any, what: str, origin: Origin) -> str:
+    if isinstance(value, str) and not value.strip():
+        raise RowError(origin, f"empty answer: {what} is empty")
+    return check_text(value, what, origin)
+
+
+def _from_sharegpt(row: Mapping[str, Any], origin: Origin) -> Conversation:
+    return _build_conversation(to_turns(row["conversations"], origin), row, origin)
+
+
+def _from_messages(row: Mapping[str, Any], origin: Origin) -> Conversation:
+    return _build_conversation(to_messages(row["messages"], "messages", origin), row, origin)
+
+
+def _from_prompt_completion(row: Mapping[str, Any], origin: Origin) -> Conversation:
+    """Join prompt and completion, each a text or a list of messages; answers inside the prompt are not trained."""
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list):
+        asked = [_untrained(message) for message in to_messages(prompt, "prompt", origin)]
+    else:
+        asked = [Message("user", check_text(prompt, "`prompt`", origin))]
+    if isinstance(completion, list):
+        answered = to_messages(completion, "completion", origin)
+    else:
+        answered = [Message("assistant", _check_answer(completion, "`completion`", origin))]
+    if not any(message.role == "assistant" for message in answered):
+        raise RowError(origin, "no answer: `completion` has no turn of the assistant")
+    return _build_conversation(asked + answered, row, origin)
+
+
+def _untrained(message: Message) -> Message:
+    return replace(message, weight=0) if message.role == "assistant" else message
+
+
+def _from_text(row: Mapping[str, Any], origin: Origin) -> Document:
+    return Document(check_text(row["text"], "`text`", origin), origin)
+
+
+FORMATS: dict[str, Format] = {
+    "messages": Format("conversation", ("messages",), ("tools", "system"), _from_messages),
+    "sharegpt": Format("conversation", ("conversations",), ("system", "tools"), _from_sharegpt),
+    "alpaca": Format("conversation", ("instruction", "output"), ("input", "system"), _from_alpaca),
+    "prompt_completion": Format("conversation", ("prompt", "completion"), ("system", "tools"), _from_prompt_completion),
+    "text": Format("document", ("text",), (), _from_text),
+}
+
+
+def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Name a row's columns as the format does; a column that was mapped is no longer found under its own name."""
+    if not columns:
+        return dict(row)
+    taken = set(columns.values())
+    mapped = {name: value for name, value in row.items() if name not in taken}
+    return mapped | {name: row[own] for name, own in columns.items() if own in row}
+
+
+def to_example(row: Mapping[str, Any], format: str, columns: Mapping[str, str], origin: Origin) -> Example:
+    """Convert a row.
+
+    Args:
+        row: column -> value; null counts as absent.
+        format: a name in `FORMATS`.
+        columns: the format's column -> the row's.
+        origin: where the row stands, for the example and for faults.
+
+    Raises:
+        RowError: a column is missing, or what it holds cannot be trained on.
+    """
+    shape = FORMATS[format]
+    mapped = map_columns(row, columns)
+    for name in shape.required:
+        if mapped.get(name) is None:
+            own = columns.get(name, name)
+            expected = " + ".join(columns.get(part, part) for part in shape.required)
+            found = f"; found {_list_names(row)}, expected {expected}"
+            raise RowError(origin, f"no `{own}`" if own not in row else f"`{own}` is null", found)
+    return shape.convert(mapped, origin)
+
+
+def find_format(columns: Collection[str], kind: Kind) -> str | None:
+    """Find the first format of a kind whose columns are all there."""
+    return next(
+        (name for name, shape in FORMATS.items() if shape.kind == kind and set(shape.required) <= set(columns)), None
+    )
+
+
+def check_mapping(columns: Mapping[str, str], format: str, setting: str) -> None:
+    """Check that a mapping's names are columns of its format, or of any where `format` is auto.
+
+    Raises:
+        RecipeError: a name that no format reads.
+    """
+    shapes = FORMATS.values() if format == "auto" else [FORMATS[format]]
+    known = list(dict.fromkeys(name for shape in shapes for name in shape.columns))
+    for name in columns:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise RecipeError(
+                f"`{setting}.columns` maps `{name}`, which the format `{format}` does not read.\n"
+                + (f"  Did you mean `{near[0]}`? " if near else "  ")
+                + f"Its columns: {', '.join(known)}."
+            )
+
+
+def build_column_error(
+    columns: Collection[str], *, mapping: Mapping[str, str], format: str, kind: Kind, place: str, setting: str
+) -> DataError:
+    """Build the error of rows that fit no format: the columns found, those expected, and the mapping to try."""
+    absent = [own for own in mapping.values() if own not in columns]
+    if absent:
+        near = difflib.get_close_matches(absent[0], columns, 1)
+        return DataError(
+            f"{place}: no column `{absent[0]}`, which `{setting}.columns` names; found {_list_names(columns)}.\n"
+            + (f"  Did you mean `{near[0]}`?" if near else f"  Name one of these under `{setting}.columns`.")
+        )
+    shapes = [shape for shape in FORMATS.values() if shape.kind == kind] if format == "auto" else [FORMATS[format]]
+    needed = shapes[0].required if len(shapes) == 1 else FORMATS["alpaca"].required
+    suggestion = f"`{setting}.columns: {_suggest(columns, needed)}`"
+    if format == "auto" and kind == "conversation" and find_format(columns, "document"):
+        return DataError(
+            f"{place}: plain text has no answers to train on; found {_list_names(columns)}.\n"
+            f"  Text alone is trained by `objective: pretrain`; else name the columns: {suggestion}"
+        )
+    return DataError(
+        f"{place}: the columns fit no format: found {_list_names(columns)}.\n"
+        f"  Expected: {', or '.join(' + '.join(shape.required) for shape in shapes)}.\n"
+        f"  Where only the names differ, map them: {suggestion}"
+    )
+
+
+def _list_names(columns: Collection[str]) -> str:
+    shown = [f"`{name}`" for name in columns][:12]
+    return ", ".join(shown) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "") if shown else "none"
+
+
+def _suggest(columns: Collection[str], needed: tuple[str, ...]) -> str:
+    """Write a mapping from the names that come nearest: the same word, a usual one, or one spelt alike."""
+    pairs: list[str] = []
+    free = list(columns)
+    for name in needed:
+        lower = {column.lower(): column for column in free}
+        usual = [lower[word] for word in (name, *_USUAL_NAMES.get(name, ())) if word in lower]
+        alike = [lower[word] for word in difflib.get_close_matches(name, lower, 1)]
+        found = (usual + alike + free)[:1] or [f"YOUR_{name.upper()}_COLUMN"]
+        free = [column for column in free if column != found[0]]
+        pairs.append(f"{name}: {found[0]}")
+    return "{" + ", ".join(pairs) + "}"

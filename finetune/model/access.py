@@ -1,0 +1,258 @@
+"""The way to a base model's files: a folder or the Hub; what stands in between, and each way out.
+
+In goes a name; out come its config or the knowledge that its weights are within reach, or a
+PlaceError that says which of the many reasons it is and what to type.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from finetune.errors import PlaceError, RecipeError
+
+__all__ = ["check_folder", "check_reachable", "check_weights", "find_folder", "is_local", "reaching"]
+
+_PAUSE_SECONDS = 1
+_QUICKSTART = "  Or see a whole run without any download: make quickstart"
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is a folder or file here rather than a name on the Hub."""
+    return Path(name).exists()
+
+
+@contextmanager
+def reaching(name: str, revision: str | None = None) -> Iterator[None]:
+    """Translate what keeps a library from a model's files.
+
+    Raises:
+        PlaceError: offline, not there, private, gated, refused, too slow or out of order.
+    """
+    try:
+        yield
+    except (OSError, httpx.HTTPError, HFValidationError) as error:
+        cause = _find_cause(error)
+        if cause is None:
+            raise
+        raise _explain(name, revision, cause) from error
+
+
+def check_folder(name: str) -> None:
+    """Check that a local base is a folder with a model's config, before the libraries guess.
+
+    Raises:
+        PlaceError: there is no such folder, or nothing in it.
+        RecipeError: it holds an adapter.
+    """
+    folder = Path(name)
+    if not folder.exists():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise PlaceError(
+                f"{name}: there is no such folder.\n"
+                "  `model.model_name_or_path` is a folder, from where the command is run, or a name on the Hub.\n"
+                + _QUICKSTART
+            )
+        return
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise RecipeError(
+            f"{name} holds an adapter, and `model.model_name_or_path` wants the base it stands on.\n"
+            "  Its base is named in adapter_config.json: `base_model_name_or_path`."
+        )
+    raise PlaceError(
+        f"{name} holds no config.json, so it is no model's folder.\n  A whole one: hf download NAME --local-dir FOLDER"
+    )
+
+
+def check_reachable(name: str, revision: str | None) -> None:
+    """Check that a model is here or that the Hub answers for it.
+
+    The libraries' own look-up waits for a silent Hub up to six minutes; this one tries twice for ten seconds.
+
+    Raises:
+        PlaceError: it is out of reach.
+        RecipeError: the repository is no model's.
+    """
+    with reaching(name, revision):
+        if is_local(name) or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+        url = hf_hub_url(name, "config.json", revision=revision)
+        try:
+            _ask_twice(url)
+        except EntryNotFoundError:
+            raise RecipeError(
+                f"{name} has no config.json on the Hub, so it is no base: an adapter, or GGUF files.\n"
+                "  `model.model_name_or_path` wants the base itself."
+            ) from None
+
+
+def _ask_twice(url: str) -> None:
+    try:
+        get_hf_file_metadata(url)
+    except (httpx.TransportError, HfHubHTTPError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            raise
+        time.sleep(_PAUSE_SECONDS)
+        get_hf_file_metadata(url)
+
+
+def find_folder(name: str, commit: str | None) -> Path:
+    """Find the folder of a base that has been loaded: its own, or the cache's for that commit."""
+    if is_local(name):
+        return Path(name)
+    config = try_to_load_from_cache(name, "config.json", revision=commit)
+    if not isinstance(config, str):
+        raise PlaceError(f"{name} is no longer in the Hub's cache on this machine; it was a moment ago.")
+    return Path(config).parent
+
+
+def check_weights(name: str, revision: str | None) -> None:
+    """Check that safetensors weights lie in the folder, in the cache, or on the Hub; fetch none.
+
+    Raises:
+        PlaceError: they are out of reach, partly here, or pickles.
+    """
+    if is_local(name):
+        _check_local_weights(name)
+        return
+    for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        cached = try_to_load_from_cache(name, filename, revision=revision)
+        if isinstance(cached, str):
+            if filename == SAFE_WEIGHTS_NAME or not _find_missing_shards(Path(cached)):
+                return
+            if constants.is_offline_mode():
+                raise _explain(name, revision, OfflineModeIsEnabled())
+    for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        with reaching(name, revision):
+            try:
+                get_hf_file_metadata(hf_hub_url(name, filename, revision=revision))
+            except EntryNotFoundError:
+                continue
+            return
+    raise _pickled(name)
+
+
+def _check_local_weights(name: str) -> None:
+    folder = Path(name)
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        if any(folder.glob("*.bin")):
+            raise _pickled(name)
+        raise PlaceError(
+            f"{name} holds no weights: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.\n"
+            "  A whole one: hf download NAME --local-dir FOLDER     Shapes without weights: model.weights=random"
+        )
+    missing = _find_missing_shards(index)
+    if missing:
+        raise PlaceError(
+            f"{name} is only partly here: {len(missing)} of its weight files are missing, the first {missing[0]}.\n"
+            f"  Fetch the rest: hf download NAME --local-dir {name}"
+        )
+
+
+def _find_missing_shards(index: Path) -> list[str]:
+    shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    return [shard for shard in shards if not (index.parent / shard).is_file()]
+
+
+def _pickled(name: str) -> PlaceError:
+    return PlaceError(
+        f"{name} has no safetensors weights, and pickles (pytorch_model.bin) are not opened: they can run code.\n"
+        "  Many models have a converted copy as a pull request: model.revision=refs/pr/N\n"
+        "  One you trust: load it with transformers and save_pretrained it; name that folder"
+    )
+
+
+_Cause = HfHubHTTPError | HFValidationError | OfflineModeIsEnabled | LocalEntryNotFoundError | httpx.HTTPError
+
+
+def _find_cause(error: BaseException) -> _Cause | None:
+    """Find the most telling error of a chain: the last one that is the Hub's or the network's own."""
+    found: _Cause | None = None
+    link: BaseException | None = error
+    while link is not None:
+        # Below the Hub's own class stands httpx's, which no longer knows gated from missing.
+        if isinstance(link, _Cause) and not isinstance(found, HfHubHTTPError):
+            found = link
+        link = link.__cause__ or link.__context__
+    return found
+
+
+def _explain(name: str, revision: str | None, cause: _Cause) -> PlaceError:
+    """Say what keeps us from a model, the action that mends it first, then the ways around it."""
+    page = f"https://huggingface.co/{name}"
+    around = f"  A copy on this machine: model.model_name_or_path=FOLDER\n{_QUICKSTART}"
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    if isinstance(cause, GatedRepoError) and status == 401:
+        return PlaceError(
+            f"{name} is gated on the Hub, and you are not logged in (401).\n"
+            f"  Accept its terms on {page}, then: hf auth login\n{around}"
+        )
+    if isinstance(cause, GatedRepoError):
+        return PlaceError(
+            f"{name} is gated on the Hub, and your account has no access to it yet ({status}).\n"
+            f"  Ask for it on {page}\n{around}"
+        )
+    if isinstance(cause, RevisionNotFoundError):
+        return PlaceError(
+            f"The Hub has no revision `{revision}` of {name} (404).\n  Its revisions: {page}/tree/main\n{around}"
+        )
+    if isinstance(cause, RepositoryNotFoundError) and status == 401:
+        # Logged out, the Hub gives 401 for private and absent alike.
+        return PlaceError(
+            f"The Hub shows no model {name} to one who is not logged in (401): it is private, or the name is wrong.\n"
+            f"  Log in: hf auth login     Or check the name: {page}\n{around}"
+        )
+    if isinstance(cause, RepositoryNotFoundError):
+        return PlaceError(
+            f"The Hub has no model {name} (404), and there is no folder of that name here.\n"
+            f"  Check the name: https://huggingface.co/models?search={name.rpartition('/')[2]}\n{around}"
+        )
+    if isinstance(cause, HFValidationError):
+        return PlaceError(f"{name}: there is no such folder, and a name on the Hub has the form OWNER/MODEL.\n{around}")
+    if status in (401, 403):
+        return PlaceError(
+            f"The Hub refuses {name} to your token ({status}): it lacks the right to read it.\n"
+            f"  A token that may: hf auth login\n{around}"
+        )
+    if status is not None:
+        return PlaceError(
+            f"The Hub is out of order: it answers {status} for {name}, twice in a row.\n"
+            f"  Try again later: https://status.huggingface.co\n{around}"
+        )
+    return PlaceError(f"{_say_unreachable(name, cause)}\n{_render_download(name)}\n{_QUICKSTART}")
+
+
+def _say_unreachable(name: str, cause: _Cause) -> str:
+    if isinstance(cause, httpx.TimeoutException):
+        return f"{name} is not on this machine, and the Hub did not answer in time, twice in a row."
+    if isinstance(cause, OfflineModeIsEnabled) or constants.is_offline_mode():
+        return f"{name} is not, or not whole, on this machine, and HF_HUB_OFFLINE forbids fetching it."
+    return f"{name} is not, or not whole, on this machine, and the Hub cannot be reached: {cause}."
+
+
+def _render_download(name: str) -> str:
+    folder = f"models/{name.rpartition('/')[2]}"
+    return (
+        f"  Where there is network: hf download {name} --local-dir {folder}     (a gated one: hf auth login first)\n"
+        f"  Then: model.model_name_or_path={folder}"
+    )

@@ -1,0 +1,238 @@
+"""The part that is trained: a PEFT method on the frozen base, or all of its weights.
+
+In go a `BaseModel` and the recipe's `adapter` section; out comes the model with exactly the adapter
+trainable. Each method keeps PEFT's own fields, defaults and file format.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft import AdaLoraModel, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers.pytorch_utils import Conv1D
+
+from finetune.errors import PlaceError, RecipeError
+from finetune.model.adapter_starts import apply_start, choose_start
+from finetune.model.base import BaseModel
+from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS
+from finetune.recipe.schema import AdapterSettings
+
+__all__ = [
+    "OWN_TARGETS",
+    "UNTRAINABLE_METHODS",
+    "ParameterCount",
+    "RankAllocation",
+    "adapter_bytes",
+    "attach_adapter",
+    "build_adapter_config",
+    "cast_adapter",
+    "count_parameters",
+]
+
+# Methods that choose their modules by a rule of their own, or sit on something else than linear layers. The others
+# take `all-linear` where the recipe names none.
+OWN_TARGETS = frozenset({"adaption_prompt", "ia3", "ln_tuning", "shadow", "trainable_tokens"})
+
+# Methods of PEFT that a row of text alone cannot train.
+UNTRAINABLE_METHODS = {
+    "cpt": "it wants a mask of its own kind with each row",
+    "multitask_prompt_tuning": "it wants a task's number with each row",
+    "poly": "it wants a task's number with each row",
+    "xlora": "it mixes adapters that are already trained",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCount:
+    """Numbers of parameters, each weight counted once and at its true shape."""
+
+    trainable: int
+    total: int
+
+
+def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreTrainedModel | PeftModel:
+    """Attach the adapter and leave exactly it trainable.
+
+    With `full` every weight is trained, held in float32: a 16-bit weight is too coarse for the small
+    steps of fine-tuning, and float16's gradient scaler refuses one.
+
+    Args:
+        base: the frozen model; it is changed in place.
+        adapter: the recipe's section.
+        seed: of the adapter's start; sets Python's, numpy's and torch's generators.
+
+    Raises:
+        RecipeError: the method, one of its fields or its target does not go with this base.
+        PlaceError: the method needs a package that is not installed.
+    """
+    set_seed(seed)
+    if adapter.method == "full":
+        return _open_all(base, adapter)
+    _check_method(base, adapter.method)
+    fields, start = adapter.fields, None
+    if adapter.method == "lora":
+        fields, start = choose_start(fields, base.quantization, base.weights)
+    config = build_adapter_config(adapter.method, fields)
+    _name_targets(base.model, config)
+    # Whoever opens the adapter gets the base it was trained on.
+    config.revision = config.revision or base.commit
+    with _translating(adapter.method):
+        model = get_peft_model(base.model, config)
+    if start is not None:
+        apply_start(model, start, base.commit)
+    return model
+
+
+def build_adapter_config(method: str, fields: dict[str, Any]) -> PeftConfig:
+    """Build PEFT's config of a method from the recipe's fields.
+
+    Raises:
+        RecipeError: PEFT has no such method or the method no such field, or a value is refused.
+    """
+    known = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if method not in known:
+        raise RecipeError(f"`adapter.method`: PEFT has no `{method}`.{_suggest(method, known)}")
+    config_class = known[method]
+    names = {field.name for field in dataclasses.fields(config_class) if field.init}
+    for name in fields:
+        if name not in names:
+            raise RecipeError(f"`adapter`: {method} has no setting `{name}`.{_suggest(name, names)}")
+    if "target_modules" in names and method not in OWN_TARGETS and fields.get("target_modules") is None:
+        fields = fields | {"target_modules": "all-linear"}
+    with _translating(method):
+        return config_class(**fields | {"task_type": TaskType.CAUSAL_LM})
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count parameters; two 4-bit weights packed into one byte are two."""
+    counts = [(_true_number(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return ParameterCount(
+        trainable=sum(number for number, trainable in counts if trainable),
+        total=sum(number for number, _ in counts),
+    )
+
+
+def cast_adapter(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what is trained.
+
+    TRL casts the adapter of a quantized model to bfloat16 whatever the device; float16's gradient
+    scaler works on float32 parameters alone. Call it once the trainer is built.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def adapter_bytes(folder: Path) -> int:
+    """Size of the weights in a saved adapter's folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+class RankAllocation(TrainerCallback):
+    """AdaLoRA's part of every step: weighs the ranks and prunes them down to the budget.
+
+    Without it AdaLoRA keeps its initial rank everywhere. Belongs to a model whose adapter is AdaLoRA's.
+    """
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: PeftModel, **_: Any) -> None:
+        """Weigh the ranks while the step's gradients are still there."""
+        if isinstance(model.base_model, AdaLoraModel):
+            model.base_model.update_and_allocate(state.global_step)
+
+
+def _open_all(base: BaseModel, adapter: AdapterSettings) -> PreTrainedModel:
+    if adapter.fields:
+        raise RecipeError(f"`adapter`: `full` trains all weights and has no setting `{next(iter(adapter.fields))}`.")
+    if base.quantization != "none":
+        raise RecipeError(
+            f"`adapter.method: full` trains the base's own weights, and {base.quantization} weights have no gradient.\n"
+            "  Hold them in full: model.quantization=none     Or train an adapter: adapter.method=lora"
+        )
+    return base.model.float().requires_grad_(True)
+
+
+def _check_method(base: BaseModel, method: str) -> None:
+    if method in UNTRAINABLE_METHODS:
+        raise RecipeError(
+            f"`adapter.method: {method}` cannot be trained from rows alone: {UNTRAINABLE_METHODS[method]}."
+        )
+    if base.quantization != "none" and method not in QUANTIZABLE_METHODS | PROMPT_METHODS | EMBEDDING_METHODS:
+        raise RecipeError(
+            f"`adapter.method: {method}` needs a 16-bit base: PEFT has no layer of it for weights held in "
+            f"{base.quantization}.\n"
+            "  Hold the base so: model.quantization=none\n"
+            f"  Or take a method that can: {', '.join(sorted(QUANTIZABLE_METHODS))}"
+        )
+
+
+def _name_targets(model: PreTrainedModel, config: PeftConfig) -> None:
+    """Give `all-linear` its layers' short names, and check the names that were typed.
+
+    PEFT would write the full name of every layer into adapter_config.json, and it passes over names that
+    match nothing as long as one matches.
+    """
+    if "target_modules" not in {field.name for field in dataclasses.fields(config)}:
+        return
+    targets = config.target_modules
+    if targets is None or (config.peft_type.value.lower() in OWN_TARGETS and targets == "all-linear"):
+        return
+    names = [name for name, _ in model.named_modules()]
+    linear_names = _find_linear_names(model)
+    if targets == "all-linear":
+        config.target_modules = set(linear_names)
+        return
+    if isinstance(targets, str):
+        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+        hint = " (a string is a pattern for whole names; several names are a list)"
+    else:
+        missing = sorted(t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names))
+        hint = ""
+    if missing:
+        raise RecipeError(
+            f"`adapter.target_modules`: the model has no module {', '.join(f'`{name}`' for name in missing)}{hint}.\n"
+            f"  Its linear layers: {', '.join(linear_names)}     All of them: all-linear"
+        )
+
+
+def _find_linear_names(model: PreTrainedModel) -> list[str]:
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
+        }
+    )
+
+
+def _true_number(parameter: nn.Parameter) -> int:
+    if isinstance(parameter, bnb.nn.Params4bit) and parameter.quant_state is not None:
+        return int(parameter.quant_state.shape.numel())
+    return parameter.numel()
+
+
+@contextmanager
+def _translating(method: str) -> Iterator[None]:
+    """Translate PEFT's own refusal of a setting."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"`adapter`: PEFT refuses {method} so: {str(error).strip().splitlines()[0]}") from error
+    except ImportError as error:
+        raise PlaceError(f"`adapter.method: {method}` needs a package: {str(error).splitlines()[0]}") from error
+
+
+def _suggest(word: str, known: Any) -> str:
+    nearest = difflib.get_close_matches(word, list(known), n=1)
+    lead = f"\n  Did you mean `{nearest[0]}`?" if nearest else "\n "
+    return f"{lead} There are: {', '.join(sorted(known))}."

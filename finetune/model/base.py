@@ -1,0 +1,241 @@
+"""The base model: found, held against the recipe, loaded frozen onto one device.
+
+In goes the recipe's `model` section; out comes a `BaseModel`, nothing of it trainable, or the
+reason why not. `check_base` gives the same reasons without a weight, in about a second.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from finetune.errors import PlaceError, RecipeError
+from finetune.model.access import check_folder, check_reachable, check_weights, reaching
+from finetune.model.attention import check_attention, choose_attention
+from finetune.model.devices import choose_compute_dtype, choose_device
+from finetune.model.quantization import (
+    agree_on_quantization,
+    build_bnb_config,
+    close_cpu_gradient_trap,
+    set_saved_compute_dtype,
+)
+from finetune.model.random_weights import build_config, build_random_model
+from finetune.recipe.schema import ModelSettings
+
+__all__ = ["BaseModel", "check_base", "choose_compute_dtype", "choose_device", "find_position_limit", "load_base"]
+
+# Kinds of rotary scaling whose `factor` stretches the positions beyond what the config states. The others
+# (llama3, longrope) state the stretched number. yarn stretches the original one.
+_FACTOR_STRETCHES = {"linear": "max_position_embeddings", "dynamic": "max_position_embeddings", "yarn": "original"}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen base on its device.
+
+    Attributes:
+        model: every parameter without gradient, in eval mode.
+        device: the one device it lives on.
+        compute_dtype: of its products, and of what is not quantized: embeddings, norms, head.
+        quantization: as found: nf4, fp4, int8 or none.
+        attention: the kernel's name as transformers knows it.
+        commit: of the Hub's repository; None for a folder.
+        weights: pretrained or random.
+        stored_dtype: of the base's files, in which a whole trained model is saved again; bfloat16 where
+            there are no files and the config names none.
+    """
+
+    model: PreTrainedModel
+    device: torch.device
+    compute_dtype: torch.dtype
+    quantization: str
+    attention: str
+    commit: str | None
+    weights: str
+    stored_dtype: torch.dtype
+
+
+def check_base(settings: ModelSettings, *, max_length: int | None = None) -> None:
+    """Check all that can be known before a weight is fetched.
+
+    Args:
+        settings: the recipe's `model` section.
+        max_length: tokens of a training row, held against the model's positions.
+
+    Raises:
+        PlaceError: the device lacks what is asked for, or the base is out of reach.
+        RecipeError: the base is not of a kind that can be trained so.
+    """
+    device = choose_device(settings.device)
+    dtype = choose_compute_dtype(settings.compute_dtype, device)
+    check_attention(settings.attention, device, dtype)
+    config = _load_config(settings)
+    _check_config(settings, config, max_length)
+    choose_attention(settings.attention, device, dtype, _find_class(config))
+    if settings.weights == "pretrained":
+        check_weights(_name(settings), settings.revision)
+
+
+def load_base(settings: ModelSettings, *, max_length: int | None = None, seed: int = 42) -> BaseModel:
+    """Load the base onto its device, quantized as the recipe says, and freeze it.
+
+    What is not quantized stays in the compute dtype, as QLoRA practice has it today: the norms
+    compute in float32 inside, and casting them, the embeddings and the head (`prepare_model_for_kbit_training`)
+    costs 4 bytes for each of their parameters and float32 logits, and gains nothing on a frozen base.
+
+    Args:
+        settings: the recipe's `model` section.
+        max_length: tokens of a training row, held against the model's positions.
+        seed: draws the numbers of `weights: random`; not read otherwise.
+
+    Raises:
+        PlaceError: the device lacks what is asked for, or the base is out of reach.
+        RecipeError: the base is not of a kind that can be trained so.
+    """
+    device = choose_device(settings.device)
+    dtype = choose_compute_dtype(settings.compute_dtype, device)
+    check_attention(settings.attention, device, dtype)
+    config = _load_config(settings)
+    saved_as = _check_config(settings, config, max_length)
+    stored_dtype = _find_stored_dtype(config, settings.weights)  # before the libraries write theirs over it
+    attention = choose_attention(settings.attention, device, dtype, _find_class(config))
+    quantization = build_bnb_config(settings.quantization, settings.double_quantization, dtype)
+    if settings.weights == "random":
+        model = build_random_model(
+            config,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            attention=attention,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    else:
+        check_weights(_name(settings), settings.revision)
+        if saved_as in ("nf4", "fp4"):
+            set_saved_compute_dtype(config, dtype)
+        model = _load_weights(
+            settings,
+            config,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=attention,
+            quantization_config=quantization if saved_as == "none" else None,
+        )
+    model.requires_grad_(False)
+    close_cpu_gradient_trap(model)
+    return BaseModel(
+        model=model,
+        device=device,
+        compute_dtype=dtype,
+        quantization=settings.quantization,
+        attention=model.config._attn_implementation,
+        commit=config._commit_hash,
+        weights=settings.weights,
+        stored_dtype=stored_dtype,
+    )
+
+
+def find_position_limit(config: PreTrainedConfig) -> int | None:
+    """Find how many tokens a model has positions for; None where nothing limits them.
+
+    A sliding window limits how far a token sees, not how long a row may be.
+    """
+    text_config = config.get_text_config()
+    fields = text_config.to_dict()
+    limit = fields.get(text_config.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
+    if limit is None:
+        return None
+    rope = fields.get("rope_parameters") or {}
+    stretched = _FACTOR_STRETCHES.get(str(rope.get("rope_type")))
+    if stretched is None or "factor" not in rope:
+        return int(limit)
+    if stretched == "original":
+        limit = rope.get("original_max_position_embeddings") or limit
+    return int(limit * rope["factor"])
+
+
+def _find_stored_dtype(config: PreTrainedConfig, weights: str) -> torch.dtype:
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    # Files that say nothing are of the days when float32 went without saying.
+    return torch.float32 if weights == "pretrained" else torch.bfloat16
+
+
+def _name(settings: ModelSettings) -> str:
+    if settings.model_name_or_path is None:
+        raise RecipeError(
+            "`model.model_name_or_path`: no base model is named.\n"
+            "  A Hub name or a folder: model.model_name_or_path=mistralai/Mistral-7B-v0.1"
+        )
+    return settings.model_name_or_path
+
+
+def _load_config(settings: ModelSettings) -> PreTrainedConfig:
+    fields_or_place = settings.config if settings.weights == "random" else None
+    source = fields_or_place if fields_or_place is not None else _name(settings)
+    if isinstance(source, dict):
+        return build_config(source, None, False)
+    if not Path(source).is_file():
+        check_folder(source)
+        check_reachable(source, settings.revision)
+    with reaching(source, settings.revision):
+        try:
+            return build_config(source, settings.revision, settings.trust_remote_code)
+        except ValueError as error:
+            # transformers' own words: an unknown model_type, or code of the repository's own.
+            raise RecipeError(f"{source}: {str(error).splitlines()[0]}") from error
+
+
+def _check_config(settings: ModelSettings, config: PreTrainedConfig, max_length: int | None) -> str:
+    """Check a config against the recipe; gives how the saved weights are held."""
+    name = settings.model_name_or_path or "`model.config`"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not _has_own_code(config):
+        raise RecipeError(
+            f"{name} is a {config.model_type} model: no causal language model, it continues no text.\n"
+            "  Name a model of the kind of Mistral, Llama or Qwen."
+        )
+    limit = find_position_limit(config)
+    if max_length is not None and limit is not None and max_length > limit:
+        raise RecipeError(
+            f"`data.max_length` is {max_length} tokens, and {name} has positions for {limit}.\n"
+            f"  Beyond them it computes without meaning. Set data.max_length={limit} or less."
+        )
+    return "none" if settings.weights == "random" else agree_on_quantization(config, settings, name)
+
+
+def _has_own_code(config: PreTrainedConfig) -> bool:
+    return "AutoModelForCausalLM" in (config.to_dict().get("auto_map") or {})
+
+
+def _find_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    return None if _has_own_code(config) else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def _load_weights(settings: ModelSettings, config: PreTrainedConfig, **how: object) -> PreTrainedModel:
+    name = _name(settings)
+    with reaching(name, settings.revision):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            # The commit of the config: the newest may have moved on since.
+            revision=config._commit_hash or settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **how,
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        # transformers fills these with random numbers and goes on.
+        raise PlaceError(
+            f"The weights of {name} lack {len(missing)} of the model's tensors, the first {missing[0]}.\n"
+            "  They are another model's, or only a part. Fetch them anew: hf download NAME --local-dir FOLDER"
+        )
+    return model

@@ -1,0 +1,108 @@
+"""How bitsandbytes holds a frozen base: asked for by the recipe, found in a config, made safe on a CPU.
+
+In go the recipe's `quantization` and a model's config; out come the library's configuration and
+the name of what was found (`nf4`, `fp4`, `int8`, `none`).
+"""
+
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+from finetune.errors import RecipeError
+from finetune.recipe.schema import ModelSettings
+
+__all__ = [
+    "agree_on_quantization",
+    "build_bnb_config",
+    "close_cpu_gradient_trap",
+    "find_quantization",
+    "set_saved_compute_dtype",
+]
+
+
+def find_quantization(config: PreTrainedConfig) -> str:
+    """Find how a base's saved weights are held: `none`, `nf4`, `fp4`, `int8`, or another library's name."""
+    saved = _read_saved(config)
+    if not saved:
+        return "none"
+    if saved.get("load_in_4bit") or saved.get("_load_in_4bit"):
+        return str(saved["bnb_4bit_quant_type"])
+    if saved.get("load_in_8bit") or saved.get("_load_in_8bit"):
+        return "int8"
+    return str(saved.get("quant_method", "an unnamed format"))
+
+
+def agree_on_quantization(config: PreTrainedConfig, settings: ModelSettings, name: str) -> str:
+    """Hold a base's own quantization against the recipe's.
+
+    Returns:
+        How the saved weights are held; `none` where the recipe alone decides.
+
+    Raises:
+        RecipeError: the two differ, or another library quantized the base.
+    """
+    found = find_quantization(config)
+    if found not in ("none", "nf4", "fp4", "int8"):
+        raise RecipeError(
+            f"{name} is held in {found.upper()}, and this pipeline trains on bitsandbytes' nf4, fp4 and int8 alone.\n"
+            "  Its weights were rounded for another library's kernels, and an adapter learns to mend just that.\n"
+            "  Name the 16-bit model that it was made from: model.model_name_or_path=…"
+        )
+    if found == "none":
+        return found
+    if found != settings.quantization:
+        raise RecipeError(
+            f"{name} is already held in {found}, and `model.quantization` is {settings.quantization}.\n"
+            f"  Take it as it is: model.quantization={found}     Or name the 16-bit model that it was made from"
+        )
+    doubled = bool(_read_saved(config).get("bnb_4bit_use_double_quant"))
+    if found != "int8" and doubled != settings.double_quantization:
+        raise RecipeError(
+            f"{name} is already held in {found} {'with' if doubled else 'without'} double quantization.\n"
+            f"  Take it as it is: model.double_quantization={str(doubled).lower()}"
+        )
+    return found
+
+
+def build_bnb_config(
+    quantization: str, double_quantization: bool, compute_dtype: torch.dtype
+) -> BitsAndBytesConfig | None:
+    """Build the library's configuration; None for an unquantized base.
+
+    The library's own defaults are fp4, float32 products and no double quantization: all are set here.
+    """
+    if quantization == "none":
+        return None
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=double_quantization,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def set_saved_compute_dtype(config: PreTrainedConfig, compute_dtype: torch.dtype) -> None:
+    """Let this device decide in what a base saved in 4 bits computes, not the one that saved it."""
+    saved = _read_saved(config)
+    saved["bnb_4bit_compute_dtype"] = str(compute_dtype).removeprefix("torch.")
+    config.quantization_config = saved
+
+
+def close_cpu_gradient_trap(model: PreTrainedModel) -> None:
+    """Keep every 4-bit layer on the path that has a gradient.
+
+    On a CPU with AVX512-BF16 bitsandbytes 0.50 repacks a weight in place at the first call in eval
+    mode and from then on runs an operator without autograd: the layer's input gets no gradient, and
+    training stalls without a word. tests/model/test_nf4_gradients.py compares gradients.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _read_saved(config: PreTrainedConfig) -> dict[str, Any]:
+    return dict(config.to_dict().get("quantization_config") or {})

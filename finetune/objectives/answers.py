@@ -1,0 +1,107 @@
+"""Answers of the model being trained: scored before and after a run, shown during it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from finetune.data.examples import Conversation, Message, Origin
+from finetune.data.formats import from_json
+from finetune.data.rendering import Renderer
+from finetune.data.sources import LoadedExamples
+from finetune.errors import DataError
+from finetune.model.generation import generate_answers
+from finetune.objectives.scores import METRICS
+from finetune.recipe.schema import EvaluationSettings
+
+__all__ = ["Answered", "Answerer", "Question", "SampleAnswers", "build_questions", "mean_score"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt whose right answer is known: `asked` to be read by people, `prompt_ids` by the model."""
+
+    asked: str
+    prompt_ids: list[int]
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question with the answer the model gave and its score, 0 to 1."""
+
+    question: Question
+    answer: str
+    score: float
+
+
+def build_questions(loaded: LoadedExamples, renderer: Renderer, limit: int | None = None) -> list[Question]:
+    """Build questions from conversations: everything before the last answer is asked, the answer is the reference.
+
+    Raises:
+        DataError: a conversation that does not end with the assistant's answer.
+    """
+    rows = loaded.dataset if limit is None else loaded.dataset.select(range(min(limit, len(loaded.dataset))))
+    questions = []
+    for row in rows:
+        conversation = from_json(row["example"])
+        if not isinstance(conversation, Conversation) or conversation.messages[-1].role != "assistant":
+            raise DataError(f"{Origin(row['source'], row['row'])}: a question needs its answer as the last turn.")
+        *asked, answer = conversation.messages
+        questions.append(
+            Question(_to_text(asked), renderer.render_prompt(asked, tools=conversation.tools), answer.content)
+        )
+    return questions
+
+
+def _to_text(messages: Sequence[Message]) -> str:
+    return "\n".join("\n".join(filter(None, (message.content, message.input))) for message in messages)
+
+
+def mean_score(answered: Sequence[Answered]) -> float:
+    """Mean of the scores, 0 to 1."""
+    return sum(one.score for one in answered) / len(answered)
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """Answers questions greedily with whatever weights the model holds at the moment."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: list[int]
+    settings: EvaluationSettings
+
+    def answer(self, questions: Sequence[Question]) -> list[Answered]:
+        """Answer in the order asked and score each against its reference."""
+        metric = METRICS[self.settings.metric]
+        answers = generate_answers(
+            self.model,
+            self.tokenizer,
+            [question.prompt_ids for question in questions],
+            stop_ids=self.stop_ids,
+            max_new_tokens=self.settings.max_new_tokens,
+            batch_size=self.settings.batch_size,
+        )
+        return [
+            Answered(question, answer, metric(answer, question.reference))
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+
+
+class SampleAnswers(TrainerCallback):  # type: ignore[misc]
+    """Answers the same few questions at every evaluation and hands them to `write(step, answered)`."""
+
+    def __init__(
+        self, answerer: Answerer, questions: Sequence[Question], write: Callable[[int, Sequence[Answered]], None]
+    ) -> None:
+        self._answerer = answerer
+        self._questions = questions
+        self._write = write
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Answer on the main process alone; the others wait at their next collective step."""
+        if state.is_world_process_zero:
+            self._write(state.global_step, self._answerer.answer(self._questions))

@@ -1,0 +1,189 @@
+"""What is made from the schema: the editor's completion file and the page that lists every setting.
+
+`python -m finetune.recipe.documents` writes `recipes/recipe.schema.json` and `docs/recipe.md`; a test
+renders both again and fails when they differ from the files.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS, read_catalogue
+from finetune.recipe.json_schema import (
+    FULL,
+    Schema,
+    build_adapter_schema,
+    build_editor_schema,
+    find_methods,
+    find_properties,
+    resolve,
+)
+from finetune.recipe.ownership import OTHER_TOOLS, OWNED_TRAINER_FIELDS
+from finetune.recipe.schema import TrainingSettings
+
+__all__ = ["render_editor_schema", "render_manual"]
+
+ROOT = Path(__file__).parents[2]
+EDITOR_SCHEMA_PATH = ROOT / "recipes" / "recipe.schema.json"
+MANUAL_PATH = ROOT / "docs" / "recipe.md"
+
+_INTRODUCTION = """\
+# The recipe: every setting
+
+<!-- Written by `python -m finetune.recipe.documents` from finetune/recipe/; edit there. -->
+
+One YAML file is one run: `python -m finetune.sft RECIPE [section.key=value ...]`. Every setting is listed here with its
+type, its default and its meaning. What stands on the command line goes by the same names and the same YAML rules, and
+lies over the file: `training.learning_rate=1e-4`, `data.eval={fraction: 0.1}`, `name=another`.
+
+The reader is strict. Numbers are YAML 1.2's (`2e-4` is a number; `no` and `off` are text); an unknown or repeated key,
+a value of another type, a choice that does not exist and two settings that exclude each other are all reported at once,
+with file and line, before anything is loaded. Tags, aliases and several documents in a file are not taken.
+
+Overriding a source's `path` with a local file or folder drops that source's `revision`, `split` and `subset`, and says
+so.
+
+An editor with a YAML language server completes the settings of a recipe whose first line is
+`# yaml-language-server: $schema=recipe.schema.json`.
+"""
+
+_SECTIONS = {
+    "": "The run",
+    "model": "`model`",
+    "adapter": "`adapter`",
+    "data": "`data`",
+    "data.train": "A source: `data.train`, `data.eval`, `evaluation.questions`",
+    "evaluation": "`evaluation`",
+    "training": "`training`",
+}
+
+
+def render_editor_schema() -> str:
+    """Render `recipes/recipe.schema.json`."""
+    return _render_json(build_editor_schema(), levels=4) + "\n"
+
+
+def _render_json(value: object, levels: int, indent: str = "") -> str:
+    """Render JSON with its outer levels on lines of their own, so that a diff reads and the file stays short."""
+    if not isinstance(value, dict) or not value or levels == 0:
+        return json.dumps(value, ensure_ascii=False)
+    inner = indent + " "
+    lines = [f"{inner}{json.dumps(key)}: {_render_json(child, levels - 1, inner)}" for key, child in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+
+
+def render_manual() -> str:
+    """Render `docs/recipe.md`."""
+    return "\n".join([_INTRODUCTION, *_render_sections(), *_render_methods(), *_render_trainer(), *_render_names()])
+
+
+def _render_sections() -> Iterator[str]:
+    for section, title in _SECTIONS.items():
+        settings = find_properties(section)
+        if section == "":
+            settings = {name: schema for name, schema in settings.items() if "$ref" not in schema}
+        if section == "adapter":
+            settings = {"method": settings["method"]}
+        if section == "training":
+            settings = {name: settings[name] for name in TrainingSettings.model_fields}
+        required = _required(section)
+        yield f"## {title}\n\n| setting | takes | default | meaning |\n|---|---|---|---|"
+        for name, schema in settings.items():
+            default = "required" if name in required else f"`{_to_yaml(schema.get('default'))}`"
+            takes = "a PEFT method, or full" if (section, name) == ("adapter", "method") else _describe(schema)
+            yield f"| `{name}` | {takes} | {default} | {_escape(schema.get('description', ''))} |"
+        yield ""
+
+
+def _required(section: str) -> set[str]:
+    required = {"": {"name"}, "data": {"train"}, "data.train": {"path"}, "model": set[str]()}
+    return required.get(section, set())
+
+
+def _render_methods() -> Iterator[str]:
+    yield (
+        "## The methods of `adapter`\n\n"
+        f"Each takes the fields of its config in PEFT {read_catalogue().made_from['peft']}, by PEFT's names and with "
+        "PEFT's defaults; their meaning stands in PEFT's own documentation. *4-bit* says whether the method can sit on "
+        "a quantized base; the others need `quantization: none`. Methods of virtual tokens need `packing: false`.\n\n"
+        "| method | 4-bit | its settings |\n|---|---|---|"
+    )
+    for method in find_methods():
+        names = [name for name in build_adapter_schema(method)["properties"] if name != "method"]
+        settings = _backticked(names) if names else "none: all weights are trained"
+        yield f"| `{method}` | {_can_be_quantized(method)} | {settings} |"
+    yield ""
+
+
+def _can_be_quantized(method: str) -> str:
+    if method in PROMPT_METHODS:
+        return "yes, without packing"
+    return "yes" if method in QUANTIZABLE_METHODS | EMBEDDING_METHODS and method != FULL else "no"
+
+
+def _render_trainer() -> Iterator[str]:
+    library = f"TRL {read_catalogue().made_from['trl']}'s SFTConfig"
+    yield (
+        f"## Further settings of `training`\n\nThe other fields of {library}, by its names, with its defaults.\n\n"
+        "| setting | takes | default |\n|---|---|---|"
+    )
+    for name, schema in find_properties("training").items():
+        if name not in TrainingSettings.model_fields:
+            yield f"| `{name}` | {_describe(schema)} | `{_to_yaml(schema.get('default'))}` |"
+    yield f"\nThese fields of {library} are decided elsewhere:\n\n| field | instead | |\n|---|---|---|"
+    for name, instead in OWNED_TRAINER_FIELDS.items():
+        yield f"| `{name}` | {f'`{instead.setting}`' if instead.setting else '–'} | {_escape(instead.hint)} |"
+    yield ""
+
+
+def _render_names() -> Iterator[str]:
+    yield (
+        "## Names of other tools\n\nA recipe that uses one of these is answered with ours.\n\n"
+        "| ours | elsewhere |\n|---|---|"
+    )
+    names: dict[str, list[str]] = {}
+    for name, instead in OTHER_TOOLS.items():
+        names.setdefault(str(instead.setting), []).append(name)
+    for ours, theirs in names.items():
+        yield f"| `{ours}` | {_backticked(theirs)} |"
+    yield ""
+
+
+def _describe(schema: Schema) -> str:
+    """What a setting takes, in a few words."""
+    parts = [resolve(part) for part in schema.get("anyOf", [schema])]
+    return " or ".join(dict.fromkeys(_escape(_describe_part(part)) for part in parts))
+
+
+def _describe_part(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema or "const" in schema:
+        return ", ".join(_to_yaml(choice) for choice in schema.get("enum", [schema.get("const")]))
+    if "path" in schema.get("properties", {}):
+        return "a source"
+    if "properties" in schema:
+        return "{" + ", ".join(schema["properties"]) + "}"
+    if "pattern" in schema and "description" not in schema:
+        return schema["pattern"].strip("^$").replace("[0-9]+", "N")
+    if "items" in schema:
+        return f"list of {_describe_part(resolve(schema['items']))}"
+    types = schema.get("type", "anything")
+    words = {"string": "text", "integer": "whole number", "boolean": "true, false", "object": "{…}", "array": "list"}
+    return " or ".join(words.get(name, name) for name in ([types] if isinstance(types, str) else types))
+
+
+def _to_yaml(value: object) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
+def _backticked(names: Iterable[str]) -> str:
+    return " ".join(f"`{name}`" for name in names)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    EDITOR_SCHEMA_PATH.write_text(render_editor_schema(), encoding="utf-8")
+    MANUAL_PATH.write_text(render_manual(), encoding="utf-8")

@@ -1,0 +1,99 @@
+"""`section.key=value` from the command line, put into the tree of a recipe.
+
+Values follow the recipe's own YAML rules, so that `training.learning_rate=1e-3` is a number and
+`data.eval={fraction: 0.1}` a group.
+"""
+
+import os.path
+import re
+from collections.abc import Sequence
+
+from finetune.errors import RecipeError
+from finetune.recipe.combinations import find_node
+from finetune.recipe.faults import Fault, quote
+from finetune.recipe.yaml_lines import Node, read_yaml
+
+__all__ = ["COMMAND_LINE", "apply_overrides", "drop_hub_settings"]
+
+COMMAND_LINE = "command line"
+
+_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_LOCAL = re.compile(r"[./~].*|.*\.(json|jsonl|csv|parquet|txt)(\.gz)?")
+# A source's settings that mean something on the Hub alone.
+_HUB_SETTINGS = ("revision", "split", "subset")
+_SOURCES = ("data.train", "data.eval", "evaluation.questions")
+
+
+def apply_overrides(tree: Node, overrides: Sequence[str]) -> list[Fault]:
+    """Put each override in its place in the tree; a section that is not there is made.
+
+    Returns:
+        A fault for each override that is not `section.key=value`, or whose place is taken by something else.
+    """
+    faults: list[Fault] = []
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not _KEY.fullmatch(path):
+            what = f"{quote(override)} is not `section.key=value`."
+            faults.append(
+                Fault(COMMAND_LINE, what, ("E.g. training.learning_rate=1e-4; settings go without spaces around =.",))
+            )
+            continue
+        try:
+            value, found = read_yaml(text, COMMAND_LINE, has_lines=False)
+        except RecipeError as error:
+            what, *advice = str(error).removeprefix(f"{COMMAND_LINE}: ").splitlines()
+            faults.append(Fault(COMMAND_LINE, f"{quote(override)}: {what}", tuple(line.strip() for line in advice)))
+            continue
+        faults += [*found, *_put(tree, path, value)]
+    return faults
+
+
+def _put(tree: Node, path: str, value: Node) -> list[Fault]:
+    """Set one value; in place, for the tree is the reader's own."""
+    *sections, key = path.split(".")
+    node = tree
+    for depth, section in enumerate(sections):
+        if not isinstance(node.value, dict):
+            break
+        child = node.value.get(section)
+        if child is None or child.value is None:
+            child = node.value[section] = Node({}, COMMAND_LINE, COMMAND_LINE)
+        node = child
+        if not isinstance(node.value, dict):
+            taken = ".".join(sections[: depth + 1])
+            kind = "a list" if isinstance(node.value, list) else "a single value"
+            what = f"`{path}` cannot be set: `{taken}` is {kind} in the recipe."
+            return [Fault(COMMAND_LINE, what, (f"Set it whole: {taken}={{…}}.",))]
+    if isinstance(node.value, dict):
+        node.value[key] = value
+    return []
+
+
+def drop_hub_settings(tree: Node, overrides: Sequence[str]) -> list[str]:
+    """Drop `revision`, `split` and `subset` of a source whose `path` was overridden with a local one.
+
+    Returns:
+        A line to say for each source that lost any.
+    """
+    overridden = {override.partition("=")[0] for override in overrides}
+    notices = []
+    for source in _SOURCES:
+        path = find_node(tree, f"{source}.path")
+        group = find_node(tree, source)
+        if f"{source}.path" not in overridden or path is None or not isinstance(path.value, str) or group is None:
+            continue
+        assert isinstance(group.value, dict)
+        kept = {name for name in _HUB_SETTINGS if f"{source}.{name}" in overridden}
+        dropped = [name for name in _HUB_SETTINGS if name in group.value and name not in kept and _is_local(path.value)]
+        for name in dropped:
+            del group.value[name]
+        if dropped:
+            notices.append(f"{source}.path is local now: dropped the recipe's {', '.join(dropped)} of the Hub dataset.")
+    return notices
+
+
+def _is_local(path: str) -> bool:
+    """Whether a source's path is a file or folder here rather than a Hub name."""
+    # Path.exists raises on a name that is too long for the file system; such a name is not here.
+    return _LOCAL.fullmatch(path) is not None or os.path.exists(path)  # noqa: PTH110

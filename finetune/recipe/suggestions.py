@@ -1,0 +1,156 @@
+"""Unknown names explained: what was meant, and where it belongs.
+
+The order of explanation: a field that another section decides; a name another tool uses; a setting
+of another section; the nearest name by edits, in the same section first.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from finetune.recipe.json_schema import FULL, build_adapter_schema, find_methods, find_properties
+from finetune.recipe.ownership import OTHER_TOOLS, OWNED_ADAPTER_FIELDS, OWNED_TRAINER_FIELDS, Instead
+
+__all__ = ["Explanation", "explain_key", "find_nearest", "list_names"]
+
+# Searched in this order for a setting that stands in the wrong place.
+_SECTIONS = ("", "model", "data", "training", "evaluation", "data.train", "adapter", "data.eval")
+_MAX_NAME_LENGTH = 60  # of longer ones no setting is near
+_MAX_LISTED_LENGTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Advice about an unknown key, and the settings it names in full."""
+
+    advice: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+
+
+def explain_key(key: str, section: str, known: Sequence[str], method: str | None = None) -> Explanation:
+    """Explain a key that its section does not have.
+
+    Args:
+        key: as typed.
+        section: where it stands: "", "adapter", "data.train", …
+        known: the section's own settings.
+        method: the adapter's method, for a key under `adapter`.
+    """
+    owned = {"adapter": OWNED_ADAPTER_FIELDS, "training": OWNED_TRAINER_FIELDS}.get(section, {})
+    if key in owned:
+        return _explain_instead(owned[key])
+    if section == "adapter" and (methods := _methods_with(key)):
+        return Explanation(
+            (f"It is a setting of {list_names(methods)}; the method here is {method}.", _settings(known))
+        )
+    name = key.lower().replace("-", "_")
+    if name != key and name in known:
+        return _explain_nearest([name], section, known)
+    if name in OTHER_TOOLS:
+        return _explain_instead(OTHER_TOOLS[name])
+    if elsewhere := _sections_with(name):
+        return _explain_place(name, elsewhere)
+    if near := find_nearest(key, known):
+        return _explain_nearest(near, section, known)
+    if near := find_nearest(key, _all_names()):
+        return _explain_far(near[0])
+    return Explanation((_settings(known),))
+
+
+def _explain_instead(instead: Instead) -> Explanation:
+    if instead.setting is None:
+        return Explanation((instead.hint,))
+    where = "" if "." in instead.setting else ", at the top of the recipe"
+    advice = f"Here it is `{instead.setting}`{where}. {instead.hint}".strip()
+    return Explanation((advice,), (instead.setting,))
+
+
+def _explain_place(name: str, sections: Sequence[str]) -> Explanation:
+    first = sections[0]
+    setting = f"{first}.{name}".lstrip(".")
+    where = f"under `{first}`" if first else "at the top of the recipe, not in a section"
+    return Explanation((f"It belongs {where}: `{setting}`.",), (setting,))
+
+
+def _explain_nearest(near: Sequence[str], section: str, known: Sequence[str]) -> Explanation:
+    names = " or ".join(f"`{name}`" for name in near)
+    return Explanation(
+        (f"Did you mean {names}? {_settings(known)}",), tuple(f"{section}.{name}".lstrip(".") for name in near)
+    )
+
+
+def _explain_far(name: str) -> Explanation:
+    if name in OTHER_TOOLS:
+        return _explain_instead(OTHER_TOOLS[name])
+    where = _explain_place(name, _sections_with(name))
+    return Explanation((f"Did you mean `{name}`? {where.advice[0]}",), where.settings)
+
+
+def _settings(known: Sequence[str]) -> str:
+    return f"Its settings: {list_names(known)}."
+
+
+def list_names(names: Iterable[str]) -> str:
+    """Names with commas between, as many as fit on a line."""
+    listed, waiting = "", list(names)
+    while waiting and len(listed) + len(waiting[0]) <= _MAX_LISTED_LENGTH:
+        listed += f", {waiting.pop(0)}" if listed else waiting.pop(0)
+    return f"{listed} and {len(waiting)} more" if waiting else listed
+
+
+@cache
+def _names_by_section() -> dict[str, frozenset[str]]:
+    return {section: frozenset(find_properties(section)) for section in _SECTIONS}
+
+
+@cache
+def _all_names() -> tuple[str, ...]:
+    ours = [name for section in _SECTIONS for name in sorted(_names_by_section()[section])]
+    return tuple(dict.fromkeys([*ours, *OTHER_TOOLS]))
+
+
+def _sections_with(name: str) -> list[str]:
+    return [section for section in _SECTIONS if name in _names_by_section()[section]]
+
+
+def _methods_with(name: str) -> list[str]:
+    return [
+        method for method in find_methods() if method != FULL and name in build_adapter_schema(method)["properties"]
+    ]
+
+
+def find_nearest(name: str, candidates: Iterable[str]) -> list[str]:
+    """The names fewest edits away, at most three; none where that is more than a third of the name.
+
+    An edit is a letter put in, left out or changed, or two neighbours swapped.
+    """
+    if len(name) > _MAX_NAME_LENGTH:
+        return []
+    limit = max(1, len(name) // 3)
+    nearest: list[str] = []
+    for candidate in candidates:
+        edits = _count_edits(name.lower(), candidate.lower(), limit)
+        if edits < limit:
+            nearest, limit = [candidate], edits
+        elif edits == limit:
+            nearest.append(candidate)
+    return nearest[:3]
+
+
+def _count_edits(first: str, second: str, limit: int) -> int:
+    """Edits between two words (optimal string alignment); any number above the limit where it is exceeded."""
+    if abs(len(first) - len(second)) > limit:
+        return limit + 1
+    before_last: list[int] = []
+    last = list(range(len(second) + 1))
+    for row, letter in enumerate(first, start=1):
+        current = [row]
+        for column, other in enumerate(second, start=1):
+            edits = min(last[column] + 1, current[-1] + 1, last[column - 1] + (letter != other))
+            if row > 1 and column > 1 and letter == second[column - 2] and first[row - 2] == other:
+                edits = min(edits, before_last[column - 2] + 1)
+            current.append(edits)
+        if min(current) > limit:
+            return limit + 1
+        before_last, last = last, current
+    return last[-1]

@@ -1,0 +1,1 @@
+"""The run on the disk: its folder, checkpoints, metrics, environment, interrupts, log and summary."""

@@ -1,0 +1,178 @@
+"""Checkpoints that prove themselves: a record written last, and the choice of one to resume from.
+
+`CommitRecord` closes each `checkpoint-N` with COMPLETE.json, which holds the size and sha256 of every
+file, and only then lets older checkpoints go. `find_newest_checkpoint` believes records alone, never
+a folder's name: a torn or altered one is set aside as `.broken` and the one before is used.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from finetune.run.writing import sync_dir, write_json
+
+__all__ = ["CommitRecord", "find_fault", "find_newest_checkpoint", "find_step", "write_record"]
+
+log = logging.getLogger("finetune.run.checkpoints")
+
+RECORD_NAME = "COMPLETE.json"
+# A pickle of the trainer's arguments, which may hold a Hub token. Resuming does not read it.
+_NEVER_KEPT = "training_args.bin"
+_DELETING = ".deleting-"
+_FEWEST = 2  # one alone would leave nothing to fall back on
+
+
+class CommitRecord(TrainerCallback):
+    """Completes every checkpoint with its record, sees that the best step gets one, and removes old ones.
+
+    The trainer's own rotation must be off (`save_total_limit=None`): it deletes the checkpoint before
+    while the new one has no record yet, so that a kill in between leaves none.
+
+    Args:
+        checkpoints_dir: the trainer's `output_dir`.
+        writes: whether this process writes the record and removes old checkpoints.
+        keep: newest checkpoints kept, at least two; the best one is kept beside them.
+    """
+
+    def __init__(self, checkpoints_dir: Path, *, writes: bool, keep: int) -> None:
+        self._dir = checkpoints_dir
+        self._writes = writes
+        self._keep = max(keep, _FEWEST)
+        self._is_training = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From here on evaluations decide about the best step."""
+        self._is_training = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluations after the run save nothing."""
+        self._is_training = False
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save a step that is the best so far, also where saving has another rhythm than evaluating."""
+        if not self._is_training or args.metric_for_best_model is None or metrics is None:
+            return
+        best = math.inf if state.best_metric is None else state.best_metric
+        if metrics["eval_loss"] < best:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the record when every process has written its files, then remove what is too old."""
+        PartialState().wait_for_everyone()
+        if not self._writes:
+            return
+        checkpoint = self._dir / f"checkpoint-{state.global_step}"
+        (checkpoint / _NEVER_KEPT).unlink(missing_ok=True)
+        write_record(checkpoint, step=state.global_step)
+        best = None if state.best_model_checkpoint is None else Path(state.best_model_checkpoint).name
+        remove_old(self._dir, keep=self._keep, best_name=best)
+
+
+def write_record(checkpoint: Path, *, step: int) -> None:
+    """Sync every file of a checkpoint to the disk, then write its record as the last one."""
+    (checkpoint / RECORD_NAME).unlink(missing_ok=True)
+    files = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        name = path.relative_to(checkpoint).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
+    sync_dir(checkpoint)
+    sync_dir(checkpoint.parent)
+    record = {"step": step, "written_at": datetime.now(UTC).isoformat(timespec="seconds"), "files": files}
+    write_json(checkpoint / RECORD_NAME, record)
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """What keeps a checkpoint from being trusted, naming the file; None where it is as it was written."""
+    try:
+        record = json.loads((checkpoint / RECORD_NAME).read_text(encoding="utf-8"))
+        files = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in record["files"].items()}
+        if int(record["step"]) != find_step(checkpoint):
+            return f"{RECORD_NAME} is of step {record['step']}"
+    except FileNotFoundError:
+        return f"it has no {RECORD_NAME}: the save did not end"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{RECORD_NAME} cannot be read"
+    for name, (num_bytes, sha256) in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != num_bytes:
+            return f"{name} has {path.stat().st_size} bytes where {num_bytes} were written"
+        if _hash_file(path) != sha256:
+            return f"{name} is not what was written: its sha256 differs"
+    return None
+
+
+def find_newest_checkpoint(checkpoints_dir: Path, *, writes: bool = True) -> Path | None:
+    """Find the newest checkpoint that is whole, setting newer ones that are not aside as `.broken`.
+
+    Args:
+        checkpoints_dir: the run's `checkpoints/`; may not exist.
+        writes: whether this process renames; the others come to the same answer without.
+    """
+    if not checkpoints_dir.is_dir():
+        return None
+    for checkpoint in reversed(find_checkpoints(checkpoints_dir)):
+        fault = find_fault(checkpoint)
+        if fault is None:
+            return checkpoint
+        if writes:
+            log.warning("%s is not used: %s. It is set aside as %s.broken.", checkpoint, fault, checkpoint.name)
+            broken = checkpoint.with_name(f"{checkpoint.name}.broken")
+            shutil.rmtree(broken, ignore_errors=True)
+            checkpoint.rename(broken)
+    return None
+
+
+def find_checkpoints(checkpoints_dir: Path) -> list[Path]:
+    """Find the folders that are named as checkpoints, oldest step first."""
+    named = [path for path in checkpoints_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted((path for path in named if path.is_dir()), key=find_step)
+
+
+def find_step(checkpoint: Path) -> int:
+    """Step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def remove_old(checkpoints_dir: Path, *, keep: int, best_name: str | None) -> None:
+    """Remove all but the `keep` newest recorded checkpoints and the best one.
+
+    A folder is renamed before it is deleted, so that a kill half-way leaves nothing that looks like a
+    checkpoint; what such a kill left is removed the next time.
+    """
+    recorded = [path for path in find_checkpoints(checkpoints_dir) if (path / RECORD_NAME).exists()]
+    for checkpoint in recorded[:-keep]:
+        if checkpoint.name != best_name:
+            checkpoint.rename(checkpoint.with_name(_DELETING + checkpoint.name))
+    for leftover in checkpoints_dir.glob(f"{_DELETING}*"):
+        shutil.rmtree(leftover)
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,136 @@
+"""SIGTERM and Ctrl-C: a run that is asked to stop saves first, and says how to go on.
+
+While steps are being trained a signal is only noted; at the end of the step (or of the evaluation, or
+of the save that is under way) the run is saved and stopped. Before and after, when there is nothing to
+save, it ends at once. A second Ctrl-C always ends at once.
+
+Transformers' own `enable_jit_checkpoint` stays off: it saves in the middle of a step, waits three
+seconds of the grace period first, writes outside the callbacks that commit a checkpoint, and does
+not know Ctrl-C.
+"""
+
+import logging
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from finetune.errors import Interrupted
+from finetune.run.folder import RunFolder
+
+__all__ = ["Interrupts"]
+
+log = logging.getLogger("finetune.run.interrupts")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A launcher that forwards the terminal's Ctrl-C delivers one key press twice.
+_ONE_KEY_PRESS_SECONDS = 0.5
+
+
+class _EndNow(KeyboardInterrupt):
+    """Ends the run from inside the handler; like KeyboardInterrupt it passes every `except Exception`."""
+
+
+class Interrupts(TrainerCallback):
+    """Context manager around a run, and callback of its trainer.
+
+    Attributes:
+        received: the first signal that came, or None.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.received: signal.Signals | None = None
+        self._folder = folder
+        self._is_training = False
+        self._received_at_seconds = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if isinstance(error, _EndNow):
+            raise self._build_error("left at once") from None
+
+    def raise_if_received(self) -> None:
+        """Ask after `trainer.train()`: it returns normally when it was stopped.
+
+        Raises:
+            Interrupted: a signal came; 143 for SIGTERM, 130 for Ctrl-C.
+        """
+        if self.received is not None:
+            raise self._build_error("saved")
+
+    def _build_error(self, how: str) -> Interrupted:
+        assert self.received is not None
+        name = "Ctrl-C" if self.received is signal.SIGINT else "SIGTERM"
+        step, total = self._folder.step, self._folder.total_steps
+        where = f"at step {step} of {total}" if total else "before the first step"
+        return Interrupted(
+            f"{self._folder.path} was stopped by {name} {where}, {how}.\n  Go on: the same command with --resume",
+            exit_code=128 + self.received,
+        )
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        is_repeated = self.received is not None
+        now = time.monotonic()
+        if not is_repeated:
+            self.received, self._received_at_seconds = signal.Signals(number), now
+            if not self._is_training:
+                raise _EndNow
+            if self._folder.writes:
+                log.warning("Stopping: the run is saved at the end of this step. Ctrl-C again leaves at once.")
+        elif number == signal.SIGINT and now - self._received_at_seconds > _ONE_KEY_PRESS_SECONDS:
+            raise _EndNow
+
+    # ---- callback
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From here on a signal waits for the end of the step."""
+        self._is_training = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop where a signal came during the step."""
+        if self._anyone_received():
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop where a signal came during the evaluation; the step before it has ended."""
+        if self._is_training and self._anyone_received():
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop where a signal came during the save: this checkpoint is the one to go on from."""
+        if self._is_training and self._anyone_received():
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Everything is saved: from here on a signal ends at once."""
+        self._is_training = False
+
+    def _anyone_received(self) -> bool:
+        """Whether a signal came to any process: all must stop at the same step, or they wait for each other forever."""
+        processes = PartialState()
+        if processes.num_processes > 1:
+            mine = 0 if self.received is None else int(self.received)
+            total = int(reduce(torch.tensor(mine, device=processes.device), reduction="sum"))
+            if total and self.received is None:
+                self.received = signal.SIGTERM
+        return self.received is not None

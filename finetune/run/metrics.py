@@ -1,0 +1,275 @@
+"""metrics.jsonl: what each logged step measured, one object a step, every step once; and its figures and plot.
+
+`MetricsWriter` is a trainer callback: in go the trainer's logs, out come lines on the disk and the
+progress shown. Read back, the lines give the run's totals across interruptions and the loss curve.
+"""
+
+import json
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from finetune.run.folder import RunFolder
+from finetune.run.progress import Progress
+from finetune.run.writing import write_text
+
+__all__ = ["MetricsWriter", "Totals", "read_metrics", "read_totals", "write_loss_plot"]
+
+_RENAMED = {"num_real_tokens": "tokens", "eval_runtime": "eval_seconds"}
+# Counts that include padding, speeds in rows, and what changes from evaluation to evaluation only by the clock.
+_LEFT_OUT = {"num_tokens", "eval_num_tokens", "num_input_tokens_seen", "total_flos", "eval_num_real_tokens",
+             "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time"}  # fmt: skip
+_BETWEEN_STATUS_SECONDS = 10.0
+_SMOOTHED_FROM = 60  # points from which the plot draws a smoothed line over the raw one
+
+
+class MetricsWriter(TrainerCallback):
+    """Writes metrics.jsonl, keeps status.json's step fresh and drives the progress shown.
+
+    A line has left the process before the next step begins, so that a kill loses none. What is
+    measured later at the same step (an evaluation) joins its line. Seconds are of a clock that cannot
+    be set back, and go on over resumes.
+
+    Args:
+        folder: the run's.
+        resumed_step: step the run is taken up from; lines behind it are cut. None: a fresh start.
+    """
+
+    def __init__(self, folder: RunFolder, *, resumed_step: int | None) -> None:
+        self._folder = folder
+        self._progress = Progress(writes=folder.writes)
+        self._last: dict[str, Any] = {}
+        self._last_offset = 0
+        kept = _cut_lines(folder.metrics_path, resumed_step) if folder.writes else []
+        if kept:
+            self._last = kept[-1]
+            self._last_offset = folder.metrics_path.stat().st_size - len(_to_line(kept[-1]))
+        self._seconds_before = float(self._last.get("seconds", 0.0))
+        self._started_seconds = time.monotonic()
+        self._status_seconds = -math.inf
+        # Tokens and seconds of training alone: what stands still is taken out.
+        self._tokens_at_last_line = 0
+        self._trained_since_seconds = self._started_seconds
+        self._paused_seconds = 0.0
+        self._step_ended_seconds = self._started_seconds
+        self._stood_still = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clocks of the first step."""
+        self._tokens_at_last_line = state.num_input_tokens_seen
+        self._started_seconds = self._trained_since_seconds = self._step_ended_seconds = time.monotonic()
+        self._folder.note_step(state.global_step, state.max_steps)
+        self._write_status()
+        self._progress.start(state.global_step, state.max_steps)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take an evaluation or a save since the last step out of the time trained."""
+        if self._stood_still:
+            self._paused_seconds += time.monotonic() - self._step_ended_seconds
+            self._stood_still = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the progress on."""
+        self._step_ended_seconds = time.monotonic()
+        self._folder.note_step(state.global_step, state.max_steps)
+        self._progress.advance(state.global_step)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember that training stood still."""
+        self._stood_still = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember that training stood still, and put the step saved into status.json."""
+        self._stood_still = True
+        self._write_status()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write what a step measured."""
+        # The trainer's own closing words measure no step; its train_loss is wrong after a resume.
+        if logs is None or "train_runtime" in logs or not self._folder.writes:
+            return
+        now = time.monotonic()
+        record: dict[str, Any] = {"step": state.global_step}
+        for key, value in logs.items():
+            if key not in _LEFT_OUT:
+                record[_RENAMED.get(key, key)] = _to_plain(value)
+        if "loss" in logs and "num_real_tokens" in logs:
+            record["tokens_per_second"] = self._measure_rate(int(logs["num_real_tokens"]), now)
+        record["seconds"] = round(self._seconds_before + now - self._started_seconds, 3)
+        record["peak_memory_bytes"] = _read_peak_memory(args.device)
+        self._write(record)
+        if now - self._status_seconds >= _BETWEEN_STATUS_SECONDS:
+            self._write_status()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the bar."""
+        self._progress.close()
+
+    def _measure_rate(self, tokens: int, now: float) -> float:
+        elapsed_seconds = now - self._trained_since_seconds - self._paused_seconds
+        rate = (tokens - self._tokens_at_last_line) / max(elapsed_seconds, 1e-9)
+        self._tokens_at_last_line, self._trained_since_seconds, self._paused_seconds = tokens, now, 0.0
+        return round(rate, 3)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        path = self._folder.metrics_path
+        last_step = self._last.get("step", -1)
+        if record["step"] < last_step:
+            return  # measured before a resumed run has taken its weights up: that step stands already
+        if record["step"] == last_step:
+            # What was measured first stands: a later evaluation may be of other weights (the best step's).
+            record = self._last | {key: value for key, value in record.items() if key not in self._last}
+        else:
+            self._last_offset = path.stat().st_size if path.exists() else 0
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.seek(self._last_offset)
+            file.write(_to_line(record))
+            file.truncate()
+        self._last = record
+        self._progress.show(record)
+
+    def _write_status(self) -> None:
+        self._folder.write_status("running")
+        self._status_seconds = time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """A run's figures over all its steps, before and after interruptions.
+
+    Attributes:
+        steps: optimizer steps logged.
+        train_loss: mean loss over all steps; None where none was logged.
+        tokens: real tokens trained on, padding not counted.
+        tokens_per_second: of the time trained, evaluations and saves taken out; None where not measured.
+        seconds: wall time from the first step to the last line, the stops between not counted.
+        peak_memory_bytes: most memory held, on the GPU or, on a CPU, by the process.
+    """
+
+    steps: int
+    train_loss: float | None
+    tokens: int
+    tokens_per_second: float | None
+    seconds: float
+    peak_memory_bytes: int
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a metrics.jsonl; a last line that a kill tore is left out, a missing file is empty."""
+    if not path.exists():
+        return []
+    *whole, _torn = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole]
+
+
+def read_totals(path: Path) -> Totals:
+    """Read a run's totals from its metrics.jsonl."""
+    lines = read_metrics(path)
+    loss_sum, loss_step, tokens, trained_seconds = 0.0, 0, 0, 0.0
+    for line in lines:
+        if line.get("loss") is not None:
+            loss_sum += line["loss"] * (line["step"] - loss_step)  # a line's loss is the mean since the last one
+            loss_step = line["step"]
+        if line.get("tokens_per_second"):
+            trained_seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
+            tokens = line["tokens"]
+    return Totals(
+        steps=lines[-1]["step"] if lines else 0,
+        train_loss=loss_sum / loss_step if loss_step else None,
+        tokens=tokens,
+        tokens_per_second=round(tokens / trained_seconds, 3) if trained_seconds else None,
+        seconds=lines[-1]["seconds"] if lines else 0.0,
+        peak_memory_bytes=max((line["peak_memory_bytes"] for line in lines), default=0),
+    )
+
+
+def write_loss_plot(metrics_path: Path, png_path: Path) -> None:
+    """Draw training and held-out loss against steps; without a logged loss nothing is drawn."""
+    # Half a second of import that only the end of a run needs. `Figure` alone touches no global state.
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(metrics_path)
+    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+    held_out = [(line["step"], line["eval_loss"]) for line in lines if line.get("eval_loss") is not None]
+    if not train and not held_out:
+        return
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    if train:
+        steps, losses = zip(*train, strict=True)
+        is_long = len(train) >= _SMOOTHED_FROM
+        axes.plot(steps, losses, color="#4477aa", linewidth=1, alpha=0.3 if is_long else 1.0,
+                  marker="." if len(train) == 1 else None, label="training")  # fmt: skip
+        if is_long:
+            axes.plot(steps, _smooth(losses), color="#4477aa", linewidth=2, label="training, smoothed")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color="#cc6633", linewidth=1.5, marker="o", label="held out")
+        best = min(held_out, key=lambda point: point[1])
+        axes.annotate(f"{best[1]:.3f}", best, xytext=(0, 7), textcoords="offset points", ha="center", color="#cc6633")
+    axes.set_title(f"Loss of {metrics_path.parent.name}")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(png_path)
+
+
+def _smooth(losses: tuple[float, ...]) -> list[float]:
+    """Exponential mean over about a thirtieth of the run, without the pull towards a start at 0."""
+    keep = 1 - 1 / max(2.0, len(losses) / 30)
+    smoothed, mean, weight = [], 0.0, 0.0
+    for loss in losses:
+        mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
+        smoothed.append(mean / weight)
+    return smoothed
+
+
+def _cut_lines(path: Path, resumed_step: int | None) -> list[dict[str, Any]]:
+    """Drop the lines behind the step a run is taken up from; a torn last one too."""
+    if not path.exists():
+        return []
+    kept = [] if resumed_step is None else [line for line in read_metrics(path) if line["step"] <= resumed_step]
+    write_text(path, b"".join(map(_to_line, kept)).decode())
+    return kept
+
+
+def _to_line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def _to_plain(value: Any) -> Any:
+    """A number JSON knows: one that is not finite becomes null, a tensor or NumPy scalar its number."""
+    if isinstance(value, str | bool | int):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _read_peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: tensors on the GPU, or on a CPU the whole process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

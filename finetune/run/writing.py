@@ -1,0 +1,56 @@
+"""Files that are either whole or not there: written beside, synced, then renamed into place.
+
+Goes in: a path and its new content. A reader, and a process killed at any moment, see the old file
+or the new one. What the operating system refuses (no space, read-only) comes out as a PlaceError.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import PlaceError
+
+__all__ = ["refuse_to_write", "sync_dir", "write_json", "write_text"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, on the disk when this returns.
+
+    Raises:
+        PlaceError: no space, no permission, or the folder is gone.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        sync_dir(path.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise refuse_to_write(path, error) from error
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write an object as indented JSON, whole. A number that is not finite is our bug: ValueError."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sync_dir(path: Path) -> None:
+    """Bring a folder's entries (names made, renamed, removed) to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def refuse_to_write(path: Path, error: OSError) -> PlaceError:
+    """Build the message for a path that the operating system does not let us write."""
+    reason = (error.strerror or str(error)).lower()
+    return PlaceError(
+        f"{path} cannot be written: {reason}.\n"
+        f"  Runs need a folder on a disk with space that this user may write to; choose one: output_dir=/path/to/runs"
+    )

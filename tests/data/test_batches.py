@@ -1,0 +1,96 @@
+"""Packed documents do not read each other; nothing but real tokens is counted or trained."""
+
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from finetune.data.batches import IGNORE_INDEX, Collator, choose_layout
+
+DOCUMENTS = [[1, 5, 6, 7, 2], [1, 8, 9, 2], [1, 10, 11, 12, 13, 2], [1, 14, 2]]
+
+
+def packed_row(*documents: list[int]) -> dict[str, list[int]]:
+    ids = [token for document in documents for token in document]
+    return {"input_ids": ids, "labels": ids, "seq_lengths": [len(document) for document in documents]}
+
+
+def tiny_model(attention: str) -> MistralForCausalLM:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation=attention,
+    )
+    return MistralForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_logits_of_packed_documents_equal_those_of_each_document_alone(attention):
+    model = tiny_model(attention)
+    # The second row is shorter, so that padding is there as well.
+    batch = Collator("packed", pad_token_id=0)([packed_row(*DOCUMENTS[:3]), packed_row(DOCUMENTS[3], DOCUMENTS[1])])
+    assert "attention_mask" not in batch
+    with torch.no_grad():
+        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        places = [(0, 0, 0), (0, 5, 1), (0, 9, 2), (1, 0, 3), (1, 3, 1)]
+        for row, start, document in places:
+            alone = model(input_ids=torch.tensor([DOCUMENTS[document]]), use_cache=False).logits[0]
+            torch.testing.assert_close(packed[row, start : start + len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_an_all_ones_mask_would_let_packed_documents_read_each_other():
+    """The reason why packed batches carry no attention mask: with one, the same rows give other logits."""
+    model = tiny_model("sdpa")
+    batch = Collator("packed", pad_token_id=0)([packed_row(*DOCUMENTS[:3])])
+    with torch.no_grad():
+        right = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        wrong = model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            attention_mask=torch.ones_like(batch["input_ids"]),
+            use_cache=False,
+        ).logits
+    assert (right - wrong).abs().max() > 1e-3
+
+
+def test_the_first_token_of_each_packed_document_is_never_trained():
+    batch = Collator("packed", pad_token_id=0)([packed_row(*DOCUMENTS[:2])])
+    assert batch["labels"].tolist() == [[IGNORE_INDEX, 5, 6, 7, 2, IGNORE_INDEX, 8, 9, 2]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
+
+
+def test_flat_batches_are_one_row_without_padding():
+    batch = Collator("flat", pad_token_id=0)([packed_row(*DOCUMENTS[:2]), packed_row(DOCUMENTS[3])])
+    assert batch["input_ids"].shape == (1, 12)
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2]]
+
+
+def test_flat_batches_of_unpacked_rows_restart_at_every_row():
+    rows = [{"input_ids": document, "labels": document} for document in DOCUMENTS[:2]]
+    batch = Collator("flat", pad_token_id=0)(rows)
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
+
+
+def test_padded_batches_mask_their_padding_and_never_train_it():
+    rows = [{"input_ids": document, "labels": document} for document in (DOCUMENTS[0], DOCUMENTS[3])]
+    batch = Collator("padded", pad_token_id=31)(rows)
+    assert batch["input_ids"].tolist() == [[1, 5, 6, 7, 2], [1, 14, 2, 31, 31]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch["labels"].tolist()[1] == [1, 14, 2, IGNORE_INDEX, IGNORE_INDEX]
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded", "flat"])
+def test_only_real_tokens_are_counted(layout):
+    rows = [packed_row(*DOCUMENTS[:2]), packed_row(DOCUMENTS[3])]
+    assert Collator(layout, pad_token_id=0)(rows)["num_real_tokens"] == 12
+
+
+def test_flash_attention_takes_flat_batches_and_others_follow_packing():
+    assert choose_layout(packing=True, attention="flash_attention_2") == "flat"
+    assert choose_layout(packing=False, attention="flash_attention_2") == "flat"
+    assert choose_layout(packing=True, attention="sdpa") == "packed"
+    assert choose_layout(packing=False, attention="sdpa") == "padded"

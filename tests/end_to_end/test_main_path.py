@@ -1,0 +1,164 @@
+"""The main path through real subprocesses: what a user types, what lies on the disk afterwards.
+
+One run of the tiny base (`run`) is looked at from many sides, since every subprocess costs about ten seconds.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+SMALL = [
+    f"training.max_steps={STEPS}",
+    "training.save_steps=2",
+    "training.logging_steps=1",
+    "training.gradient_accumulation_steps=1",
+    "training.per_device_train_batch_size=2",
+    "adapter.lora_dropout=0.1",
+    "data.train.limit=300",
+    "data.max_length=128",
+    "evaluation.questions.limit=8",
+]
+
+
+def finetune(verb: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", f"finetune.{verb}", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, **options,
+    )  # fmt: skip
+
+
+def train_small(output_dir: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
+    return finetune("sft", "recipes/quickstart.yaml", f"output_dir={output_dir}", *SMALL, *arguments, **options)
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    output_dir = tmp_path_factory.mktemp("outputs")
+    result = train_small(output_dir, "training.eval_steps=4", "data.eval={fraction: 0.1}")
+    assert result.returncode == 0, result.stderr
+    return output_dir / "quickstart", result
+
+
+@pytest.fixture(scope="module")
+def run(finished) -> Path:
+    return finished[0]
+
+
+def test_a_run_leaves_everything_that_is_needed_to_explain_it(run):
+    expected = {
+        "recipe.yaml", "resolved.json", "environment.json", "status.json", "data_report.json", "metrics.jsonl",
+        "summary.json", "log.txt", "samples.md", "loss.png", "checkpoints", "adapter",
+    }  # fmt: skip
+    assert expected <= {path.name for path in run.iterdir()}
+    assert json.loads((run / "status.json").read_text())["status"] == "done"
+    assert not list(run.rglob("training_args.bin"))
+
+
+def test_the_summary_holds_what_the_contract_promises(run):
+    summary = json.loads((run / "summary.json").read_text())
+    promised = {
+        "status", "steps", "train_loss", "eval_loss_before", "eval_loss", "trainable_parameters", "adapter_bytes",
+        "tokens_per_second", "peak_memory_bytes", "seconds", "exact_match_before", "exact_match", "questions",
+        "resumed_from",
+    }  # fmt: skip
+    assert promised <= summary.keys()
+    assert summary["steps"] == STEPS
+    assert summary["questions"] == 8
+    assert summary["eval_loss"] < summary["eval_loss_before"]
+
+
+def test_metrics_hold_every_step_once(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+
+
+def test_every_row_read_is_kept_or_counted(run):
+    report = json.loads((run / "data_report.json").read_text())["train"]
+    assert report["rows_read"] == report["rows"] + sum(report["dropped"].values())
+
+
+def test_the_same_name_again_is_refused_with_the_ways_out(run):
+    result = train_small(run.parent)
+    assert result.returncode == 2
+    for way in ("--resume", "--overwrite", "name="):
+        assert way in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_killed_by_sigterm_resumes_to_the_same_losses(run, tmp_path):
+    arguments = [f"output_dir={tmp_path}", *SMALL, "training.eval_steps=4", "data.eval={fraction: 0.1}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune.sft", "recipes/quickstart.yaml", *arguments],
+        cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = tmp_path / "quickstart" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"step": 3' in metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert json.loads((tmp_path / "quickstart" / "status.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "quickstart" / "adapter").exists()
+
+    result = finetune("sft", "recipes/quickstart.yaml", *arguments, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "quickstart") == losses(run)
+    adapter = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "quickstart" / adapter).read_bytes() == (run / adapter).read_bytes()
+
+
+def test_chat_answers_from_a_pipe_and_the_base_answers_otherwise(run):
+    question = "What colour is a lemon?"
+    tuned = finetune("chat", str(run), "--prompt", question, "--max-new-tokens", "12")
+    assert tuned.returncode == 0, tuned.stderr
+    assert tuned.stdout.strip()
+    base = finetune("chat", str(run), "--base", "--max-new-tokens", "12", input=f"{question}\n")
+    assert base.returncode == 0, base.stderr
+    assert base.stdout.strip() != tuned.stdout.strip()
+
+
+def test_two_processes_train_one_run_and_the_first_alone_writes(tiny_base, tmp_path):
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+            "-m", "finetune.sft", "recipes/quickstart.yaml", f"output_dir={tmp_path}", *SMALL, "training.max_steps=4",
+        ],
+        cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "quickstart" / "metrics.jsonl").read_text().splitlines()
+    steps = [record["step"] for record in map(json.loads, lines) if "loss" in record]
+    assert steps == [1, 2, 3, 4]
+    assert json.loads((tmp_path / "quickstart" / "summary.json").read_text())["status"] == "done"
+
+
+def test_without_the_weights_and_offline_the_mistral_recipe_names_the_ways_out(tmp_path):
+    result = finetune("sft", "recipes/mistral_alpaca.yaml", f"output_dir={tmp_path}", env={"HF_HOME": str(tmp_path)})
+    assert result.returncode == 4
+    assert len(result.stderr.strip().splitlines()) <= 15
+    for way in (
+        "hf auth login",
+        "hf download mistralai/Mistral-7B-v0.1",
+        "model.model_name_or_path=",
+        "make quickstart",
+    ):
+        assert way in result.stderr
+    assert not (tmp_path / "mistral_alpaca").exists()

@@ -1,0 +1,39 @@
+"""The 7B shapes train through the same verb on a real GPU. `make test-gpu` runs these."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.timeout(900),
+]
+
+
+@pytest.mark.parametrize("shape", ["mistral_7b_shape", "llama2_7b_shape"])
+def test_a_7b_shape_in_nf4_trains_twenty_steps_within_a_t4s_memory(shape, tmp_path):
+    command = [sys.executable, "-m", "finetune.sft", f"benchmarks/recipes/{shape}.yaml", f"output_dir={tmp_path}"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    summary = json.loads((tmp_path / shape / "summary.json").read_text())
+    assert summary["steps"] == 20
+    assert summary["peak_memory_bytes"] < 15 * 2**30
+    first, *_, last = [
+        line["loss"]
+        for line in map(json.loads, (tmp_path / shape / "metrics.jsonl").read_text().splitlines())
+        if "loss" in line
+    ]
+    assert last < first
+
+
+def test_quickstart_learns_on_the_gpu_as_it_does_on_a_cpu(tmp_path):
+    command = [sys.executable, "-m", "finetune.sft", "recipes/quickstart.yaml", f"output_dir={tmp_path}"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
+    assert summary["exact_match"] >= 0.9

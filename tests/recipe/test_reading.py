@@ -1,0 +1,319 @@
+"""A recipe is read strictly: every fault at once, with its line and what to type."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from finetune.errors import RecipeError
+from finetune.recipe.reading import build_recipe, read_recipe, read_recipe_with_notices, to_resolved
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+GOOD = """\
+name: small
+seed: 1
+model:
+  model_name_or_path: org/base
+  quantization: nf4
+adapter:
+  method: lora
+  r: 8
+  lora_alpha: 16
+data:
+  train: {path: org/rows, format: alpaca, split: train, revision: main}
+  eval: {fraction: 0.1}
+  packing: true
+training:
+  max_steps: 10
+  learning_rate: 2e-4
+  eval_steps: 5
+"""
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write a recipe into the working directory, so that places are short."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_recipe(text: str) -> Path:
+        Path("r.yaml").write_text(text)
+        return Path("r.yaml")
+
+    return write_recipe
+
+
+def message_of(path: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as error:
+        read_recipe(path, overrides)
+    return str(error.value)
+
+
+def test_a_good_recipe_keeps_what_was_typed(write: Write) -> None:
+    recipe = read_recipe(write(GOOD))
+    assert recipe.training.learning_rate == 2e-4
+    assert recipe.adapter.fields == {"r": 8, "lora_alpha": 16}
+    assert recipe.training.save_steps == 200
+
+
+FAULTS = [
+    # what was typed in place of a line of GOOD, its line, the message and the advice
+    ("lora_alpha: 16", "lora_alpa: 16", 9, "`adapter` has no setting `lora_alpa`.", "Did you mean `lora_alpha`?"),
+    ("model:\n", "modle:\n", 3, "a recipe has no setting `modle`.", "Did you mean `model`?"),
+    ("seed: 1", "sed: 1", 2, "a recipe has no setting `sed`.", "Did you mean `seed`?"),
+    ("r: 8", "learning_rate: 1e-3", 8, "`adapter` has no setting `learning_rate`.", "It belongs under `training`"),
+    ("r: 8", "lora_rank: 8", 8, "`adapter` has no setting `lora_rank`.", "Here it is `adapter.r`."),
+    ("seed: 1", "base_model: x", 2, "a recipe has no setting `base_model`.", "Here it is `model.model_name_or_path`."),
+    ("packing: true", "cutoff_len: 512", 13, "`data` has no setting `cutoff_len`.", "Here it is `data.max_length`."),
+    ("max_steps: 10", "num_epochs: 3", 15, "`training` has no setting `num_epochs`.", "`training.num_train_epochs`"),
+    ("max_steps: 10", "output_dir: x", 15, "`training` has no setting `output_dir`.", "Here it is `output_dir`, at"),
+    ("max_steps: 10", "hub_token: x", 15, "`training` has no setting `hub_token`.", "A recipe holds no secrets"),
+    ("r: 8", "task_type: CAUSAL_LM", 8, "`adapter` has no setting `task_type`.", "Here it is `objective`"),
+    ("quantization: nf4", "quantization: nf5", 5, "`model.quantization` cannot be the text `nf5`.", "mean `nf4`?"),
+    ("method: lora", "method: lorra", 7, "`adapter.method` cannot be the text `lorra`.", "Did you mean `lora`"),
+    ("max_steps: 10", "optim: adamw_8bits", 15, "`training.optim` cannot be the text `adamw_8bits`.", "`adamw_8bit`"),
+    ("seed: 1", "seed: 1_000", 2, "`seed` wants a whole number; found the text `1_000`.", "Write 1000."),
+    ("seed: 1", "seed: 1e3", 2, "`seed` wants a whole number; found `1000.0`.", "Write 1000."),
+    ("packing: true", "packing: yes", 13, "`data.packing` wants true or false; found the text `yes`.", "Write true."),
+    ("2e-4", "'2e-4'", 16, "`training.learning_rate` wants a number; found the text `2e-4`.", "Without the quotes"),
+    ("2e-4", "0", 16, "`training.learning_rate` is 0; it must be above 0.", "Peak learning rate"),
+    ("name: small", "name: ../small", 1, "`name` cannot be `../small`.", "Name of the run and of its folder"),
+    ("name: small", "name: 2026", 1, "`name` wants a text; found `2026`.", 'In quotes it is a text: "2026".'),
+    ("{path: org/rows, format: alpaca, split: train, revision: main}", "org/rows", 11,
+     "`data.train` wants a group of settings or a list in [ ]; found the text `org/rows`.", "Write {path: org/rows}."),
+    ("r: 8", "r: [8]", 8, "`adapter.r` wants a whole number; found a list.", ""),
+    ("r: 8", "init_lora_weights: pisa", 8, "`adapter.init_lora_weights` cannot be the text `pisa`.", "`pissa`?"),
+    ("model:", "model: null\nx:", 3, "`model` wants a group of settings; found nothing (null).", "Leave the line out"),
+    ("seed: 1", "name: twice", 2, "`name` is set twice; the first time at r.yaml:1.", "Keep one of the two."),
+    ("method: lora", "method: ia3", 8, "`adapter` has no setting `r`.", "the method here is ia3."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "typed", "number", "what", "advice"), FAULTS, ids=[fault[1] for fault in FAULTS])
+def test_a_fault_is_told_with_file_line_and_what_to_type(
+    write: Write, line: str, typed: str, number: int, what: str, advice: str
+) -> None:
+    message = message_of(write(GOOD.replace(line, typed, 1)))
+    assert f"r.yaml:{number}: {what}" in message
+    assert advice in message
+    assert len(message.splitlines()) <= 15
+
+
+CONFLICTS = [
+    (["adapter={method: full}"], "`method: full` trains every weight"),
+    (["adapter={method: loha}"], "`method: loha` cannot sit on a base in nf4"),
+    (["adapter={method: loha}", "model.quantization=int8"], "`method: loha` cannot sit on a base in int8"),
+    (["adapter={method: prompt_tuning, num_virtual_tokens: 4}"], "cannot be trained on packed rows"),
+    (["adapter={method: prefix_tuning}", "data.packing=false"], "gradient checkpointing exclude each other"),
+    (["training.early_stopping_patience=2", "data.eval=null"], "which need `data.eval`."),
+    (["training.early_stopping_patience=2", "training.eval_steps="], "which need `training.eval_steps`."),
+    (["model={weights: random}"], "`weights: random` needs a shape to fill."),
+    (["model={}"], "`model.model_name_or_path` is missing."),
+    (["model.config={model_type: llama}"], "is read with `weights: random` alone"),
+    (["model.trust_remote_code=true", "model.revision=main"], "needs `revision` pinned to a commit; found `main`."),
+    (["objective=pretrain", "data.train.format=text", "data.train_on=answers"], "trains on every token of a text."),
+    (["objective=pretrain", "data.train.format=text", "data.template=alpaca"], "which no template is put around."),
+    (["objective=pretrain"], "`format: alpaca` holds conversations."),
+    (["data.train.format=text"], "`format: text` has no answers to train on"),
+    (["data.too_long=split"], "would tear a conversation"),
+    (["data.eval.path=x.json"], "either a fraction of the training rows or a source of its own, not both."),
+]
+
+
+@pytest.mark.parametrize(("overrides", "what"), CONFLICTS, ids=[" ".join(conflict[0]) for conflict in CONFLICTS])
+def test_settings_that_exclude_each_other_are_told(write: Write, overrides: list[str], what: str) -> None:
+    message = message_of(write(GOOD), *overrides)
+    assert what in message
+    assert len(message.splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["adapter={method: full}", "model.quantization=none"],
+        ["adapter={method: loha}", "model.quantization=none"],
+        ["adapter={method: ln_tuning}"],
+        ["adapter={method: prompt_tuning, num_virtual_tokens: 4}", "data.packing=false"],
+        ["model={weights: random, config: {model_type: llama}}"],
+        ["model.trust_remote_code=true", f"model.revision={'a1' * 20}"],
+        ["objective=pretrain", "data.train.format=text", "data.train_on=everything"],
+        ["adapter.init_lora_weights=pissa_niter_16"],
+        ["adapter.eva_config={rho: 1.5}"],
+        ["adapter.target_modules=[q_proj, v_proj]"],
+    ],
+    ids=" ".join,
+)
+def test_settings_that_go_together_are_taken(write: Write, overrides: list[str]) -> None:
+    read_recipe(write(GOOD), overrides)
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_the_file(write: Write) -> None:
+    text = (
+        GOOD.replace("seed: 1", "sed: 1").replace("lora_alpha", "lora_alpa").replace("max_steps: 10", "max_steps: ten")
+    )
+    message = message_of(write(text), "data.packin=true")
+    places = [line.split(": ")[0] for line in message.splitlines() if not line.startswith(" ")]
+    assert places == ["command line", "r.yaml:2", "r.yaml:9", "r.yaml:15"]
+
+
+def test_many_faults_take_a_line_each_and_the_rest_is_counted(write: Write) -> None:
+    message = message_of(write(GOOD + "".join(f"  bogus_{number}: 1\n" for number in range(40))))
+    assert len(message.splitlines()) == 15
+    assert message.splitlines()[-1] == "And 26 more faults behind these."
+
+
+def test_a_misspelled_section_is_not_also_told_as_missing(write: Write) -> None:
+    assert "missing" not in message_of(write(GOOD.replace("model:", "modle:")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "r.yaml: the recipe is empty."),
+        (b"- a\n", "r.yaml:1: the recipe holds a list instead of settings."),
+        (b"\x7fELF\x02\x01\xff\xfe", "r.yaml:1: the byte 0xFF is not UTF-8 text."),
+        (b"a: 1\n" * 2_000_000, "r.yaml: this file is larger than 32 KiB; a recipe is a page or two."),
+    ],
+    ids=["empty", "list", "binary", "10 MB"],
+)
+def test_a_file_that_is_no_recipe_is_told(write: Write, content: bytes, message: str) -> None:
+    path = write("")
+    path.write_bytes(content)
+    assert message_of(path).splitlines()[0] == message
+
+
+def test_a_missing_recipe_names_the_nearest_one(write: Write) -> None:
+    write(GOOD).rename("mistral.yaml")
+    assert (
+        message_of(Path("mistrl.yaml"))
+        == "mistrl.yaml: there is no recipe `mistrl.yaml`.\n  Did you mean mistral.yaml?"
+    )
+    assert "there is no recipe" in message_of(Path("x" * 5000))
+
+
+def test_a_byte_order_mark_and_crlf_are_read_over(write: Write) -> None:
+    path = write("")
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert read_recipe(path).name == "small"
+
+
+def test_overrides_lie_over_the_file_by_the_same_rules(write: Write) -> None:
+    recipe = read_recipe(
+        write(GOOD),
+        ["name=other", "training.learning_rate=1e-3", "training.optim=sgd", "evaluation.num_samples=0", "data.eval=~"],
+    )
+    assert (recipe.name, recipe.training.learning_rate) == ("other", 1e-3)
+    assert recipe.training.fields == {"optim": "sgd"}
+    assert (recipe.evaluation.num_samples, recipe.data.eval) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--lr", "command line: `--lr` is not `section.key=value`."),
+        ("training.learning_rat=1", "command line: `training` has no setting `learning_rat`."),
+        (
+            "training.learning_rate=fast",
+            "command line: `training.learning_rate` wants a number; found the text `fast`.",
+        ),
+        ("seed.x=1", "command line: `seed.x` cannot be set: `seed` is a single value in the recipe."),
+        ("name=[a", "command line: `name=[a`: YAML cannot be read on from here: "),
+        ("name=!!str a", "command line: the tag `!!str` is not taken."),
+    ],
+)
+def test_an_override_that_cannot_be_is_told_as_the_command_line(write: Write, override: str, message: str) -> None:
+    assert message_of(write(GOOD), override).splitlines()[0].startswith(message)
+
+
+def test_a_local_path_drops_what_means_something_on_the_hub_alone(write: Write) -> None:
+    reading = read_recipe_with_notices(write(GOOD), ["data.train.path=rows.jsonl"])
+    train = to_resolved(reading.recipe)["data"]["train"]
+    assert (train["split"], train["revision"], train["format"]) == (None, None, "alpaca")
+    assert reading.notices == (
+        "data.train.path is local now: dropped the recipe's revision, split of the Hub dataset.",
+    )
+
+
+def test_another_hub_name_or_a_typed_split_drops_nothing(write: Write) -> None:
+    reading = read_recipe_with_notices(write(GOOD), ["data.train.path=org/others"])
+    assert to_resolved(reading.recipe)["data"]["train"]["split"] == "train"
+    reading = read_recipe_with_notices(write(GOOD), ["data.train.path=./rows", "data.train.split=test"])
+    assert to_resolved(reading.recipe)["data"]["train"]["split"] == "test"
+
+
+def test_several_sources_are_checked_each(write: Write) -> None:
+    sources = "[{path: a.json, weight: 2}, {path: b.json, wieght: 1}]"
+    text = GOOD.replace("{path: org/rows, format: alpaca, split: train, revision: main}", sources)
+    assert "r.yaml:11: `data.train[1]` has no setting `wieght`." in message_of(write(text))
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_read_and_its_resolved_form_says_the_same(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.name == path.stem
+    assert build_recipe(json.loads(json.dumps(to_resolved(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_begins_with_its_command_hardware_and_sources(path: Path) -> None:
+    head = [line for line in path.read_text().splitlines()[:20] if line.startswith("#")]
+    assert head[0] == "# yaml-language-server: $schema=recipe.schema.json"
+    assert any(f"python -m finetune.sft recipes/{path.name}" in line for line in head)
+    assert any(line.startswith("# Hardware: ") for line in head)
+    assert any(line.startswith("# Numbers: ") for line in head)
+
+
+LINES = st.sampled_from(
+    [*GOOD.splitlines(), "  r: *x", "data: [", "- 1", "\t", "x: !!set {a}", "adapter: {method: [a]}"]
+)
+VALUES = st.one_of(st.text(max_size=12), st.sampled_from(["1", "[]", "{}", "{a: b}", "2e400", r'"\ud800"', r'"\0"']))
+KEYS = st.sampled_from(
+    [
+        "name",
+        "model",
+        "model.config",
+        "model.config.a",
+        "adapter",
+        "adapter.method",
+        "data",
+        "data.train",
+        "a.b.c",
+        "data.train.columns",
+        "data.eval",
+        "training.optim",
+        "training.report_to",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(st.one_of(LINES, st.text(max_size=20)), max_size=12),
+    overrides=st.lists(st.builds("{}={}".format, KEYS, VALUES), max_size=3),
+    keeps_good=st.booleans(),
+)
+def test_a_recipe_of_any_shape_is_read_or_told_and_never_crashes(
+    tmp_path: Path, lines: list[str], overrides: list[str], keeps_good: bool
+) -> None:
+    path = tmp_path / "fuzzed.yaml"
+    path.write_text((GOOD if keeps_good else "") + "\n".join(lines), encoding="utf-8", errors="surrogatepass")
+    try:
+        recipe = read_recipe(path, overrides)
+    except RecipeError as error:
+        assert 1 <= len(str(error).splitlines()) <= 15
+        str(error).encode()
+    else:
+        assert build_recipe(to_resolved(recipe)) == recipe
+
+
+def test_a_page_of_nonsense_is_answered_in_about_a_second(write: Write) -> None:
+    path = write(GOOD + "".join(f"  bogus_setting_{number}: 1\n" for number in range(1200)))
+    start = time.perf_counter()
+    message_of(path)
+    assert time.perf_counter() - start < 2

@@ -1,0 +1,163 @@
+"""Checkpoints prove themselves: a record written last, every tear and every flipped byte found."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from finetune.run.checkpoints import (
+    CommitRecord,
+    find_fault,
+    find_newest_checkpoint,
+    find_step,
+    remove_old,
+    write_record,
+)
+from finetune.run.folder import RunFolder
+from finetune.run.metrics import MetricsWriter, read_metrics
+
+
+def build_callbacks(folder: RunFolder, resumed_step: int | None = None, keep: int = 2) -> list[TrainerCallback]:
+    return [
+        MetricsWriter(folder, resumed_step=resumed_step),
+        CommitRecord(folder.checkpoints_dir, writes=True, keep=keep),
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(build_trainer, tmp_path_factory) -> RunFolder:
+    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    build_trainer(folder.checkpoints_dir, build_callbacks(folder)).train()
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path) -> RunFolder:
+    shutil.copytree(trained.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+def names(folder: RunFolder) -> set[str]:
+    return {path.name for path in folder.checkpoints_dir.iterdir()}
+
+
+def losses(folder: RunFolder) -> list[tuple[int, float, float]]:
+    return [(line["step"], line["loss"], line["learning_rate"]) for line in read_metrics(folder.metrics_path)]
+
+
+def test_the_record_names_every_file_and_is_the_last_one_written(trained):
+    checkpoint = trained.checkpoints_dir / "checkpoint-10"
+    record = json.loads((checkpoint / "COMPLETE.json").read_text())
+    others = {path.name: path for path in checkpoint.iterdir() if path.name != "COMPLETE.json"}
+    assert record["step"] == 10
+    assert record["files"].keys() == others.keys()
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= others.keys()
+    written = (checkpoint / "COMPLETE.json").stat().st_mtime_ns
+    assert all(path.stat().st_mtime_ns <= written for path in others.values())
+
+
+def test_no_checkpoint_holds_the_pickle_of_the_arguments(trained):
+    assert not list(trained.path.rglob("training_args.bin"))
+
+
+def test_the_newest_are_kept_and_never_fewer_than_two(trained, build_trainer, tmp_path):
+    assert names(trained) == {"checkpoint-8", "checkpoint-10"}
+    folder = RunFolder(tmp_path)
+    build_trainer(folder.checkpoints_dir, build_callbacks(folder, keep=1)).train()
+    assert names(folder) == {"checkpoint-8", "checkpoint-10"}
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_did(trained, build_trainer, tmp_path):
+    folder = RunFolder(tmp_path)
+    build_trainer(folder.checkpoints_dir, build_callbacks(folder, keep=9)).train()
+    for step in (10, 8, 6):  # killed after step 8: the second epoch began at step 6
+        shutil.rmtree(folder.checkpoints_dir / f"checkpoint-{step}")
+    newest = find_newest_checkpoint(folder.checkpoints_dir)
+    assert newest is not None
+    assert find_step(newest) == 4
+    build_trainer(folder.checkpoints_dir, build_callbacks(folder, resumed_step=4)).train(str(newest))
+    assert losses(folder) == losses(trained)
+    weights = "checkpoint-10/model.safetensors"
+    assert (folder.checkpoints_dir / weights).read_bytes() == (trained.checkpoints_dir / weights).read_bytes()
+
+
+def test_every_file_cut_changed_or_deleted_is_found_and_named(folder):
+    checkpoint = folder.checkpoints_dir / "checkpoint-10"
+    assert find_fault(checkpoint) is None
+    for path in sorted(path for path in checkpoint.iterdir() if path.name != "COMPLETE.json"):
+        whole = path.read_bytes()
+        for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), bytes([whole[0] ^ 128]) + whole[1:]):
+            path.write_bytes(damaged)
+            assert path.name in (find_fault(checkpoint) or "")
+        path.unlink()
+        assert find_fault(checkpoint) == f"{path.name} is missing"
+        path.write_bytes(whole)
+    assert find_fault(checkpoint) is None
+
+
+@pytest.mark.parametrize("record", ["", "{", "[]", "null", '{"files": {}}', '{"step": 8, "files": {}}'])
+def test_a_record_that_tells_nothing_is_not_believed(folder, record):
+    (folder.checkpoints_dir / "checkpoint-10" / "COMPLETE.json").write_text(record)
+    assert "COMPLETE.json" in (find_fault(folder.checkpoints_dir / "checkpoint-10") or "")
+
+
+def test_a_torn_checkpoint_is_set_aside_by_name_and_the_one_before_is_used(folder, caplog):
+    (folder.checkpoints_dir / "checkpoint-10" / "COMPLETE.json").unlink()
+    with caplog.at_level(logging.WARNING, logger="finetune"):
+        newest = find_newest_checkpoint(folder.checkpoints_dir)
+    assert newest == folder.checkpoints_dir / "checkpoint-8"
+    assert names(folder) == {"checkpoint-8", "checkpoint-10.broken"}
+    assert "checkpoint-10 is not used: it has no COMPLETE.json: the save did not end." in caplog.text
+    assert "checkpoint-10.broken" in caplog.text
+
+
+def test_other_processes_find_the_same_checkpoint_and_rename_nothing(folder):
+    (folder.checkpoints_dir / "checkpoint-10" / "optimizer.pt").unlink()
+    assert find_newest_checkpoint(folder.checkpoints_dir, writes=False) == folder.checkpoints_dir / "checkpoint-8"
+    assert names(folder) == {"checkpoint-8", "checkpoint-10"}
+
+
+def test_with_every_checkpoint_torn_there_is_none(folder):
+    for checkpoint in folder.checkpoints_dir.iterdir():
+        (checkpoint / "trainer_state.json").write_text("{}")
+    assert find_newest_checkpoint(folder.checkpoints_dir) is None
+    assert find_newest_checkpoint(folder.path / "nowhere") is None
+
+
+def test_the_hundredth_step_is_newer_than_the_ninth(tmp_path):
+    for step in (9, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "weights").write_text("w")
+        write_record(tmp_path / f"checkpoint-{step}", step=step)
+    assert find_newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+
+
+def test_rotation_keeps_the_best_and_what_is_not_recorded_does_not_count(tmp_path):
+    for step in (1, 2, 3, 4, 5):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 5:
+            write_record(tmp_path / f"checkpoint-{step}", step=step)
+    (tmp_path / ".deleting-checkpoint-0").mkdir()  # a kill in the middle of a rotation
+    remove_old(tmp_path, keep=2, best_name="checkpoint-1")
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in (1, 3, 4, 5)}
+
+
+def test_the_best_step_gets_a_checkpoint_of_its_own_where_saving_has_another_rhythm(build_trainer, tmp_path):
+    folder = RunFolder(tmp_path)
+    trainer = build_trainer(
+        folder.checkpoints_dir, build_callbacks(folder), eval_strategy="steps", eval_steps=3, save_steps=5,
+        metric_for_best_model="eval_loss", greater_is_better=False, learning_rate=1e3, lr_scheduler_type="constant",
+    )  # fmt: skip
+    trainer.train()
+    best = min(
+        (line for line in read_metrics(folder.metrics_path) if "eval_loss" in line), key=lambda at: at["eval_loss"]
+    )
+    assert trainer.state.best_global_step == best["step"]
+    checkpoint = Path(trainer.state.best_model_checkpoint)
+    assert checkpoint.name == f"checkpoint-{best['step']}"
+    assert find_fault(checkpoint) is None
+    assert load_file(checkpoint / "model.safetensors")

@@ -1,0 +1,254 @@
+"""Who may use a run folder, what a used one answers, and that nothing else is ever deleted."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import CheckpointError, Interrupted, PlaceError, RecipeError
+from finetune.run.folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+
+
+def claim(output_dir: Path, name: str = "mistral", **flags: bool) -> RunFolder:
+    return RunFolder.claim(output_dir, name, **({"resume": False, "overwrite": False} | flags))
+
+
+def leave_run(output_dir: Path, status: str = "running", step: int = 400, ago: timedelta = timedelta(hours=2)) -> Path:
+    with claim(output_dir) as folder:
+        folder.write_text(folder.recipe_path, "name: mistral\n")
+        folder.write_status(status, step=step, total_steps=975)
+        written = json.loads(folder.status_path.read_text())
+        then = (datetime.now(UTC) - ago).isoformat(timespec="seconds")
+        folder.status_path.write_text(json.dumps(written | {"updated_at": then}))
+        folder.checkpoints_dir.mkdir()
+        (folder.checkpoints_dir / "weights").write_text("w")
+    return folder.path
+
+
+def contents(path: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(file): (file.read_bytes(), file.stat().st_mtime_ns) for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_fresh_name_gets_an_empty_locked_folder(tmp_path):
+    with claim(tmp_path / "a" / "b") as folder:
+        assert [path.name for path in folder.path.iterdir()] == [".lock"]
+        assert not folder.finished
+    assert list(folder.path.iterdir()) == []
+
+
+def test_a_used_name_is_refused_with_its_state_and_every_way_out(tmp_path):
+    path = leave_run(tmp_path)
+    with pytest.raises(RecipeError) as refused:
+        claim(tmp_path)
+    assert str(refused.value) == (
+        f"{path} already holds a run (step 400 of 975, stopped 2 hours ago).\n"
+        "  Continue it: --resume     Start over: --overwrite (deletes this folder only)     Or: name=mistral_2"
+    )
+    assert not (path / ".lock").exists()
+
+
+def test_the_name_that_is_offered_is_free(tmp_path):
+    leave_run(tmp_path)
+    (tmp_path / "mistral_2").mkdir()
+    with pytest.raises(RecipeError, match="name=mistral_3"):
+        claim(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "step", "ago", "words"),
+    [
+        ("done", 975, timedelta(days=3), "step 975 of 975, finished 3 days ago"),
+        ("failed", 12, timedelta(seconds=20), "step 12 of 975, failed just now"),
+        ("interrupted", 12, timedelta(minutes=1, seconds=5), "step 12 of 975, stopped 1 minute ago"),
+        ("running", 12, timedelta(hours=-5), "step 12 of 975, stopped just now"),
+    ],
+    ids=["done", "failed", "interrupted", "clock set back"],
+)
+def test_the_state_of_a_run_is_said_in_words(tmp_path, status, step, ago, words):
+    leave_run(tmp_path, status, step, ago)
+    with pytest.raises(RecipeError, match=re.escape(f"({words})")):
+        claim(tmp_path)
+
+
+def test_resume_keeps_what_is_there_and_knows_its_history(tmp_path):
+    leave_run(tmp_path)
+    with claim(tmp_path, resume=True) as folder:
+        assert not folder.finished
+        assert (folder.step, folder.total_steps) == (400, 975)
+        assert (folder.checkpoints_dir / "weights").exists()
+        folder.note_resumed(300)
+        folder.write_status("running")
+    with claim(tmp_path, resume=True) as folder:
+        folder.note_resumed(350)
+        assert folder.resumed_from == [300, 350]
+
+
+def test_resume_where_nothing_is_starts_fresh(tmp_path):
+    with claim(tmp_path, resume=True) as folder:
+        assert not folder.finished
+        assert folder.read_status() == {}
+
+
+def test_a_finished_run_that_is_resumed_is_left_as_it_is(tmp_path):
+    path = leave_run(tmp_path, "done", 975)
+    before = contents(path)
+    with claim(tmp_path, resume=True) as folder:
+        assert folder.finished
+        assert folder.to_state() == "step 975 of 975, finished 2 hours ago"
+    assert contents(path) == before
+
+
+def test_overwrite_deletes_this_folder_only_and_follows_no_link(tmp_path):
+    path = leave_run(tmp_path / "runs")
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    (path / "adapter").symlink_to(precious)
+    (path / "notes.txt").symlink_to(precious / "thesis.txt")
+    (tmp_path / "runs" / "other").mkdir()
+    with claim(tmp_path / "runs", overwrite=True) as folder:
+        assert [entry.name for entry in folder.path.iterdir()] == [".lock"]
+    assert (precious / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "runs" / "other").is_dir()
+
+
+def test_overwrite_goes_through_no_link(tmp_path):
+    real = leave_run(tmp_path / "real")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mistral").symlink_to(real)
+    with pytest.raises(PlaceError, match="deletes no folder through a link"):
+        claim(tmp_path / "runs", overwrite=True)
+    assert (real / "checkpoints" / "weights").exists()
+
+
+@pytest.mark.parametrize("flags", [{}, {"overwrite": True}, {"resume": True}], ids=str)
+def test_a_folder_that_is_no_run_is_never_touched(tmp_path, flags):
+    (tmp_path / "mistral").mkdir()
+    (tmp_path / "mistral" / "holiday.jpg").write_text("beach")
+    with pytest.raises(RecipeError, match=r"nothing is deleted\.\n.*name=mistral_2"):
+        claim(tmp_path, **flags)
+    assert [path.name for path in (tmp_path / "mistral").iterdir()] == ["holiday.jpg"]
+
+
+def test_what_an_attempt_left_before_its_first_file_is_no_run(tmp_path):
+    (tmp_path / "mistral").mkdir()
+    (tmp_path / "mistral" / ".recipe.yaml.12.part").write_text("na")
+    with claim(tmp_path):
+        pass
+
+
+def test_an_output_dir_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "outputs").write_text("")
+    with pytest.raises(PlaceError, match=r"outputs is a file where a folder is needed"):
+        claim(tmp_path / "outputs")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_dir_that_may_not_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PlaceError, match="cannot be written"):
+        claim(tmp_path)
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path):
+    with pytest.raises(RecipeError, match="exclude each other"):
+        claim(tmp_path, resume=True, overwrite=True)
+
+
+HOLD = """
+import os, signal, sys
+from pathlib import Path
+from finetune.run.folder import RunFolder
+folder = RunFolder.claim(Path(sys.argv[1]), "mistral", resume=True, overwrite=False)
+folder.write_status("running", step=1, total_steps=9)
+worker = os.fork()
+if worker:
+    print(worker, flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the folder, and has forked a worker as a data loader does."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    worker_pid = int(process.stdout.readline())
+    yield process
+    process.kill()
+    os.kill(worker_pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("flags", [{}, {"overwrite": True}, {"resume": True}], ids=str)
+def test_a_second_process_is_told_which_one_works_here_and_since_when(tmp_path, holder, flags):
+    with pytest.raises(CheckpointError, match=rf"by process {holder.pid} on \S+ since 20\d\d-"):
+        claim(tmp_path, **flags)
+    assert (tmp_path / "mistral" / "status.json").exists()
+
+
+def test_a_killed_holders_lock_is_taken_over_even_while_its_workers_live(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / "mistral" / ".lock").exists()
+    with claim(tmp_path, resume=True) as folder:
+        assert json.loads((folder.path / ".lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (Interrupted("stopped by SIGTERM\n  more", 143), "interrupted", "stopped by SIGTERM"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+        (PlaceError("no space\n  free some"), "failed", "no space"),
+        (ZeroDivisionError("division by zero"), "failed", "division by zero"),
+    ],
+    ids=["interrupted", "ctrl-c", "ours", "a bug"],
+)
+def test_a_run_left_by_an_error_says_so_in_its_status(tmp_path, error, status, reason):
+    with pytest.raises(type(error)), claim(tmp_path) as folder:
+        folder.note_step(7, 30)
+        raise error
+    written = json.loads(folder.status_path.read_text())
+    assert (written["status"], written["reason"], written["step"], written["total_steps"]) == (status, reason, 7, 30)
+
+
+def test_processes_of_other_ranks_claim_without_touching_anything(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with claim(tmp_path) as folder:
+        folder.write_status("running", step=3, total_steps=9)
+        folder.write_text(folder.recipe_path, "name: x")
+        assert not folder.writes
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_appears_only_when_it_is_whole(tmp_path):
+    with claim(tmp_path) as folder:
+        with pytest.raises(OSError, match="disk"), folder.write_dir(folder.adapter_dir) as beside:
+            (beside / "half.safetensors").write_text("ha")
+            raise OSError("disk")
+        assert not folder.adapter_dir.exists()
+        for content in ("one", "two"):
+            with folder.write_dir(folder.adapter_dir) as beside:
+                (beside / "adapter.safetensors").write_text(content)
+            assert [path.read_text() for path in folder.adapter_dir.iterdir()] == [content]
+
+
+def test_a_number_that_is_not_finite_reaches_no_json(tmp_path):
+    with claim(tmp_path) as folder, pytest.raises(ValueError, match="JSON"):
+        folder.write_json(folder.summary_path, {"loss": float("nan")})
+    assert not folder.summary_path.exists()
+
+
+def test_a_taken_name_is_answered_without_torch():
+    code = "import sys, finetune.run.folder; print({'torch', 'transformers', 'accelerate'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

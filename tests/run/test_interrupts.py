@@ -1,0 +1,129 @@
+"""SIGTERM and Ctrl-C save first, whatever phase the run is in, and give the handlers back."""
+
+import os
+import signal
+import time
+
+import pytest
+from transformers import TrainerCallback
+
+from finetune.errors import Interrupted
+from finetune.run.checkpoints import CommitRecord, find_newest_checkpoint
+from finetune.run.folder import RunFolder
+from finetune.run.interrupts import Interrupts
+from finetune.run.metrics import MetricsWriter
+
+
+class SignalAt(TrainerCallback):
+    """Sends this process a signal at one event of one step."""
+
+    def __init__(self, event: str, step: int, *signals: int, pause_seconds: float = 0.0) -> None:
+        def send(args, state, control, **kwargs):
+            if state.global_step == step:
+                for number in signals:
+                    os.kill(os.getpid(), number)
+                    time.sleep(pause_seconds)
+
+        setattr(self, event, send)
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_given_back():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def run(build_trainer, folder: RunFolder, *sent: TrainerCallback, **arguments) -> None:
+    with folder, Interrupts(folder) as interrupts:
+        trainer = build_trainer(
+            folder.checkpoints_dir,
+            [
+                MetricsWriter(folder, resumed_step=None),
+                CommitRecord(folder.checkpoints_dir, writes=True, keep=2),
+                *sent,
+                interrupts,
+            ],
+            **({"save_steps": 100} | arguments),
+        )
+        trainer.train()
+        interrupts.raise_if_received()
+
+
+@pytest.mark.parametrize(
+    ("event", "at", "saved"),
+    [
+        ("on_step_begin", 2, 3),  # during step 3
+        ("on_pre_optimizer_step", 2, 3),
+        ("on_prediction_step", 4, 4),  # during the evaluation after step 4: no further step
+        ("on_evaluate", 4, 4),
+        ("on_save", 5, 5),
+        ("on_epoch_end", 6, 7),  # between epochs: the end of the next step
+    ],
+)
+def test_a_signal_is_answered_with_a_whole_checkpoint(build_trainer, tmp_path, event, at, saved):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(Interrupted, match=f"stopped by SIGTERM at step {saved} of 10, saved") as stopped:
+        run(
+            build_trainer,
+            folder,
+            SignalAt(event, at, signal.SIGTERM),
+            eval_strategy="steps",
+            eval_steps=4,
+            save_steps=5,
+        )
+    assert stopped.value.exit_code == 143
+    assert "--resume" in str(stopped.value)
+    assert find_newest_checkpoint(folder.checkpoints_dir) == folder.checkpoints_dir / f"checkpoint-{saved}"
+    status = folder.read_status()
+    assert (status["status"], status["step"], status["total_steps"]) == ("interrupted", saved, 10)
+
+
+def test_ctrl_c_once_saves_and_twice_leaves_at_once(build_trainer, tmp_path):
+    once, twice = RunFolder(tmp_path / "once"), RunFolder(tmp_path / "twice")
+    once.path.mkdir()
+    twice.path.mkdir()
+    with pytest.raises(Interrupted, match=r"by Ctrl-C at step 3 of 10, saved") as stopped:
+        run(build_trainer, once, SignalAt("on_step_begin", 2, signal.SIGINT))
+    assert stopped.value.exit_code == 130
+    assert find_newest_checkpoint(once.checkpoints_dir) is not None
+
+    with pytest.raises(Interrupted, match=r"by Ctrl-C at step 2 of 10, left at once"):
+        run(
+            build_trainer,
+            twice,
+            SignalAt("on_step_begin", 2, signal.SIGINT, signal.SIGINT, pause_seconds=0.6),
+            save_steps=2,
+        )
+    assert find_newest_checkpoint(twice.checkpoints_dir) == twice.checkpoints_dir / "checkpoint-2"
+
+
+def test_one_key_press_that_a_launcher_delivers_twice_still_saves(build_trainer, tmp_path):
+    with pytest.raises(Interrupted, match="at step 3 of 10, saved"):
+        run(build_trainer, RunFolder(tmp_path), SignalAt("on_step_begin", 2, signal.SIGINT, signal.SIGINT))
+
+
+def test_a_second_sigterm_does_not_cut_the_save_short(build_trainer, tmp_path):
+    with pytest.raises(Interrupted, match="at step 3 of 10, saved"):
+        run(
+            build_trainer,
+            RunFolder(tmp_path),
+            SignalAt("on_step_begin", 2, signal.SIGTERM, signal.SIGTERM, pause_seconds=0.6),
+        )
+
+
+def test_before_the_first_step_a_signal_ends_at_once_past_any_except_exception(tmp_path):
+    folder = RunFolder(tmp_path)
+    before = pytest.raises(Interrupted, match="stopped by SIGTERM before the first step")
+    with before as stopped, folder, Interrupts(folder):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("reading went on")
+        except Exception:
+            pytest.fail("a library that swallows exceptions swallowed the signal")
+    assert stopped.value.exit_code == 143
+    assert folder.read_status()["status"] == "interrupted"
+
+
+def test_a_run_without_a_signal_ends_by_itself(build_trainer, tmp_path):
+    run(build_trainer, RunFolder(tmp_path))

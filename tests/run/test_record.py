@@ -1,0 +1,186 @@
+"""What a run says of itself: its environment, its log, its samples and its summary."""
+
+import io
+import json
+import logging
+import sys
+import warnings
+
+import pytest
+
+from finetune.run.environment import is_main_process, mask_secrets, name_device, read_environment
+from finetune.run.folder import RunFolder
+from finetune.run.logging import log_to
+from finetune.run.progress import Progress, to_duration
+from finetune.run.samples import Sample, cut_samples, write_samples
+from finetune.run.summary import Summary, render_summary
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_main"),
+    [({}, True), ({"RANK": "0"}, True), ({"RANK": "3", "LOCAL_RANK": "0"}, False), ({"LOCAL_RANK": "1"}, False)],
+    ids=str,
+)
+def test_rank_0_of_the_launch_is_the_one_that_writes(monkeypatch, variables, is_main):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_main_process() is is_main
+
+
+def test_the_environment_names_versions_and_machine_and_keeps_no_value_of_a_variable(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_canary")
+    monkeypatch.setenv("HOME_ADDRESS", "canary street")
+    monkeypatch.setattr(sys, "argv", ["finetune", "r.yaml", "x.api_key=canary", "--token", "canary", "seed=3"])
+    environment = read_environment()
+    assert {"torch", "transformers", "peft", "finetune"} <= environment["packages"].keys()
+    assert environment["memory_bytes"] > 2**28
+    assert environment["cpu"]["cores"] >= 1
+    assert "HF_TOKEN" in environment["variables_set"]
+    assert environment["command"] == ["finetune", "r.yaml", "x.api_key=***", "--token", "***", "seed=3"]
+    assert "canary" not in json.dumps(environment)
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("data.train.path=https://me:s3cret@host/x", "data.train.path=https://***@host/x"),
+        ("model.model_name_or_path=hf_AbCdEfGh12", "model.model_name_or_path=***"),
+        ("data.special_tokens_in_data=allow", "data.special_tokens_in_data=allow"),
+        ("evaluation.max_new_tokens=8", "evaluation.max_new_tokens=8"),
+        ("training.hub_token=abc", "training.hub_token=***"),
+        ("training.learning_rate=1e-3", "training.learning_rate=1e-3"),
+    ],
+)
+def test_what_looks_like_a_secret_is_masked_and_nothing_else(typed, kept):
+    assert mask_secrets([typed]) == [kept]
+
+
+def test_the_device_has_the_name_people_know():
+    assert name_device("cpu")
+
+
+def test_the_console_is_plain_and_the_file_has_times_and_the_libraries_warnings(tmp_path, capsys):
+    with log_to(tmp_path / "log.txt"):
+        logging.getLogger("finetune.train").info("26 rows read")
+        logging.getLogger("somelibrary").info("chatter")
+        logging.getLogger("somelibrary").warning("a token was added")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("soon deprecated", FutureWarning, stacklevel=1)
+    logging.getLogger("finetune.train").info("after the run")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "26 rows read\n")
+    text = (tmp_path / "log.txt").read_text()
+    assert "INFO finetune.train: 26 rows read" in text
+    assert "WARNING somelibrary: a token was added" in text
+    assert "soon deprecated" in text
+    assert "chatter" not in text
+    assert "after the run" not in text
+    assert "\x1b" not in text
+
+
+def test_other_processes_leave_the_speaking_to_the_first(tmp_path, capsys):
+    with log_to(tmp_path / "log.txt", writes=False):
+        logging.getLogger("finetune.train").warning("said once is enough")
+        logging.getLogger("finetune.train").error("this process failed")
+    assert capsys.readouterr().err == "this process failed\n"
+    assert not (tmp_path / "log.txt").exists()
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(caplog, capsys):
+    record = {"loss": 1.25, "tokens_per_second": 1234.4, "peak_memory_bytes": 2**30}
+    progress = Progress(writes=True)
+    with caplog.at_level(logging.INFO, logger="finetune"):
+        progress.start(0, 1000)
+        for step in range(1, 1001):
+            progress.advance(step)
+            progress.show({"step": step, **record})
+        progress.close()
+    first, last = caplog.messages
+    assert first.startswith("step 1 of 1000, loss 1.2500, 1,234 tokens/s, peak 1.0 GiB, ")
+    assert first.endswith(" left")
+    assert last == "step 1000 of 1000, loss 1.2500, 1,234 tokens/s, peak 1.0 GiB"
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_a_bar_shows_loss_speed_and_memory(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = Progress(writes=True)
+    progress.start(4, 8)
+    progress.show({"step": 5, "loss": 1.25, "tokens_per_second": 1234.4, "peak_memory_bytes": 2**30})
+    progress.advance(8)
+    progress.close()
+    assert "8/8" in terminal.getvalue()
+    assert "loss 1.2500 1,234 tokens/s peak 1.0 GiB" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (250, "4 min 10 s"), (7500, "2 h 05 min")]
+)
+def test_durations_are_said_in_two_units(seconds, words):
+    assert to_duration(seconds) == words
+
+
+def test_samples_stay_text_whatever_a_model_writes(tmp_path):
+    folder = RunFolder(tmp_path)
+    write_samples(folder, 5, [Sample("What is 2+2?", "4", "## Step 9\n```\n<script>\n\n")])
+    write_samples(folder, 10, [Sample("And\u20283+3?", "6", "")])
+    lines = folder.samples_path.read_text().split("\n")
+    assert [line for line in lines if line.startswith(("#", "<", "`"))] == [
+        "# Answers during the run", "## Step 5", "### 1", "## Step 10", "### 1",
+    ]  # fmt: skip
+    assert "*(empty)*" in lines
+
+
+def test_samples_behind_the_step_resumed_from_are_cut(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (5, 10, 15):
+        write_samples(folder, step, [Sample("q", "r", "## Step 99")])
+    cut_samples(folder.samples_path, 10)
+    text = folder.samples_path.read_text()
+    assert "## Step 10" in text
+    assert "## Step 15" not in text
+    cut_samples(folder.samples_path, None)
+    assert not folder.samples_path.exists()
+
+
+SUMMARY = Summary(
+    status="done", steps=975, resumed_from=[400], train_loss=1.0345, eval_loss_before=1.9, eval_loss=1.01,
+    best_step=900, exact_match_before=0.02, exact_match=0.94, questions=200, trainable_parameters=41_943_040,
+    total_parameters=7_283_675_136, adapter_bytes=167_832_240, tokens=9_834_400, tokens_per_second=2345.6,
+    peak_memory_bytes=11_300_000_000, seconds=4192.4, device="NVIDIA A100-SXM4-40GB",
+)  # fmt: skip
+
+
+def test_the_summary_fits_a_narrow_terminal_and_tells_how_to_talk_to_the_result():
+    text = render_summary(SUMMARY, "outputs/mistral_alpaca/adapter", "outputs/mistral_alpaca")
+    assert text.splitlines() == [
+        "steps          975",
+        "resumed at     step 400",
+        "best step      900: its weights are the result",
+        "training loss  1.0345 (mean over all steps)",
+        "held-out loss  1.9000 -> 1.0100",
+        "exact match    2.0% -> 94.0% of 200 questions",
+        "trained        41,943,040 of 7,283,675,136 parameters (0.58%)",
+        "time           1 h 09 min, 2,346 tokens/s",
+        "peak memory    11.3 GB on NVIDIA A100-SXM4-40GB",
+        "result         outputs/mistral_alpaca/adapter (167.8 MB)",
+        "talk to it     python -m finetune.chat outputs/mistral_alpaca",
+    ]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_summary_file_speaks_of_answers_only_where_some_were_scored():
+    promised = {
+        "status", "steps", "train_loss", "eval_loss_before", "eval_loss", "trainable_parameters", "adapter_bytes",
+        "tokens_per_second", "peak_memory_bytes", "seconds", "resumed_from",
+    }  # fmt: skip
+    scored = {"exact_match_before", "exact_match", "questions"}
+    assert promised | scored <= SUMMARY.to_json().keys()
+    unscored = Summary(**(SUMMARY.to_json() | dict.fromkeys(scored))).to_json()
+    assert promised <= unscored.keys()
+    assert not scored & unscored.keys()
