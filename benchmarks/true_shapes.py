@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ KEPT = (
 )
 
 
-def measure(shape: str, overrides: list[str]) -> dict[str, object]:
+def measure(shape: str, overrides: list[str]) -> dict[str, Any]:
     """Run one shape in a process of its own and return what its summary says."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = HERE / "recipes" / f"{shape}.yaml"

@@ -85,7 +85,7 @@ def stream_answer(
     return _to_text(tokenizer, ids, stop_ids)
 
 
-class _AnswerStreamer(TextStreamer):  # type: ignore[misc]
+class _AnswerStreamer(TextStreamer):
     """Transformers' printer of words, without the prompt and without the token that ends the answer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> None:

@@ -91,7 +91,7 @@ class Answerer:
         ]
 
 
-class SampleAnswers(TrainerCallback):  # type: ignore[misc]
+class SampleAnswers(TrainerCallback):
     """Answers the same few questions at every evaluation and hands them to `write(step, answered)`."""
 
     def __init__(

@@ -32,7 +32,7 @@ _PACKED_AT_ONCE = 20_000  # documents that best-fit packing chooses among: fills
 _NOT_THE_TRAINERS = {"early_stopping_patience", "save_total_limit"}
 
 
-class SupervisedTrainer(StepMixin, SFTTrainer):  # type: ignore[misc]
+class SupervisedTrainer(StepMixin, SFTTrainer):
     """TRL's SFTTrainer with what must sit inside the step."""
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.data.batches import IGNORE_INDEX
 from finetune.errors import DivergedError
 from finetune.model.adapters import cast_adapter
+from finetune.objectives.order import LengthGroupedOrder
 
 __all__ = ["StepMixin"]
 
@@ -31,6 +34,16 @@ class StepMixin(Trainer):
         # TRL casts the trainable weights of a quantized model to bfloat16 whatever the device. The
         # GradScaler of a float16 run (a T4) cannot unscale those, and small updates vanish in them.
         cast_adapter(self.model, torch.float32)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        lengths = (self.train_dataset if train_dataset is None else train_dataset)["length"]
+        return LengthGroupedOrder(lengths, rows, self.args.seed)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: the result gets the run's own card, and a checkpoint needs none."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss, counting the batch's tokens without its padding."""
@@ -113,4 +126,4 @@ class StepMixin(Trainer):
         if self.args.world_size == 1:
             return list(values)
         sums = self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device))
-        return sums.tolist()  # type: ignore[no-any-return]
+        return sums.tolist()

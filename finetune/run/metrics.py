@@ -139,15 +139,18 @@ class MetricsWriter(TrainerCallback):
             return  # measured before a resumed run has taken its weights up: that step stands already
         if record["step"] == last_step:
             # What was measured first stands: a later evaluation may be of other weights (the best step's).
+            shows = "eval_loss" in record
             record = self._last | {key: value for key, value in record.items() if key not in self._last}
         else:
+            shows = "loss" in record or "eval_loss" in record
             self._last_offset = path.stat().st_size if path.exists() else 0
         with path.open("r+b" if path.exists() else "wb") as file:
             file.seek(self._last_offset)
             file.write(_to_line(record))
             file.truncate()
         self._last = record
-        self._progress.show(record)
+        if shows:
+            self._progress.show(record)
 
     def _write_status(self) -> None:
         self._folder.write_status("running")

@@ -79,7 +79,8 @@ for name in [*ANSWERS, *FILES, "silent", "down"]:
     except FinetuneError as error:
         said[name] = f"{error.exit_code} {error}"
 
-# A model of the Hub that lies in the cache, with the Hub down.
+# A model of the Hub that lies in the cache, offline.
+from huggingface_hub import constants
 from finetune.model.adapters import attach_adapter
 from finetune.model.base import load_base
 from finetune.recipe.schema import AdapterSettings
@@ -88,6 +89,7 @@ folder = Path(os.environ["HF_HOME"], "hub", "models--org--kept")
 shutil.copytree(sys.argv[1], folder / "snapshots" / ("c" * 40))
 (folder / "refs").mkdir()
 (folder / "refs" / "main").write_text("c" * 40)
+constants.HF_HUB_OFFLINE = True
 settings = ModelSettings(model_name_or_path="org/kept", device="cpu", compute_dtype="float32")
 check_base(settings)
 base = load_base(settings)

@@ -1,0 +1,143 @@
+"""Whatever can be talked to, opened for answers.
+
+In goes a name as typed (`targets` says what it may stand for); out comes a `Speaker`: the model with
+its adapter, the tokenizer that was saved with it, and what was found. Pickles are never opened, and
+an adapter with a number that is not finite, or that does not fit its base, is refused by name.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune.errors import PlaceError
+from finetune.model.base import BaseModel, load_base
+from finetune.model.targets import ADAPTER_WEIGHTS, DeviceName, Target, find_target
+from finetune.model.tokenizer import load_tokenizer
+
+__all__ = ["Speaker", "attach_saved_adapter", "load_for_inference", "load_target"]
+
+_NAME_ITS_BASE = "  The base it was trained on stands in adapter_config.json: `base_model_name_or_path`."
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A model that answers.
+
+    Attributes:
+        model: in evaluation mode; a PeftModel where there is an adapter.
+        tokenizer: with the chat template that was saved, if any.
+        base: the loaded base, for its device, dtype and quantization.
+        target: what was asked for.
+        eos_ids: tokens that end an answer by the saved generation config.
+        description: one line to show a person.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    base: BaseModel
+    target: Target
+    eos_ids: list[int]
+    description: str
+
+
+def load_for_inference(
+    target: str,
+    *,
+    base_only: bool = False,
+    quantization: str | None = None,
+    device: DeviceName = "auto",
+) -> Speaker:
+    """Load what a name stands for, ready to answer.
+
+    Args:
+        target: a run folder, an adapter folder, a model folder, or a Hub name of either.
+        base_only: leave the adapter off; tokenizer and template stay those saved with it.
+        quantization: nf4, fp4, int8 or none; None takes what the run was trained with, else nf4 on a GPU
+            and none on a CPU.
+        device: auto, cuda or cpu.
+
+    Raises:
+        PlaceError: something is missing, unfinished, damaged, or out of reach.
+        RecipeError: a quantization that does not go with the base.
+    """
+    return load_target(find_target(target, quantization=quantization, device=device), base_only=base_only)
+
+
+def load_target(target: Target, *, base_only: bool = False) -> Speaker:
+    """Load the weights of a target; see `load_for_inference`."""
+    if target.adapter_dir is not None and not base_only:
+        _check_adapter_file(target.adapter_dir)
+    # The tokenizer first: what is wrong with it is known in a second.
+    saved_tokenizer = target.saved_dir is not None and any(target.saved_dir.glob("tokenizer*"))
+    where = str(target.saved_dir) if saved_tokenizer else target.base.tokenizer_name_or_path
+    tokenizer = load_tokenizer(target.base.model_copy(update={"tokenizer_name_or_path": where}))
+    base = load_base(target.base, seed=target.seed)
+    model: PreTrainedModel | PeftModel = base.model
+    if target.adapter_dir is not None and not base_only:
+        model = attach_saved_adapter(base.model, target.adapter_dir)
+    model.eval()
+    return Speaker(
+        model, tokenizer, base, target, _find_eos_ids(base.model, target), _describe(target, base, base_only)
+    )
+
+
+def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Attach a saved adapter, all of it, to the base it was made for; its weights stay in float32.
+
+    Raises:
+        PlaceError: its tensors are not those this base has room for.
+    """
+    with warnings.catch_warnings():
+        # PEFT fills what is missing with its start values and only warns; below that is an error.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        try:
+            attached = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        except (RuntimeError, ValueError) as error:
+            # torch's words for a tensor of another size, PEFT's for modules that the base has not got.
+            reason = " ".join(str(error).split())[:300]
+            raise PlaceError(f"{_say_unfit(folder, model)}: {reason}\n{_NAME_ITS_BASE}") from error
+    wanted = set(get_peft_model_state_dict(attached, save_embedding_layers=False))
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
+        saved = set(tensors.keys())
+    # Embeddings that were saved beside an adapter belong to the base and are loaded with it.
+    unknown = {name for name in saved - wanted if not name.endswith(("embed_tokens.weight", "lm_head.weight"))}
+    odd = sorted(wanted - saved) or sorted(unknown)
+    if odd:
+        lack = "is not in the file" if wanted - saved else "has no place in the model"
+        raise PlaceError(f"{_say_unfit(folder, model)}: {odd[0]} {lack}.\n{_NAME_ITS_BASE}")
+    return attached
+
+
+def _say_unfit(folder: Path, model: PreTrainedModel) -> str:
+    return f"The adapter in {folder} does not fit {model.name_or_path or 'its base'}"
+
+
+def _check_adapter_file(folder: Path) -> None:
+    """Check every tensor before a model is loaded for it: one NaN makes each answer empty or noise."""
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - a safetensors file is no dict
+            tensor = tensors.get_tensor(name)
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise PlaceError(
+                    f"{folder / ADAPTER_WEIGHTS}: {name} holds numbers that are not finite.\n"
+                    "  The run diverged or the file is damaged. Train again, with a lower learning rate if it diverged."
+                )
+
+
+def _find_eos_ids(model: PreTrainedModel, target: Target) -> list[int]:
+    saved = target.saved_dir is not None and (target.saved_dir / "generation_config.json").is_file()
+    config = GenerationConfig.from_pretrained(target.saved_dir) if saved else model.generation_config
+    ids = config.eos_token_id
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def _describe(target: Target, base: BaseModel, base_only: bool) -> str:
+    name = target.base.model_name_or_path or "a base of random weights"
+    held = f"{name}, {base.quantization if base.quantization != 'none' else 'not quantized'}"
+    what = held if target.adapter_dir is None or base_only else f"{target.name}: {target.method} on {held}"
+    return f"{what}, {str(base.compute_dtype).removeprefix('torch.')} on {base.device}"

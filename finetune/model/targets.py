@@ -1,0 +1,210 @@
+"""What a name stands for that somebody wants to talk to: a run, an adapter or a whole model, here or on the Hub.
+
+In goes the name as typed; out comes a `Target`: the folders, and the settings of the base it wants.
+Answers in about a second and reads no weights; an adapter on the Hub is fetched into its cache.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from transformers import AutoConfig
+
+from finetune.errors import PlaceError, RecipeError
+from finetune.model.access import is_local, reaching
+from finetune.model.devices import choose_device
+from finetune.model.quantization import find_quantization
+from finetune.recipe.schema import ModelSettings
+
+__all__ = ["ADAPTER_WEIGHTS", "DeviceName", "Target", "find_target"]
+
+DeviceName = Literal["auto", "cuda", "cpu"]
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+_OF_AN_ADAPTER = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_QUANTIZATIONS = ("nf4", "fp4", "int8", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a name turned out to be.
+
+    Attributes:
+        name: as typed.
+        base: the model that is loaded: the adapter's base, or the whole model itself.
+        adapter_dir: PEFT's folder; None for a whole model.
+        saved_dir: the folder of tokenizer, template and generation config, where there is one.
+        method: PEFT's name of the adapter's method, `full` for a run's whole model, None for any other.
+        seed: draws the base of a run with `weights: random`.
+    """
+
+    name: str
+    base: ModelSettings
+    adapter_dir: Path | None
+    saved_dir: Path | None
+    method: str | None
+    seed: int = 42
+
+
+def find_target(target: str, *, quantization: str | None = None, device: DeviceName = "auto") -> Target:
+    """Find out what a name stands for and which base it wants; reads no weights.
+
+    Raises:
+        PlaceError: there is nothing of that name, or it is unfinished or a pickle.
+        RecipeError: no such quantization.
+    """
+    if quantization is not None and quantization not in _QUANTIZATIONS:
+        raise RecipeError(f"--quantization: there is no `{quantization}`. There are: {', '.join(_QUANTIZATIONS)}.")
+    folder = Path(target).expanduser()
+    if not folder.is_dir():
+        _refuse_missing_folder(target, folder)
+        downloaded = _download_adapter(target)
+        if downloaded is None:
+            return Target(target, _choose_base(target, None, quantization, device), None, None, None)
+        folder = downloaded
+    run_dir = _find_run(folder)
+    if run_dir is not None:
+        return _open_run(target, run_dir, quantization, device)
+    if (folder / "adapter_config.json").is_file():
+        return _open_adapter(target, folder, quantization, device)
+    if (folder / "config.json").is_file():
+        return Target(target, _choose_base(str(folder), None, quantization, device), None, folder, None)
+    raise PlaceError(
+        f"{target} holds no run (resolved.json), no adapter (adapter_config.json) and no model (config.json).\n"
+        f"  Runs lie in outputs/: python -m finetune.chat outputs/quickstart"
+    )
+
+
+def _find_run(folder: Path) -> Path | None:
+    """Find the run that a folder is, or whose result it is."""
+    places = [folder, *([folder.absolute().parent] if folder.absolute().name in ("adapter", "model") else [])]
+    return next((place for place in places if (place / "resolved.json").is_file()), None)
+
+
+def _open_run(target: str, run_dir: Path, quantization: str | None, device: DeviceName) -> Target:
+    """Open a finished run: its own base, held as it was in training."""
+    adapter_dir, model_dir = run_dir / "adapter", run_dir / "model"
+    if not adapter_dir.is_dir() and not model_dir.is_dir():
+        raise _unfinished(run_dir)
+    resolved = json.loads((run_dir / "resolved.json").read_text("utf-8"))
+    trained = ModelSettings.model_validate(resolved["model"])
+    changes: dict[str, Any] = {"device": device, "quantization": quantization or trained.quantization}
+    # A kernel that is installed where the run was made need not be here.
+    changes["attention"] = "auto" if trained.attention == "flash_attention_2" else trained.attention
+    if model_dir.is_dir():
+        changes |= {"model_name_or_path": str(model_dir), "weights": "pretrained", "config": None, "revision": None}
+        changes["tokenizer_name_or_path"] = None
+        return Target(target, trained.model_copy(update=changes), None, model_dir, "full")
+    config = _read_adapter_config(adapter_dir)
+    if trained.model_name_or_path is not None and trained.weights == "pretrained":
+        changes["model_name_or_path"] = _find_base(trained.model_name_or_path, run_dir)
+        changes["revision"] = config.get("revision") or trained.revision
+    settings = trained.model_copy(update=changes)
+    return Target(target, settings, adapter_dir, adapter_dir, _method(config), int(resolved["seed"]))
+
+
+def _open_adapter(target: str, folder: Path, quantization: str | None, device: DeviceName) -> Target:
+    """Open an adapter of any origin: its base is the one that PEFT's config names."""
+    config = _read_adapter_config(folder)
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise PlaceError(
+            f"{folder}/adapter_config.json does not say which base the adapter stands on.\n"
+            '  Write it there: "base_model_name_or_path": "OWNER/MODEL or a folder"'
+        )
+    base = _choose_base(_find_base(name, folder), config.get("revision"), quantization, device)
+    return Target(target, base, folder, folder, _method(config))
+
+
+def _choose_base(name: str, revision: str | None, quantization: str | None, device: DeviceName) -> ModelSettings:
+    """Choose how to hold a base that no recipe speaks of: as it was saved, else nf4 on a GPU, none on a CPU."""
+    place = ModelSettings(model_name_or_path=name, revision=revision)
+    with reaching(name, revision):
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    saved = find_quantization(config)
+    if quantization is None and saved == "none":
+        quantization = "nf4" if choose_device(device).type == "cuda" else "none"
+    doubled = True
+    if saved in ("nf4", "fp4"):
+        doubled = bool(config.to_dict()["quantization_config"].get("bnb_4bit_use_double_quant"))
+    changes = {"device": device, "quantization": quantization or saved, "double_quantization": doubled}
+    return place.model_copy(update=changes)
+
+
+def _find_base(name: str, folder: Path) -> str:
+    """Find the base an adapter names: a path is tried from here, then from each folder above the adapter's own."""
+    if is_local(name):
+        return name
+    for parent in folder.resolve().parents:
+        if not Path(name).is_absolute() and (parent / name / "config.json").is_file():
+            return str(parent / name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise PlaceError(
+            f"The base model {name} of {folder} is not there.\n"
+            "  It is a folder on the machine that trained the adapter. Run the command from where that path leads to it,\n"
+            f"  or write its place, or its name on the Hub, into {folder}: `base_model_name_or_path` in "
+            "adapter_config.json,\n  `model_name_or_path` in a run's resolved.json."
+        )
+    return name
+
+
+def _read_adapter_config(folder: Path) -> dict[str, Any]:
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise PlaceError(f"{folder} holds no adapter_config.json, so it is no adapter's folder.")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        if (folder / _PICKLE).is_file():
+            raise PlaceError(
+                f"{folder} has its weights in {_PICKLE}, a pickle, which could run code and is not opened.\n"
+                f"  One you trust: load it with PEFT and save_pretrained it, which writes {ADAPTER_WEIGHTS}."
+            )
+        raise PlaceError(f"{folder} holds no {ADAPTER_WEIGHTS}.\n  Fetch or copy the whole folder.")
+    config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return config
+
+
+def _method(config: dict[str, Any]) -> str:
+    return str(config["peft_type"]).lower()
+
+
+def _unfinished(run_dir: Path) -> PlaceError:
+    path = run_dir / "status.json"
+    status = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    said = status.get("status", "never started")
+    step = f" at step {status['step']}" if "step" in status else ""
+    wait = "Wait until it is done, or, where no process is left: " if said == "running" else "Continue it: "
+    return PlaceError(
+        f"{run_dir} holds an unfinished run ({said}{step}): its adapter/ appears when it is done.\n"
+        f"  {wait}python -m finetune.sft {run_dir / 'recipe.yaml'} --resume"
+    )
+
+
+def _refuse_missing_folder(target: str, folder: Path) -> None:
+    """Refuse what reads like a path and is none, before the Hub is asked for it."""
+    looks_local = target.startswith((".", "/", "~")) or target.count("/") != 1 or folder.parent.is_dir()
+    if folder.is_file():
+        raise PlaceError(f"{target} is a file; a run, an adapter or a model is a folder.\n  Name it: {folder.parent}")
+    # Names without an owner, such as gpt2, are on the Hub too; in offline mode only the cache counts.
+    if looks_local and not ("/" not in target and isinstance(try_to_load_from_cache(target, "config.json"), str)):
+        runs = sorted(str(path.parent) for path in folder.parent.glob("*/resolved.json"))
+        known = f"  There are: {', '.join(runs[:6])}" if runs else "  Make a first one: make quickstart"
+        raise PlaceError(f"{target}: there is no such folder.\n{known}")
+
+
+def _download_adapter(name: str) -> Path | None:
+    """Download an adapter from the Hub into its cache; None where the repository is no adapter's."""
+    if not isinstance(try_to_load_from_cache(name, "adapter_config.json"), str):
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return None
+        with reaching(name):
+            try:
+                hf_hub_download(name, "adapter_config.json")
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                return None
+    with reaching(name):
+        return Path(snapshot_download(name, allow_patterns=_OF_AN_ADAPTER))
