@@ -20,7 +20,7 @@ from finetune.data.templates import load_template
 from finetune.data.tokens import TokenRows
 from finetune.errors import FinetuneError
 from finetune.model.adapters import adapter_bytes, attach_adapter, count_parameters
-from finetune.model.base import BaseModel, check_base, choose_device, load_base
+from finetune.model.base import BaseModel, check_base, check_vocabulary, choose_device, load_base
 from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Answered, Answerer, Question, SampleAnswers, build_questions, mean_score
@@ -84,6 +84,7 @@ def train(
         folder.write_json(folder.data_report_path, prepared.report)
 
         base = load_base(recipe.model, max_length=recipe.data.max_length, seed=recipe.seed)
+        check_vocabulary(base.model, prepared.tokenizer)
         model = attach_adapter(base, recipe.adapter, recipe.seed)
         parameters = count_parameters(model)
         log.info("%s of %s parameters are trained.", f"{parameters.trainable:,}", f"{parameters.total:,}")

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from finetune.errors import PlaceError, RecipeError
@@ -28,7 +29,15 @@ from finetune.model.quantization import (
 from finetune.model.random_weights import build_config, build_random_model
 from finetune.recipe.schema import ModelSettings
 
-__all__ = ["BaseModel", "check_base", "choose_compute_dtype", "choose_device", "find_position_limit", "load_base"]
+__all__ = [
+    "BaseModel",
+    "check_base",
+    "check_vocabulary",
+    "choose_compute_dtype",
+    "choose_device",
+    "find_position_limit",
+    "load_base",
+]
 
 # Kinds of rotary scaling whose `factor` stretches the positions beyond what the config states. The others
 # (llama3, longrope) state the stretched number. yarn stretches the original one.
@@ -140,6 +149,20 @@ def load_base(settings: ModelSettings, *, max_length: int | None = None, seed: i
         weights=settings.weights,
         stored_dtype=stored_dtype,
     )
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the model has an embedding for every id of the tokenizer.
+
+    Raises:
+        RecipeError: it has not; the first row with such an id would end in an index error.
+    """
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > num_embeddings:
+        raise RecipeError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model embeddings for {num_embeddings}.\n"
+            f"  They are not of one model: see `model.tokenizer_name_or_path`, or `vocab_size` of `model.config`."
+        )
 
 
 def find_position_limit(config: PreTrainedConfig) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -86,8 +86,13 @@ def load_target(target: Target, *, base_only: bool = False) -> Speaker:
     )
 
 
-def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+def attach_saved_adapter(model: PreTrainedModel, folder: Path, config: PeftConfig | None = None) -> PeftModel:
     """Attach a saved adapter, all of it, to the base it was made for; its weights stay in float32.
+
+    Args:
+        model: the base, changed in place.
+        folder: PEFT's, with safetensors.
+        config: in place of the one in the folder.
 
     Raises:
         PlaceError: its tensors are not those this base has room for.
@@ -96,7 +101,7 @@ def attach_saved_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         # PEFT fills what is missing with its start values and only warns; below that is an error.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:
-            attached = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+            attached = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=False)
         except (RuntimeError, ValueError) as error:
             # torch's words for a tensor of another size, PEFT's for modules that the base has not got.
             reason = " ".join(str(error).split())[:300]

@@ -100,7 +100,10 @@ def _open_run(target: str, run_dir: Path, quantization: str | None, device: Devi
         return Target(target, trained.model_copy(update=changes), None, model_dir, "full")
     config = _read_adapter_config(adapter_dir)
     if trained.model_name_or_path is not None and trained.weights == "pretrained":
-        changes["model_name_or_path"] = _find_base(trained.model_name_or_path, run_dir)
+        # A base from the Hub leaves its commit in the adapter's config; without one it was a folder.
+        changes["model_name_or_path"] = _find_base(
+            trained.model_name_or_path, run_dir, is_path=not config.get("revision")
+        )
         changes["revision"] = config.get("revision") or trained.revision
     settings = trained.model_copy(update=changes)
     return Target(target, settings, adapter_dir, adapter_dir, _method(config), int(resolved["seed"]))
@@ -134,17 +137,17 @@ def _choose_base(name: str, revision: str | None, quantization: str | None, devi
     return place.model_copy(update=changes)
 
 
-def _find_base(name: str, folder: Path) -> str:
+def _find_base(name: str, folder: Path, *, is_path: bool = False) -> str:
     """Find the base an adapter names: a path is tried from here, then from each folder above the adapter's own."""
     if is_local(name):
         return name
     for parent in folder.resolve().parents:
         if not Path(name).is_absolute() and (parent / name / "config.json").is_file():
             return str(parent / name)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if is_path or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise PlaceError(
             f"The base model {name} of {folder} is not there.\n"
-            "  It is a folder on the machine that trained the adapter. Run the command from where that path leads to it,\n"
+            "  It is a folder where the adapter was trained. Run the command from where that path leads to it,\n"
             f"  or write its place, or its name on the Hub, into {folder}: `base_model_name_or_path` in "
             "adapter_config.json,\n  `model_name_or_path` in a run's resolved.json."
         )

@@ -164,6 +164,10 @@ def to_json_schema(annotation: Any) -> dict[str, Any]:
     return {}
 
 
+def _to_order(schema: dict[str, Any]) -> tuple[bool, str]:
+    return schema == {"type": "null"}, json.dumps(schema)  # null last
+
+
 def _describe_choices(choices: list[Any]) -> dict[str, Any]:
     named = [choice for choice in choices if choice not in _PATTERN_OF_WORDS]
     patterns = [{"type": "string", "pattern": _PATTERN_OF_WORDS[c]} for c in choices if c in _PATTERN_OF_WORDS]
@@ -180,7 +184,8 @@ def _join(alternatives: tuple[Any, ...]) -> dict[str, Any]:
         schemas = [schema for schema in schemas if schema != {"type": "string"}]
     if any("properties" in schema for schema in schemas):
         schemas = [schema for schema in schemas if schema != {"type": "object"}]
-    flat = [part for schema in schemas for part in schema.get("anyOf", [schema])]
+    # In an order of its own: Python keeps one object for unions that differ in order alone, whichever came first.
+    flat = sorted((part for schema in schemas for part in schema.get("anyOf", [schema])), key=_to_order)
     if len(flat) == 1:
         return flat[0]
     if all(set(schema) == {"type"} for schema in flat):

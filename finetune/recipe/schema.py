@@ -241,7 +241,10 @@ class TrainingSettings(Section):
     save_steps: Annotated[
         float, Field(gt=0, description="Steps between checkpoints, below 1 a share of all steps.")
     ] = 200
-    save_total_limit: Annotated[int, Field(ge=1, description="Checkpoints kept; the best one is kept beside them.")] = 2
+    save_total_limit: Annotated[
+        int,
+        Field(ge=2, description="Newest checkpoints kept, one to fall back on among them; the best one is kept too."),
+    ] = 2
     early_stopping_patience: Annotated[
         int | None,
         Field(

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from finetune.errors import PlaceError, RecipeError
-from finetune.model.base import check_base, find_position_limit, load_base
+from finetune.model.base import check_base, check_vocabulary, find_position_limit, load_base
+from finetune.model.tokenizer import load_tokenizer
 from finetune.recipe.schema import ModelSettings
 from tests.model.tiny_models import SHAPE, load_tiny
 
@@ -196,3 +197,9 @@ def test_a_recipe_without_a_model_is_told_what_to_name():
 def test_the_shape_of_the_tests_is_what_the_files_hold(tiny_model):
     config = AutoConfig.from_pretrained(tiny_model)
     assert {name: config.to_dict()[name] for name in SHAPE} == SHAPE
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(tiny_model, shared_data):
+    tokenizer = load_tokenizer(ModelSettings(model_name_or_path=str(shared_data / "models" / "stories260K")))
+    with pytest.raises(RecipeError, match="512 tokens and the model embeddings for 128"):
+        check_vocabulary(load_tiny(tiny_model).model, tokenizer)

@@ -31,8 +31,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def build_model(**overrides: int) -> PreTrainedModel:
     torch.manual_seed(0)
-    sizes = dict(vocab_size=len(WORDS), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)  # fmt: skip
+    sizes = {"vocab_size": len(WORDS), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+                 "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}  # fmt: skip
     model = MistralForCausalLM(MistralConfig(**(sizes | overrides)))
     with torch.no_grad():
         # Random layers of the usual size say the same word for ever; larger ones wander.

@@ -1,0 +1,116 @@
+"""Make a run's adapter into what other tools open: a whole 16-bit model.
+
+`python -m finetune.export RUN --merge DIR [--dtype bfloat16|float16|float32]`
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import typer
+
+from finetune.cli import run_verb
+
+if TYPE_CHECKING:
+    from finetune.model.merging import LogitDifference
+
+__all__ = ["main"]
+
+EPILOG = """\
+Example:
+  python -m finetune.export outputs/quickstart --merge merged/quickstart
+
+The adapter is merged into the weights it saw in training (dequantized where they were held in 4 bits).
+What was saved is opened again, and its logits are compared with those of adapter and base."""
+
+# Asked at every position; plain English, so that any model has something to say.
+PROMPTS = (
+    "What colour is a lemon?",
+    "Write two sentences about the sea.",
+    "Put these numbers in order: 7, 3, 12, 1.",
+    "Why do people keep dogs?",
+)
+
+
+def export(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder, an adapter folder, or an adapter's Hub name.", metavar="RUN", show_default=False
+        ),
+    ],
+    merge: Annotated[
+        Path,
+        typer.Option("--merge", help="Write the whole model into this new folder.", metavar="DIR", show_default=False),
+    ],
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"],
+        typer.Option(help="Of the saved weights; float32 takes twice the room."),
+    ] = "bfloat16",
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            help="How the base was held in training, where no run says it: nf4, fp4, int8 or none.", show_default=False
+        ),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"], typer.Option(help="cpu where a GPU has no room for the whole model.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object: the folder and the differences.")] = False,
+) -> None:
+    """Make a run's adapter into what other tools open: a whole 16-bit model."""
+    from finetune.run.logging import log_to  # torch and the libraries: seconds
+
+    with log_to(None):
+        difference, source = merge_target(target, merge, dtype, quantization, device)
+    if as_json:
+        print(json.dumps({"folder": str(merge), "dtype": dtype, "merged_from": source, **asdict(difference)}))
+        return
+    print(
+        f"{merge}: a whole model in {dtype}.\n"
+        f"Beside adapter + base, at the {difference.num_tokens} tokens of {len(PROMPTS)} prompts:\n"
+        f"  logits differ by {difference.max_abs:.2g} at most; mean KL {difference.mean_kl_nats:.1e} nats;\n"
+        f"  the likeliest next token is the same at {difference.greedy_agreement_fraction:.1%} of them.\n"
+        f"Talk to it: python -m finetune.chat {merge}"
+    )
+
+
+def merge_target(
+    target: str,
+    folder: Path,
+    dtype: str,
+    quantization: str | None,
+    device: Literal["auto", "cuda", "cpu"],
+) -> tuple["LogitDifference", str]:
+    """Load, merge and compare; what needs no weights is checked first. Gives the difference and what was merged."""
+    import torch
+
+    from finetune.data.examples import Message
+    from finetune.data.rendering import Renderer
+    from finetune.data.templates import load_template
+    from finetune.model.loading import load_target
+    from finetune.model.merging import check_mergeable, check_room, write_merged
+    from finetune.model.targets import find_target
+
+    found = find_target(target, quantization=quantization, device=device)
+    check_mergeable(found)
+    check_room(folder, needed_bytes=0)
+    speaker = load_target(found)
+    print(f"Merging {speaker.description}", file=sys.stderr, flush=True)
+    template = load_template("model" if speaker.tokenizer.chat_template else "alpaca", speaker.tokenizer)
+    renderer = Renderer(template, speaker.tokenizer)
+    prompts = [renderer.render_prompt([Message("user", text)]) for text in PROMPTS]
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    return write_merged(speaker, folder, dtypes[dtype], prompts), speaker.description
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the verb."""
+    run_verb(export, arguments, epilog=EPILOG)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The trainer trains what the batches say: packed documents apart, means over tokens, settings that act."""
+
+import json
+import math
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from finetune.data.batches import IGNORE_INDEX
+from finetune.data.tokens import TokenRows
+from finetune.errors import DivergedError
+from finetune.model.adapters import attach_adapter
+from finetune.model.tokenizer import load_tokenizer
+from finetune.objectives.supervised import SupervisedTrainer, build_trainer
+from finetune.recipe.schema import AdapterSettings, DataSettings, ModelSettings, SourceSettings, TrainingSettings
+from tests.model.tiny_models import load_tiny, write_tiny_model
+
+LORA = AdapterSettings(method="lora", r=4)
+QUIET = TrainingSettings(gradient_checkpointing=False, warmup_steps=0, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(shared_data) -> PreTrainedTokenizerFast:
+    return load_tokenizer(ModelSettings(model_name_or_path=str(shared_data / "models" / "stories260K")))
+
+
+def documents(count: int, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(4, 24, (count,), generator=generator).tolist()
+    return [torch.randint(3, 128, (length,), generator=generator).tolist() for length in lengths]
+
+
+def to_rows(*rows: list[list[int]]) -> TokenRows:
+    """Packed rows of these documents, all trained."""
+    columns = {
+        "input_ids": [list(chain.from_iterable(row)) for row in rows],
+        "labels": [list(chain.from_iterable(row)) for row in rows],
+        "seq_lengths": [[len(document) for document in row] for row in rows],
+    }
+    return TokenRows(Dataset.from_dict(columns), {}, "")
+
+
+def to_single_rows(found: list[list[int]]) -> TokenRows:
+    lengths = [len(document) for document in found]
+    return TokenRows(Dataset.from_dict({"input_ids": found, "labels": found, "length": lengths}), {}, "")
+
+
+def make(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    train: TokenRows,
+    *,
+    held_out: TokenRows | None = None,
+    packing: bool = True,
+    adapter: AdapterSettings = LORA,
+    quantization: str = "none",
+    attention: str = "sdpa",
+    **training: object,
+) -> SupervisedTrainer:
+    base = load_tiny(folder, quantization, attention=attention)
+    return build_trainer(
+        base=base,
+        model=attach_adapter(base, adapter, seed=1),
+        tokenizer=tokenizer,
+        train=train,
+        held_out=held_out,
+        data=DataSettings(train=SourceSettings(path="rows.jsonl"), packing=packing),
+        training=QUIET.model_copy(update=training),
+        seed=1,
+        checkpoints_dir=tmp_path / "checkpoints",
+        callbacks=[],
+    )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_packed_batch_gives_each_document_the_loss_it_has_alone(folder, tokenizer, tmp_path, attention):
+    found = documents(5)
+    packed = make(folder, tokenizer, tmp_path, to_rows(found[:3], found[3:]), attention=attention)
+    [batch] = packed.get_train_dataloader()
+    loss = packed.compute_loss(packed.model, dict(batch)).item()
+
+    losses, tokens = 0.0, 0
+    with torch.no_grad():
+        for document in found:
+            ids = torch.tensor([document])
+            logits = packed.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+            losses += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+            tokens += len(document) - 1
+    assert loss == pytest.approx(losses / tokens, abs=1e-5)
+
+
+def test_the_held_out_loss_is_a_mean_over_tokens_whatever_the_batches(folder, tokenizer, tmp_path):
+    found = documents(9, seed=3)
+    held_out = to_single_rows(found)
+    losses = [
+        make(
+            folder, tokenizer, tmp_path, to_single_rows(found), held_out=held_out, packing=False,
+            per_device_eval_batch_size=size,
+        ).evaluate()["eval_loss"]
+        for size in (1, 2, 9)
+    ]  # fmt: skip
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+def test_accumulated_micro_batches_take_the_step_of_one_large_batch(folder, tokenizer, tmp_path):
+    found = documents(8, seed=5)
+    weights = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        trainer = make(
+            folder, tokenizer, tmp_path, to_single_rows(found), packing=False, max_steps=1, optim="sgd",
+            per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]))
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-7, rtol=1e-4)
+
+
+def test_tokens_are_counted_without_padding_and_checkpoints_carry_the_count(folder, tokenizer, tmp_path):
+    found = documents(8, seed=6)
+    trainer = make(
+        folder, tokenizer, tmp_path, to_single_rows(found), packing=False, max_steps=2, logging_steps=10, save_steps=1,
+        per_device_train_batch_size=4, gradient_accumulation_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    total = sum(map(len, found))
+    assert trainer.state.num_input_tokens_seen == total
+    saved = json.loads((tmp_path / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert saved["num_input_tokens_seen"] == total
+
+
+def test_the_adapter_of_a_quantized_base_is_trained_in_float32(folder, tokenizer, tmp_path):
+    trainer = make(folder, tokenizer, tmp_path, to_rows(documents(4)), quantization="nf4")
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_gradients_reach_the_first_layers_adapter_with_and_without_checkpointing(
+    folder, tokenizer, tmp_path, quantization
+):
+    found = to_rows(documents(4))
+    gradients = []
+    for checkpointing in (False, True):
+        trainer = make(
+            folder, tokenizer, tmp_path, found, quantization=quantization, gradient_checkpointing=checkpointing
+        )
+        [batch] = trainer.get_train_dataloader()
+        trainer.model.train()
+        if checkpointing:
+            trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+        trainer.compute_loss(trainer.model, dict(batch)).backward()
+        named = dict(trainer.model.named_parameters())
+        first = next(p for name, p in named.items() if "layers.0.self_attn.q_proj.lora_B" in name)
+        gradients.append(first.grad.clone())
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(folder, tokenizer, tmp_path):
+    trainer = make(folder, tokenizer, tmp_path, to_rows(documents(4)), max_steps=3)
+    with torch.no_grad():
+        next(p for p in trainer.model.parameters() if p.requires_grad).fill_(math.nan)
+    with pytest.raises(DivergedError, match=r"step 1: `loss` is nan"):
+        trainer.train()
+
+
+def test_the_best_step_is_put_back_at_the_end(folder, tokenizer, tmp_path):
+    found = documents(6, seed=9)
+    trainer = make(
+        folder, tokenizer, tmp_path, to_single_rows(found[:3]), held_out=to_single_rows(found[3:]), packing=False,
+        max_steps=6, eval_steps=1, save_steps=1, learning_rate=0.5, per_device_train_batch_size=3,
+        gradient_accumulation_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
+    best = min(losses, key=losses.__getitem__)
+    assert best < 6, "a learning rate of 0.5 was meant to spoil the last steps"
+    assert trainer.load_best()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[best], abs=1e-5)
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(folder, tokenizer, tmp_path):
+    found = documents(6, seed=9)
+    trainer = make(
+        folder, tokenizer, tmp_path, to_single_rows(found[:3]), held_out=to_single_rows(found[3:]), packing=False,
+        max_steps=40, eval_steps=1, learning_rate=0.5, early_stopping_patience=2, per_device_train_batch_size=3,
+        gradient_accumulation_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step < 40
+
+
+def test_a_field_of_the_trainers_own_reaches_it(folder, tokenizer, tmp_path):
+    trainer = make(folder, tokenizer, tmp_path, to_rows(documents(2)), neftune_noise_alpha=5.0, weight_decay=0.2)
+    assert (trainer.args.neftune_noise_alpha, trainer.args.weight_decay) == (5.0, 0.2)
+
+
+def test_a_row_of_one_token_carries_no_label_into_its_neighbour(folder, tokenizer, tmp_path):
+    trainer = make(folder, tokenizer, tmp_path, to_rows([[5], [6, 7, 8]]))
+    [batch] = trainer.get_train_dataloader()
+    assert batch["labels"].tolist() == [[IGNORE_INDEX, IGNORE_INDEX, 7, 8]]
