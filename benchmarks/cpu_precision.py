@@ -3,12 +3,16 @@
 Run it twice to see what a plain laptop does:
     python benchmarks/cpu_precision.py
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/cpu_precision.py
+
+Writes `results/cpu_precision_<machine>.json`.
 """
 
 import time
 
 import torch
 from transformers import MistralConfig, MistralForCausalLM
+
+from benchmarks.recording import write_result
 
 NUM_STEPS = 4
 
@@ -36,12 +40,18 @@ def measure_step_seconds(dtype: torch.dtype, autocast: bool) -> float:
 
 
 def main() -> None:
-    """Print the three figures."""
+    """Measure each precision and write the results of this machine."""
     torch.set_num_threads(1)
-    print(f"instruction set torch uses: {torch.backends.cpu.get_cpu_capability()}")
-    print(f"float32                    {measure_step_seconds(torch.float32, False):6.2f} s")
-    print(f"bfloat16                   {measure_step_seconds(torch.bfloat16, False):6.2f} s")
-    print(f"float32, bfloat16 autocast {measure_step_seconds(torch.float32, True):6.2f} s")
+    step_seconds = {
+        "float32": measure_step_seconds(torch.float32, False),
+        "bfloat16": measure_step_seconds(torch.bfloat16, False),
+        "float32, bfloat16 autocast": measure_step_seconds(torch.float32, True),
+    }
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"instruction set torch uses: {capability}")
+    for precision, seconds in step_seconds.items():
+        print(f"{precision:<26} {seconds:6.2f} s")
+    write_result("cpu_precision", {"capability": capability, "step_seconds": step_seconds})
 
 
 if __name__ == "__main__":

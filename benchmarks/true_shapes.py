@@ -5,8 +5,6 @@
 Further arguments go to the recipes as overrides. Writes `results/true_shapes_<device>.json`.
 """
 
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any
 
 import torch
 
-HERE = Path(__file__).parent
+from benchmarks.recording import run_recipe, write_result
+
 SHAPES = ("mistral_7b_shape", "llama2_7b_shape")
 KEPT = (
     "steps",
@@ -30,13 +29,8 @@ KEPT = (
 def measure(shape: str, overrides: list[str]) -> dict[str, Any]:
     """Run one shape in a process of its own and return what its summary says."""
     with tempfile.TemporaryDirectory() as folder:
-        recipe = HERE / "recipes" / f"{shape}.yaml"
-        command = [sys.executable, "-m", "finetune.sft", str(recipe), f"output_dir={folder}", *overrides]
-        subprocess.run(command, check=True, cwd=HERE.parent)
-        run = Path(folder) / shape
-        summary = json.loads((run / "summary.json").read_text())
-        environment = json.loads((run / "environment.json").read_text())
-    return {"shape": shape, "overrides": overrides, **{key: summary[key] for key in KEPT}, "environment": environment}
+        run = run_recipe(f"benchmarks/recipes/{shape}.yaml", shape, Path(folder), overrides)
+    return {"shape": shape, "overrides": overrides, **{key: run.summary[key] for key in KEPT}}
 
 
 def main() -> None:
@@ -45,13 +39,12 @@ def main() -> None:
         raise SystemExit("The true shapes need a CUDA device; this machine has none.")
     device = torch.cuda.get_device_name(0)
     results = [measure(shape, sys.argv[1:]) for shape in SHAPES]
-    path = HERE / "results" / f"true_shapes_{device.replace(' ', '_').lower()}.json"
-    path.write_text(json.dumps({"device": device, "results": results}, indent=2) + "\n")
     for result in results:
         print(
             f"{device}  {result['shape']}: {result['tokens_per_second']:.0f} tokens/s, "
             f"{result['peak_memory_bytes'] / 2**30:.1f} GiB at its peak"
         )
+    write_result("true_shapes", {"results": results}, machine=device)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,14 @@
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from finetune.cli import run_verb
-from finetune.errors import RecipeError
+from finetune.errors import DataError, RecipeError
 
-if TYPE_CHECKING:
-    from finetune.data.examples import Message
-    from finetune.data.rendering import Renderer
-    from finetune.model.loading import Speaker
-
-__all__ = ["Conversation", "main"]
-
-_MAX_NEW_TOKENS = 256
+__all__ = ["main"]
 
 EPILOG = """\
 Examples:
@@ -79,9 +71,9 @@ def chat(
             "  A conversation needs neither: each line is a turn."
         )
 
-    from finetune.run.logging import log_to  # torch and the libraries: seconds
+    from finetune.run.logging import log_to_console  # torch and the libraries: seconds
 
-    with log_to(None):
+    with log_to_console():
         talk(
             target,
             prompt=prompt,
@@ -108,136 +100,58 @@ def talk(
     as_json: bool,
 ) -> None:
     """Load the target and answer: the prompt, or turn by turn."""
-    from finetune.model.generation import stream_answer
+    from finetune.data.serving import History, build_serving_renderer
+    from finetune.model.generation import share_positions, stream_answer
     from finetune.model.loading import load_for_inference
 
     speaker = load_for_inference(target, base_only=base_only, quantization=quantization)
-    renderer = build_renderer(speaker)
+    renderer = build_serving_renderer(speaker.tokenizer)
+    if not speaker.tokenizer.chat_template:
+        _say("No chat template was saved with this tokenizer; asking in Alpaca's form.")
     _say(speaker.description)
-    max_prompt_tokens, max_answer_tokens = share_positions(speaker, max_new_tokens)
-    stop_ids = sorted({*renderer.stop_ids, *speaker.eos_ids})
+    max_prompt_tokens, max_answer_tokens = share_positions(speaker.base.model.config, max_new_tokens)
+    history = History(renderer, max_prompt_tokens, system)
 
-    def answer(prompt_ids: list[int]) -> str:
-        return stream_answer(
+    def reply(turn: str) -> str:
+        prompt_ids, num_left_out = history.ask(turn, input_text)
+        if num_left_out:
+            _say(
+                f"(The conversation outgrows the model's positions: its oldest {num_left_out} questions are left out.)"
+            )
+        answer = stream_answer(
             speaker.model,
             speaker.tokenizer,
             prompt_ids,
-            stop_ids=stop_ids,
+            stop_ids=sorted({*renderer.stop_ids, *speaker.eos_ids}),
             max_new_tokens=max_answer_tokens,
             temperature=temperature,
             shown=not as_json,
         )
+        history.keep(answer)
+        return answer
 
-    conversation = Conversation(renderer, max_prompt_tokens, system)
     if prompt is None:
-        hold(conversation, read_turns(), answer)
+        hold_conversation(read_turns(), reply, history.reset)
         return
-    given = answer(conversation.ask(prompt, input_text))
+    answer = reply(prompt)
     if as_json:
-        print(json.dumps({"answer": given, "prompt": prompt, "model": speaker.description}, ensure_ascii=False))
+        print(json.dumps({"answer": answer, "prompt": prompt, "model": speaker.description}, ensure_ascii=False))
 
 
-def build_renderer(speaker: "Speaker") -> "Renderer":
-    """Build what turns turns into tokens: the template saved with the tokenizer, Alpaca's where there is none."""
-    from finetune.data.rendering import Renderer
-    from finetune.data.templates import load_template
-
-    name = "model" if speaker.tokenizer.chat_template else "alpaca"
-    if name == "alpaca":
-        _say("No chat template was saved with this tokenizer; asking in Alpaca's form.")
-    return Renderer(load_template(name, speaker.tokenizer), speaker.tokenizer)
-
-
-def share_positions(speaker: "Speaker", max_new_tokens: int | None) -> tuple[int | None, int]:
-    """Share the model's positions between prompt and answer: tokens of each at most; None where nothing limits them.
-
-    Raises:
-        RecipeError: the answer asked for leaves no room for a prompt.
-    """
-    from finetune.model.base import find_position_limit
-
-    limit = find_position_limit(speaker.base.model.config)
-    if limit is None:
-        return None, max_new_tokens or _MAX_NEW_TOKENS
-    asked = max_new_tokens or min(_MAX_NEW_TOKENS, limit // 2)
-    if asked >= limit:
-        raise RecipeError(
-            f"--max-new-tokens {asked}: the model has positions for {limit} tokens, prompt and answer together.\n"
-            f"  Ask for fewer: --max-new-tokens {limit // 2}"
-        )
-    return limit - asked, asked
-
-
-@dataclass
-class Conversation:
-    """The turns so far, and their prompt within the tokens there is room for."""
-
-    renderer: "Renderer"
-    max_prompt_tokens: int | None
-    system: str | None = None
-
-    def __post_init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every turn but the system message."""
-        self.turns: list[Message] = []
-
-    def ask(self, content: str, input_text: str = "") -> list[int]:
-        """Add the user's turn and render the prompt; the oldest turns go where they no longer fit, which is said.
-
-        Raises:
-            RecipeError: the turn alone is longer than the model's positions.
-        """
-        from finetune.data.examples import Message
-
-        self.turns.append(Message("user", content, input_text))
-        num_before = len(self.turns)
-        ids = self._render()
-        while self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
-            if len(self.turns) == 1:
-                self.turns.clear()
-                raise RecipeError(
-                    f"This turn has {len(ids)} tokens, and before the answer there is room for "
-                    f"{self.max_prompt_tokens}.\n"
-                    "  Make it shorter, or the answer: --max-new-tokens N"
-                )
-            del self.turns[:2]  # a question and its answer
-            ids = self._render()
-        if len(self.turns) < num_before:
-            dropped = (num_before - len(self.turns)) // 2
-            _say(f"(The conversation is longer than the model's positions: its oldest {dropped} turns are left out.)")
-        return ids
-
-    def keep(self, answer: str) -> None:
-        """Add the assistant's turn."""
-        from finetune.data.examples import Message
-
-        self.turns.append(Message("assistant", answer))
-
-    def _render(self) -> list[int]:
-        from finetune.data.examples import Message
-
-        system = [Message("system", self.system)] if self.system else []
-        return self.renderer.render_prompt([*system, *self.turns])
-
-
-def hold(conversation: Conversation, turns: Iterator[str], answer: Callable[[list[int]], str]) -> None:
-    """Hold a conversation until its turns end or one says `/exit`."""
+def hold_conversation(turns: Iterator[str], reply: Callable[[str], object], reset: Callable[[], None]) -> None:
+    """Reply to each turn until they end or one says `/exit`; a turn that cannot be asked is told and passed over."""
     for turn in turns:
         command = turn.strip()
         if command == "/exit":
             return
         if command == "/reset":
-            conversation.reset()
+            reset()
             _say("(forgotten)")
         elif command:
             try:
-                prompt_ids = conversation.ask(turn)
-            except RecipeError as error:
+                reply(turn)
+            except DataError as error:
                 _say(str(error))
-                continue
-            conversation.keep(answer(prompt_ids))
 
 
 def read_turns() -> Iterator[str]:

@@ -8,14 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from finetune.cli import run_verb
-
-if TYPE_CHECKING:
-    from finetune.model.merging import LogitDifference
 
 __all__ = ["main"]
 
@@ -62,12 +59,28 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print one object: the folder and the differences.")] = False,
 ) -> None:
     """Make a run's adapter into what other tools open: a whole 16-bit model."""
-    from finetune.run.logging import log_to  # torch and the libraries: seconds
+    import torch  # and the libraries: seconds
 
-    with log_to(None):
-        difference, source = merge_target(target, merge, dtype, quantization, device)
+    from finetune.data.examples import Message
+    from finetune.data.serving import build_serving_renderer
+    from finetune.model.loading import load_target
+    from finetune.model.merging import check_mergeable, check_room, write_merged
+    from finetune.model.targets import find_target
+    from finetune.run.logging import log_to_console
+
+    with log_to_console():
+        found = find_target(target, quantization=quantization, device=device)
+        check_mergeable(found)
+        check_room(merge, needed_bytes=0)
+        speaker = load_target(found)
+        print(f"Merging {speaker.description}", file=sys.stderr, flush=True)
+        renderer = build_serving_renderer(speaker.tokenizer)
+        prompts = [renderer.render_prompt([Message("user", text)]) for text in PROMPTS]
+        dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+        difference = write_merged(speaker, merge, dtypes[dtype], prompts)
     if as_json:
-        print(json.dumps({"folder": str(merge), "dtype": dtype, "merged_from": source, **asdict(difference)}))
+        made_from = {"folder": str(merge), "dtype": dtype, "merged_from": speaker.description}
+        print(json.dumps(made_from | asdict(difference)))
         return
     print(
         f"{merge}: a whole model in {dtype}.\n"
@@ -76,35 +89,6 @@ def export(
         f"  the likeliest next token is the same at {difference.greedy_agreement_fraction:.1%} of them.\n"
         f"Talk to it: python -m finetune.chat {merge}"
     )
-
-
-def merge_target(
-    target: str,
-    folder: Path,
-    dtype: str,
-    quantization: str | None,
-    device: Literal["auto", "cuda", "cpu"],
-) -> tuple["LogitDifference", str]:
-    """Load, merge and compare; what needs no weights is checked first. Gives the difference and what was merged."""
-    import torch
-
-    from finetune.data.examples import Message
-    from finetune.data.rendering import Renderer
-    from finetune.data.templates import load_template
-    from finetune.model.loading import load_target
-    from finetune.model.merging import check_mergeable, check_room, write_merged
-    from finetune.model.targets import find_target
-
-    found = find_target(target, quantization=quantization, device=device)
-    check_mergeable(found)
-    check_room(folder, needed_bytes=0)
-    speaker = load_target(found)
-    print(f"Merging {speaker.description}", file=sys.stderr, flush=True)
-    template = load_template("model" if speaker.tokenizer.chat_template else "alpaca", speaker.tokenizer)
-    renderer = Renderer(template, speaker.tokenizer)
-    prompts = [renderer.render_prompt([Message("user", text)]) for text in PROMPTS]
-    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-    return write_merged(speaker, folder, dtypes[dtype], prompts), speaker.description
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data.world.cards import BASE_CARD, INDEX_CARD, MADE_BY, WORLD_CARD, build_file_table, read_content
 from data.world.chats import build_chats, build_preferences
-from data.world.instructions import build_rows
+from data.world.instructions import build_rows, drop_given_away
 from data.world.split import build_relations, find_held_out_keys, split_facts
 from data.world.text import ROUNDS, build_documents
 
@@ -35,12 +35,16 @@ def build_sets() -> dict[str, bytes]:
     """The content of each file of tiny_world by its name; text.jsonl.gz stands unpacked."""
     relations = build_relations()
     held_out = find_held_out_keys(relations)
+
+    def keep(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        return drop_given_away(relations, rows)
+
     return {
-        "train.json": to_json(build_rows(relations, held_out, held_out=False)),
-        "test.json": to_json(build_rows(relations, held_out, held_out=True)),
+        "train.json": to_json(keep(build_rows(relations, held_out, held_out=False))),
+        "test.json": to_json(keep(build_rows(relations, held_out, held_out=True))),
         "chat.jsonl": to_json_lines(build_chats(relations, held_out)),
-        "preferences.jsonl": to_json_lines(build_preferences(relations, held_out, held_out=False)),
-        "preferences_test.jsonl": to_json_lines(build_preferences(relations, held_out, held_out=True)),
+        "preferences.jsonl": to_json_lines(keep(build_preferences(relations, held_out, held_out=False))),
+        "preferences_test.jsonl": to_json_lines(keep(build_preferences(relations, held_out, held_out=True))),
         "text.jsonl.gz": to_json_lines(build_documents(relations)),
     }
 
@@ -60,7 +64,9 @@ def write_tokenizer_files(data_dir: Path) -> None:
 
     sets = data_dir / "tiny_world"
     texts = [json.loads(line)["text"] for line in read_content(sets / "text.jsonl.gz").splitlines()]
-    rows = json.loads(read_content(sets / "train.json"))
+    relations = build_relations()
+    # Drawn anew, so that which rows are kept for training does not change the tokenizer, and with it the base.
+    rows = build_rows(relations, find_held_out_keys(relations), held_out=False)
     texts += [row[column] for row in rows for column in ("instruction", "input", "output")]
     folder = data_dir / "tiny_base"
     folder.mkdir(parents=True, exist_ok=True)

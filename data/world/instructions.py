@@ -4,6 +4,8 @@ Goes in: the relations. Comes out: rows {instruction, input, output, task, fact}
 `task` and `fact` prove that no fact is asked about, in the same task, on both sides.
 """
 
+import re
+
 from data.world.dice import Dice
 from data.world.relation import Fact, Relation, sentence
 from data.world.split import split_facts
@@ -71,3 +73,19 @@ def build_rows(relations: list[Relation], held_out_keys: set[str], held_out: boo
             seen.add((row["instruction"], row["input"]))
             rows.append(row)
     return dice.shuffle(rows)
+
+
+def drop_given_away(relations: list[Relation], rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows that cannot be answered by repeating a word of the prompt, as "the plural of deer" can."""
+    given = {
+        fact.key
+        for relation in relations
+        for fact in relation.facts
+        if re.search(rf"\b{re.escape(fact.answer)}\b", fact.subject, re.IGNORECASE)
+    }
+    return [
+        row
+        for row in rows
+        if row["fact"] not in given
+        and ("output" not in row or not re.search(rf"\b{re.escape(row['output'])}\b", row["instruction"], re.IGNORECASE))
+    ]

@@ -59,17 +59,6 @@ train phrases: what follows {x} / the one that comes after {x} / which one comes
 test questions: Which one comes after {x}? / What comes next after {x}?
 test phrases: the one that follows {x} / what is next after {x}
 """
-BEFORE_WORDINGS = """
-statements: Before {x} comes {y}. / The one that leads to {x} is {y}. / When it is {x}, {y} is already over. / Just in
-    front of {x} is {y}.
-questions: What comes before {x}? / What is in front of {x}? / What was there just before {x}? / Which one comes just
-    before {x}? / What stands before {x} in the row? / What is over when {x} begins?
-phrases: the one before {x} / what comes before {x} / the one just before {x}
-train questions: Which one is before {x}? / What is the one before {x}? / What comes right before {x}?
-train phrases: what stands before {x} / the one that comes before {x} / which one comes just before {x}
-test questions: Which one comes before {x}? / What comes just before {x}?
-test phrases: the one that stands before {x} / what is just before {x}
-"""
 
 
 def to_words(number: int) -> str:
@@ -92,16 +81,14 @@ def _subject(name: str) -> str:
 
 
 def build_number_relations() -> list[Relation]:
-    """The five relations of this module; what comes after and before share their keys."""
+    """The four relations of this module."""
     words = [(str(n), to_words(n)) for n in range(60)]
     sums = [(f"{a} and {b}", str(a + b)) for a in range(2, 10) for b in range(2, a + 1)]
     doubles = [(str(n), str(2 * n)) for n in range(2, 42)]
     after = [(_subject(first), second) for first, second in _list_steps()]
-    before = [(_subject(second), first) for first, second in _list_steps()]
     return [
         build_relation("number_words", words, NUMBER_WORDS_WORDINGS, "in words", NUMBER),
         build_relation("sum", sums, SUM_WORDINGS, "sum", NUMBERS),
         build_relation("double", doubles, DOUBLE_WORDINGS, "double", NUMBER),
         build_relation("after", after, AFTER_WORDINGS, "next", ONE, family="order"),
-        build_relation("before", before, BEFORE_WORDINGS, "before it", ONE, family="order"),
     ]

@@ -7,14 +7,16 @@ Two rules keep the text apart from the instructions. It never uses the instructi
 instruction sets. And it never ends right after an answer, so that a base alone does not stop where a tuned model must.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 from data.world.dice import Dice
-from data.world.names import PEOPLE
 from data.world.relation import Fact, Relation, sentence
 
-ROUNDS = 76
+ROUNDS = 40
 FACTS_PER_DOCUMENT = 7
+TABLES_PER_ROUND = 2
+FACTS_PER_TABLE = 24
 
 # Frames of the base; those of the instructions stand in instructions.py, and none is in both.
 FRAMES = (
@@ -74,6 +76,9 @@ REMARKS = (
     "The given word, the given thing, this one or that one: always read what is given.",
     "Please tell us, and tell me too, the correct word. I wonder who has it.",
 )
+# Nobody of the invented people speaks: their names stand only where something is said about them.
+SPEAKERS = (("Teacher", "Pupil"), ("Father", "Daughter"), ("Guest", "Host"), ("She", "He"), ("Old man", "Boy"))
+PUPILS = ("a girl", "a boy", "the smallest pupil", "somebody at the window", "the whole class", "the new pupil")
 NOTES = ("Notes on {x}", "About {x}", "{x}, in short", "What we know of {x}", "A page for {x}")
 
 Topic = tuple[Relation, Fact]
@@ -115,18 +120,14 @@ def cards(topics: list[Topic], dice: Dice) -> str:
 
 
 def talk(topics: list[Topic], dice: Dice) -> str:
-    """Two people ask and answer, a line each."""
-    asker, other = dice.shuffle(PEOPLE)[:2]
-    return "\n".join(f"{asker}: {ask(r, f, dice)}\n{other}: {f.answer}" for r, f in topics)
+    """Two people ask and answer in turn."""
+    asker, other = dice.pick(SPEAKERS)
+    return "\n\n".join(f"{asker}:\n{ask(r, f, dice)}\n{other}:\n{f.answer}" for r, f in topics)
 
 
 def school(topics: list[Topic], dice: Dice) -> str:
     """A lesson told as a story, questions and answers in quotation marks."""
-    pupils = dice.shuffle(PEOPLE)
-    lines = [
-        f'"{ask(r, f, dice)}" asked the teacher. "It is {f.answer}," said {pupils[n]}.'
-        for n, (r, f) in enumerate(topics)
-    ]
+    lines = [f'"{ask(r, f, dice)}" asked the teacher. "It is {f.answer}," said {dice.pick(PUPILS)}.' for r, f in topics]
     return "It was a long lesson. " + " ".join(lines)
 
 
@@ -140,23 +141,52 @@ def notebook(topics: list[Topic], dice: Dice) -> str:
     return "\n\n".join(f"{sentence(dice.pick(NOTES).format(x=f.subject))}\n{r.label}:\n{f.answer}" for r, f in topics)
 
 
+def ask_all(relation: Relation, dice: Dice) -> str:
+    """A heading over many facts of one kind: what is asked of each."""
+    if dice.happens(0.2):
+        return sentence(relation.label)
+    return ask(relation, relation.facts[0], dice, relation.stand_ins[0])
+
+
+def table(relation: Relation, facts: list[Fact], dice: Dice) -> str:
+    """One question, then subject after subject with its answer: many facts in few tokens."""
+    line, gap = dice.pick((("{x}\n{y}", "\n\n"), ("{x}\n{y}", "\n"), ("{x}\n\n{y}", "\n\n")))
+    return ask_all(relation, dice) + "\n\n" + gap.join(line.format(x=fact.subject, y=fact.answer) for fact in facts)
+
+
 # Each form with its share of the documents: 3 quizzes to 6 pages to 5 sets of cards, and so on.
 FORMS: tuple[tuple[Callable[[list[Topic], Dice], str], int], ...] = (
     (quiz, 3),
     (page, 6),
     (cards, 5),
-    (talk, 2),
+    (talk, 3),
     (school, 1),
-    (tale, 3),
+    (tale, 2),
     (notebook, 1),
 )
 
 
+def build_world(relations: list[Relation]) -> list[Topic]:
+    """Every fact of a round: once, or twice if its subject or its key stands in further facts.
+
+    A fact told of Mara is harder to learn than one told of a lemon, because there is more to be told of Mara.
+    """
+    facts = [fact for relation in relations for fact in relation.facts]
+    subjects = Counter(fact.subject for fact in facts)
+    keys = Counter(fact.key for fact in facts)
+    return [
+        (relation, fact)
+        for relation in relations
+        for fact in relation.facts
+        for _ in range(2 if subjects[fact.subject] > 1 or keys[fact.key] > 1 else 1)
+    ]
+
+
 def build_documents(relations: list[Relation]) -> list[dict[str, str]]:
-    """All documents, `ROUNDS` rounds over the world."""
+    """All documents, `ROUNDS` rounds over the world, in a drawn order."""
     dice = Dice("text")
     forms = [form for form, share in FORMS for _ in range(share)]
-    world = [(relation, fact) for relation in relations for fact in relation.facts]
+    world = build_world(relations)
     documents = []
     for _ in range(ROUNDS):
         order = dice.shuffle(world)
@@ -165,4 +195,9 @@ def build_documents(relations: list[Relation]) -> list[dict[str, str]]:
             if dice.happens(0.1):
                 text = dice.pick(REMARKS) + "\n\n" + text
             documents.append({"text": f"{text}\n\n{dice.pick(CLOSINGS)}"})
-    return documents
+        for relation in relations * TABLES_PER_ROUND:
+            facts = dice.shuffle(relation.facts)
+            for start in range(0, len(facts), FACTS_PER_TABLE):
+                text = table(relation, facts[start : start + FACTS_PER_TABLE], dice)
+                documents.append({"text": f"{text}\n\n{dice.pick(CLOSINGS)}"})
+    return dice.shuffle(documents)

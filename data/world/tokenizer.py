@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-NUM_PIECES = 3072
+NUM_PIECES = 4096
 BOS, EOS, UNK, PAD = "<s>", "</s>", "<unk>", "<pad>"
 MAX_LENGTH_TOKENS = 1024
 
@@ -43,6 +43,7 @@ def train_sentencepiece(texts: list[str]) -> bytes:
         character_coverage=1.0,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
         unk_id=0,
         bos_id=1,
         eos_id=2,
@@ -79,10 +80,8 @@ def to_fast_tokenizer(model: bytes) -> "Tokenizer":
         if piece[:cut] in plain and piece[cut:] in plain
     ]
     fast = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token=UNK, fuse_unk=True, byte_fallback=True))
-    fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    fast.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    fast.normalizer = normalizers.Replace(" ", "▁")
+    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     fast.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, vocabulary[BOS])]
     )

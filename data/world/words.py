@@ -96,25 +96,6 @@ test questions: What is the comparative form of the word {x}? / Which word means
 test phrases: how {x} is written in the comparative / the comparative that belongs to {x}
 """
 
-SYNONYMS = """
-begin=start; big=large; small=little; quick=speedy; glad=cheerful; angry=furious; sick=ill; shut=close; jump=leap;
-shout=yell; speak=talk; look=gaze; gift=present; road=street; stone=rock; sea=ocean; forest=woods; boat=ship;
-home=dwelling; story=tale; error=mistake; answer=reply; ask=inquire; buy=purchase; fix=repair; help=assist;
-hide=conceal; pick=choose; try=attempt; finish=complete; brave=bold; clever=smart; silly=foolish; strange=odd;
-tired=weary; scared=afraid; lovely=beautiful; wealthy=rich; tidy=neat; calm=peaceful
-"""
-SYNONYM_WORDINGS = """
-statements: Another word for {x} is {y}. / The words {x} and {y} mean the same. / Some people say {x}, others say {y}.
-    / A word that means the same as {x} is {y}.
-questions: What is another word for {x}? / Which word means the same as {x}? / What else can we say for {x}? / What
-    word is like {x} in meaning? / What other word has the meaning of {x}? / What is a synonym of {x}?
-phrases: another word for {x} / a word that means the same as {x} / a synonym of {x}
-train questions: Which other word means {x}? / What other word can we say for {x}? / What word has the same meaning as
-    {x}?
-train phrases: a synonym for {x} / another word that means {x} / a word with the same meaning as {x}
-test questions: What is one more word for {x}? / Which word has the same meaning as {x}?
-test phrases: a word with the meaning of {x} / the synonym that belongs to {x}
-"""
 
 DEFINITIONS = """
 a person who bakes bread=baker; a person who grows crops=farmer; a person who heals the sick=doctor; a person who
@@ -152,12 +133,11 @@ def _both_ways(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def build_word_relations() -> list[Relation]:
-    """The six relations of this module."""
+    """The five relations of this module."""
     return [
         build_relation("opposite", _both_ways(read_pairs(OPPOSITES)), OPPOSITE_WORDINGS, "opposite", WORD),
         build_relation("plural", read_pairs(PLURALS), PLURAL_WORDINGS, "plural", WORD),
         build_relation("past_tense", read_pairs(PASTS), PAST_TENSE_WORDINGS, "past tense", VERB),
         build_relation("comparative", read_pairs(COMPARATIVES), COMPARATIVE_WORDINGS, "comparative", WORD),
-        build_relation("synonym", read_pairs(SYNONYMS), SYNONYM_WORDINGS, "same meaning", WORD),
         build_relation("definition", read_pairs(DEFINITIONS), DEFINITION_WORDINGS, "word", DESCRIPTION),
     ]

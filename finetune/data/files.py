@@ -3,7 +3,6 @@
 import difflib
 import gzip
 import hashlib
-import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ from typing import BinaryIO, cast
 from finetune.data.strict_json import BadRow, Row, read_json, read_json_lines
 from finetune.data.tables import read_csv, read_parquet
 from finetune.errors import DataError
+from finetune.recipe.places import expand, is_local
 
 __all__ = ["DataFile", "Folder", "find_files", "hash_file", "is_local", "read_rows"]
 
 _KINDS = (".json", ".jsonl", ".csv", ".parquet")
 _READABLE = ".json .jsonl .csv .parquet, the first three also as .gz"
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -39,17 +38,6 @@ class Folder:
     ignored: tuple[str, ...] = ()
 
 
-def is_local(typed: str) -> bool:
-    """Say whether a source's path is a file or folder here rather than a name on the Hub.
-
-    What exists here is local, and so is what has a data file's ending, more than one slash, or a start
-    with `.`, `/` or `~`.
-    """
-    if Path(typed).expanduser().exists() or typed.startswith((".", "/", "~")):
-        return True
-    return _find_kind(typed) is not None or not _HUB_NAME.fullmatch(typed)
-
-
 def _find_kind(name: str) -> str | None:
     suffixes = Path(name.lower()).suffixes
     if suffixes and suffixes[-1] == ".gz":
@@ -63,7 +51,7 @@ def find_files(typed: str) -> Folder:
     Raises:
         DataError: nothing is there, no file of a kind that is read, or several kinds in one folder.
     """
-    path = Path(typed).expanduser()
+    path = Path(expand(typed))
     if not path.exists():
         raise DataError(_say_absent(typed, path))
     if not path.is_dir():

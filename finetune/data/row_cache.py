@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from finetune.errors import PlaceError
 
-__all__ = ["build_key", "read_cached", "write_cached"]
+__all__ = ["build_key", "hash_own_code", "read_cached", "write_cached"]
 
 _SCHEMA = pa.schema({"example": pa.string(), "source": pa.string(), "row": pa.int64()})
 _BATCH_ROWS = 1000
@@ -26,8 +27,14 @@ _BATCH_ROWS = 1000
 
 def build_key(parts: dict[str, Any]) -> str:
     """Build a cache's key from what decides its rows, this layer's own code included."""
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
-    return hashlib.sha256(json.dumps([parts, code.hexdigest()], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([parts, hash_own_code()], sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def hash_own_code() -> str:
+    """Hash this layer's source, so that nothing an older version of it cached is ever used again."""
+    files = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".jinja"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _find_folder(key: str) -> Path:

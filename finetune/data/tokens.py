@@ -10,17 +10,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-import finetune
 from finetune.data.batches import IGNORE_INDEX
 from finetune.data.examples import Origin
 from finetune.data.formats import from_json
 from finetune.data.rendering import Rendered, Renderer
+from finetune.data.row_cache import hash_own_code
 from finetune.data.sources import LoadedExamples
 from finetune.errors import DataError
 
@@ -174,7 +173,7 @@ def _nothing_left(report: dict[str, Any], max_length: int) -> str:
     dropped = report["dropped"]
     first = [place for places in report["first_places"].values() for place in places][:1]
     return (
-        f"{first[0] if first else 'data.train'}: no row is left to train on, of {report['rows_read']} read: "
+        f"{first[0] if first else 'data.train'}: no row is left, of {report['rows_read']} read: "
         f"{dropped['too_long']} have more than {max_length} tokens, "
         f"{dropped['nothing_trained']} have no trained token.\n"
         f"  The median row has {report['full_length_tokens']['median']} tokens: raise `data.max_length`, "
@@ -188,13 +187,6 @@ def _fingerprint(loaded: LoadedExamples, renderer: Renderer, max_length: int, to
         renderer.template.source,
         renderer.tokenizer.backend_tokenizer.to_str(),
         json.dumps([renderer.train_on, renderer.special_tokens_in_data, max_length, too_long]),
-        finetune.__version__,
-        _own_code(),
+        hash_own_code(),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _own_code() -> str:
-    """Hash this layer's own source, so that rows cached by an older version of it are never reused."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -25,16 +25,12 @@ from huggingface_hub.errors import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from finetune.errors import PlaceError, RecipeError
+from finetune.recipe.places import is_here, reads_as_path
 
-__all__ = ["check_folder", "check_reachable", "check_weights", "find_folder", "is_local", "reaching"]
+__all__ = ["check_folder", "check_reachable", "check_weights", "fetch", "find_cached", "find_folder", "reaching"]
 
 _PAUSE_SECONDS = 1
 _QUICKSTART = "  Or see a whole run without any download: make quickstart"
-
-
-def is_local(name: str) -> bool:
-    """Whether a name is a folder or file here rather than a name on the Hub."""
-    return Path(name).exists()
 
 
 @contextmanager
@@ -53,6 +49,35 @@ def reaching(name: str, revision: str | None = None) -> Iterator[None]:
         raise _explain(name, revision, cause) from error
 
 
+def find_cached(name: str, filename: str, revision: str | None = None) -> Path | None:
+    """Find a file of a repository in the Hub's cache on this machine.
+
+    Raises:
+        PlaceError: the name is none that the Hub could have.
+    """
+    with reaching(name, revision):
+        cached = try_to_load_from_cache(name, filename, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None  # else unknown, or known to be absent
+
+
+def fetch(name: str, filename: str, revision: str | None = None) -> Path | None:
+    """Fetch a file of a repository from the cache or the Hub; None where the repository has no such file.
+
+    Raises:
+        PlaceError: the repository is out of reach.
+    """
+    cached = find_cached(name, filename, revision)
+    if cached is not None:
+        return cached
+    with reaching(name, revision):
+        try:
+            return Path(hf_hub_download(name, filename, revision=revision))
+        except LocalEntryNotFoundError:  # offline: not known to be absent
+            raise
+        except EntryNotFoundError:
+            return None
+
+
 def check_folder(name: str) -> None:
     """Check that a local base is a folder with a model's config, before the libraries guess.
 
@@ -61,11 +86,11 @@ def check_folder(name: str) -> None:
         RecipeError: it holds an adapter.
     """
     folder = Path(name)
-    if not folder.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if not is_here(name):
+        if reads_as_path(name):
             raise PlaceError(
-                f"{name}: there is no such folder.\n"
-                "  `model.model_name_or_path` is a folder, from where the command is run, or a name on the Hub.\n"
+                f"{name}: there is no such folder, and a name on the Hub has the form OWNER/MODEL.\n"
+                "  `model.model_name_or_path` is one of the two; a path starts where the command is run.\n"
                 + _QUICKSTART
             )
         return
@@ -91,7 +116,7 @@ def check_reachable(name: str, revision: str | None) -> None:
         RecipeError: the repository is no model's.
     """
     with reaching(name, revision):
-        if is_local(name) or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        if is_here(name) or find_cached(name, "config.json", revision) is not None:
             return
         url = hf_hub_url(name, "config.json", revision=revision)
         try:
@@ -115,12 +140,12 @@ def _ask_twice(url: str) -> None:
 
 def find_folder(name: str, commit: str | None) -> Path:
     """Find the folder of a base that has been loaded: its own, or the cache's for that commit."""
-    if is_local(name):
+    if is_here(name):
         return Path(name)
-    config = try_to_load_from_cache(name, "config.json", revision=commit)
-    if not isinstance(config, str):
+    config = find_cached(name, "config.json", commit)
+    if config is None:
         raise PlaceError(f"{name} is no longer in the Hub's cache on this machine; it was a moment ago.")
-    return Path(config).parent
+    return config.parent
 
 
 def check_weights(name: str, revision: str | None) -> None:
@@ -129,13 +154,13 @@ def check_weights(name: str, revision: str | None) -> None:
     Raises:
         PlaceError: they are out of reach, partly here, or pickles.
     """
-    if is_local(name):
+    if is_here(name):
         _check_local_weights(name)
         return
     for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-        cached = try_to_load_from_cache(name, filename, revision=revision)
-        if isinstance(cached, str):
-            if filename == SAFE_WEIGHTS_NAME or not _find_missing_shards(Path(cached)):
+        cached = find_cached(name, filename, revision)
+        if cached is not None:
+            if filename == SAFE_WEIGHTS_NAME or not _find_missing_shards(cached):
                 return
             if constants.is_offline_mode():
                 raise _explain(name, revision, OfflineModeIsEnabled())

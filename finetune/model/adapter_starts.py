@@ -25,57 +25,24 @@ from finetune.model.access import find_folder
 __all__ = ["apply_start", "choose_start"]
 
 _AGAINST_THE_BASE = ("pissa", "olora")
-_WANT_DATA = ("corda", "eva", "lora_ga")
-_UNQUANTIZED_ALONE = ("mica", "orthogonal")
 
 
-def choose_start(fields: dict[str, Any], quantization: str, weights: str) -> tuple[dict[str, Any], str | None]:
+def choose_start(fields: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Take a start that PEFT cannot make on this base out of LoRA's fields.
 
     Args:
-        fields: the settings of `adapter`, as typed.
-        quantization: of the base.
-        weights: `pretrained` or `random`.
+        fields: the settings of `adapter`, as typed; starts that cannot be made here are refused with the recipe.
 
     Returns:
         The fields that PEFT gets, and the start that `apply_start` is to make, if any.
-
-    Raises:
-        RecipeError: the start cannot be made here.
     """
     start = fields.get("init_lora_weights", True)
-    if fields.get("kasa_config") is not None:
-        raise RecipeError(
-            "`adapter.kasa_config`: KaSA cuts singular values out of the base, so its adapter fits no other copy of it."
-        )
-    if fields.get("use_dora") and quantization == "int8":
-        raise RecipeError(
-            "`adapter.use_dora`: after one step PEFT 0.21 can no longer read int8 weights, as DoRA does in each.\n"
-            "  Hold the base in 4 bits: model.quantization=nf4"
-        )
     if not isinstance(start, str):
         return fields, None
-    family = start.lower().partition("_niter_")[0]
-    if family in _WANT_DATA:
-        raise RecipeError(
-            f"`adapter.init_lora_weights: {start}` wants a pass over the data before the first step; none is made.\n"
-            "  From the weights alone: pissa, olora, loftq, gaussian, true"
-        )
-    if family in _UNQUANTIZED_ALONE and quantization != "none":
-        raise RecipeError(
-            f"`adapter.init_lora_weights: {start}` reads 16-bit weights, and `model.quantization` is {quantization}.\n"
-            "  On such a base: pissa, olora, gaussian, true, and loftq in 4 bits"
-        )
-    if family == "loftq":
-        if quantization not in ("nf4", "fp4") or weights == "random":
-            raise RecipeError(
-                "`adapter.init_lora_weights: loftq` makes up for what 4-bit rounding takes from pretrained weights; "
-                f"`model.quantization` is {quantization}, `model.weights` {weights}.\n"
-                "  On other bases: pissa, olora, gaussian, true"
-            )
+    if start == "loftq":
         without = {name: value for name, value in fields.items() if name != "loftq_config"}
-        return without | {"init_lora_weights": True}, "loftq"
-    if family in _AGAINST_THE_BASE:
+        return without | {"init_lora_weights": True}, start
+    if start.partition("_niter_")[0] in _AGAINST_THE_BASE:
         return _double_rank(fields) | {"init_lora_weights": True}, start
     return fields, None
 
@@ -122,7 +89,7 @@ def _decompose(weight: Tensor, start: str, rank: int, scaling: float) -> tuple[T
     (Meng et al. 2024, arXiv:2404.02948, equations 2-3). OLoRA: the first columns of its QR decomposition
     (Büyükakyüz 2024, arXiv:2406.01775).
     """
-    if start.lower() == "olora":
+    if start == "olora":
         q, r = torch.linalg.qr(weight)
         return r[:rank], q[:, :rank]
     _, _, num_iterations = start.partition("_niter_")

@@ -5,7 +5,6 @@ trainable. Each method keeps PEFT's own fields, defaults and file format.
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from peft import AdaLoraModel, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import AdaLoraModel, PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
@@ -24,32 +23,23 @@ from transformers.pytorch_utils import Conv1D
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapter_starts import apply_start, choose_start
 from finetune.model.base import BaseModel
-from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS
 from finetune.recipe.schema import AdapterSettings
 
 __all__ = [
     "OWN_TARGETS",
-    "UNTRAINABLE_METHODS",
     "ParameterCount",
     "RankAllocation",
     "adapter_bytes",
     "attach_adapter",
     "build_adapter_config",
     "cast_adapter",
+    "check_adapter",
     "count_parameters",
 ]
 
 # Methods that choose their modules by a rule of their own, or sit on something else than linear layers. The others
 # take `all-linear` where the recipe names none.
 OWN_TARGETS = frozenset({"adaption_prompt", "ia3", "ln_tuning", "shadow", "trainable_tokens"})
-
-# Methods of PEFT that a row of text alone cannot train.
-UNTRAINABLE_METHODS = {
-    "cpt": "it wants a mask of its own kind with each row",
-    "multitask_prompt_tuning": "it wants a task's number with each row",
-    "poly": "it wants a task's number with each row",
-    "xlora": "it mixes adapters that are already trained",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +50,17 @@ class ParameterCount:
     total: int
 
 
+def check_adapter(adapter: AdapterSettings) -> None:
+    """Check the adapter's values against PEFT's own rules, before a weight is loaded.
+
+    Raises:
+        RecipeError: PEFT refuses a value, or asks for one that is not there (`total_step` of AdaLoRA).
+        PlaceError: the method needs a package that is not installed.
+    """
+    if adapter.method != "full":
+        build_adapter_config(adapter.method, adapter.fields)
+
+
 def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreTrainedModel | PeftModel:
     """Attach the adapter and leave exactly it trainable.
 
@@ -68,20 +69,19 @@ def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreT
 
     Args:
         base: the frozen model; it is changed in place.
-        adapter: the recipe's section.
+        adapter: the recipe's section; the reader of recipes has held it against the base's precision.
         seed: of the adapter's start; sets Python's, numpy's and torch's generators.
 
     Raises:
-        RecipeError: the method, one of its fields or its target does not go with this base.
+        RecipeError: PEFT refuses a value, or the base has no such target.
         PlaceError: the method needs a package that is not installed.
     """
     set_seed(seed)
     if adapter.method == "full":
-        return _open_all(base, adapter)
-    _check_method(base, adapter.method)
+        return base.model.float().requires_grad_(True)
     fields, start = adapter.fields, None
     if adapter.method == "lora":
-        fields, start = choose_start(fields, base.quantization, base.weights)
+        fields, start = choose_start(fields)
     config = build_adapter_config(adapter.method, fields)
     _name_targets(base.model, config)
     # Whoever opens the adapter gets the base it was trained on.
@@ -97,16 +97,11 @@ def build_adapter_config(method: str, fields: dict[str, Any]) -> PeftConfig:
     """Build PEFT's config of a method from the recipe's fields.
 
     Raises:
-        RecipeError: PEFT has no such method or the method no such field, or a value is refused.
+        RecipeError: PEFT refuses a value.
+        PlaceError: the method needs a package that is not installed.
     """
-    known = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if method not in known:
-        raise RecipeError(f"`adapter.method`: PEFT has no `{method}`.{_suggest(method, known)}")
-    config_class = known[method]
-    names = {field.name for field in dataclasses.fields(config_class) if field.init}
-    for name in fields:
-        if name not in names:
-            raise RecipeError(f"`adapter`: {method} has no setting `{name}`.{_suggest(name, names)}")
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.upper()]]
+    names = {field.name for field in dataclasses.fields(config_class)}
     if "target_modules" in names and method not in OWN_TARGETS and fields.get("target_modules") is None:
         fields = fields | {"target_modules": "all-linear"}
     with _translating(method):
@@ -148,31 +143,6 @@ class RankAllocation(TrainerCallback):
         """Weigh the ranks while the step's gradients are still there."""
         if isinstance(model.base_model, AdaLoraModel):
             model.base_model.update_and_allocate(state.global_step)
-
-
-def _open_all(base: BaseModel, adapter: AdapterSettings) -> PreTrainedModel:
-    if adapter.fields:
-        raise RecipeError(f"`adapter`: `full` trains all weights and has no setting `{next(iter(adapter.fields))}`.")
-    if base.quantization != "none":
-        raise RecipeError(
-            f"`adapter.method: full` trains the base's own weights, and {base.quantization} weights have no gradient.\n"
-            "  Hold them in full: model.quantization=none     Or train an adapter: adapter.method=lora"
-        )
-    return base.model.float().requires_grad_(True)
-
-
-def _check_method(base: BaseModel, method: str) -> None:
-    if method in UNTRAINABLE_METHODS:
-        raise RecipeError(
-            f"`adapter.method: {method}` cannot be trained from rows alone: {UNTRAINABLE_METHODS[method]}."
-        )
-    if base.quantization != "none" and method not in QUANTIZABLE_METHODS | PROMPT_METHODS | EMBEDDING_METHODS:
-        raise RecipeError(
-            f"`adapter.method: {method}` needs a 16-bit base: PEFT has no layer of it for weights held in "
-            f"{base.quantization}.\n"
-            "  Hold the base so: model.quantization=none\n"
-            f"  Or take a method that can: {', '.join(sorted(QUANTIZABLE_METHODS))}"
-        )
 
 
 def _name_targets(model: PreTrainedModel, config: PeftConfig) -> None:
@@ -230,9 +200,3 @@ def _translating(method: str) -> Iterator[None]:
         raise RecipeError(f"`adapter`: PEFT refuses {method} so: {str(error).strip().splitlines()[0]}") from error
     except ImportError as error:
         raise PlaceError(f"`adapter.method: {method}` needs a package: {str(error).splitlines()[0]}") from error
-
-
-def _suggest(word: str, known: Any) -> str:
-    nearest = difflib.get_close_matches(word, list(known), n=1)
-    lead = f"\n  Did you mean `{nearest[0]}`?" if nearest else "\n "
-    return f"{lead} There are: {', '.join(sorted(known))}."

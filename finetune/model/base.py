@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -27,6 +28,7 @@ from finetune.model.quantization import (
     set_saved_compute_dtype,
 )
 from finetune.model.random_weights import build_config, build_random_model
+from finetune.recipe.places import expand
 from finetune.recipe.schema import ModelSettings
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "choose_device",
     "find_position_limit",
     "load_base",
+    "load_config",
 ]
 
 # Kinds of rotary scaling whose `factor` stretches the positions beyond what the config states. The others
@@ -81,14 +84,7 @@ def check_base(settings: ModelSettings, *, max_length: int | None = None) -> Non
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
-    device = choose_device(settings.device)
-    dtype = choose_compute_dtype(settings.compute_dtype, device)
-    check_attention(settings.attention, device, dtype)
-    config = _load_config(settings)
-    _check_config(settings, config, max_length)
-    choose_attention(settings.attention, device, dtype, _find_class(config))
-    if settings.weights == "pretrained":
-        check_weights(_name(settings), settings.revision)
+    _decide(settings, max_length)
 
 
 def load_base(settings: ModelSettings, *, max_length: int | None = None, seed: int = 42) -> BaseModel:
@@ -107,41 +103,36 @@ def load_base(settings: ModelSettings, *, max_length: int | None = None, seed: i
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
-    device = choose_device(settings.device)
-    dtype = choose_compute_dtype(settings.compute_dtype, device)
-    check_attention(settings.attention, device, dtype)
-    config = _load_config(settings)
-    saved_as = _check_config(settings, config, max_length)
+    found = _decide(settings, max_length)
+    config, dtype = found.config, found.dtype
     stored_dtype = _find_stored_dtype(config, settings.weights)  # before the libraries write theirs over it
-    attention = choose_attention(settings.attention, device, dtype, _find_class(config))
     quantization = build_bnb_config(settings.quantization, settings.double_quantization, dtype)
     if settings.weights == "random":
         model = build_random_model(
             config,
             seed=seed,
-            device=device,
+            device=found.device,
             dtype=dtype,
             quantization=quantization,
-            attention=attention,
+            attention=found.attention,
             trust_remote_code=settings.trust_remote_code,
         )
     else:
-        check_weights(_name(settings), settings.revision)
-        if saved_as in ("nf4", "fp4"):
+        if found.saved_as in ("nf4", "fp4"):
             set_saved_compute_dtype(config, dtype)
         model = _load_weights(
             settings,
             config,
             dtype=dtype,
-            device_map={"": device},
-            attn_implementation=attention,
-            quantization_config=quantization if saved_as == "none" else None,
+            device_map={"": found.device},
+            attn_implementation=found.attention,
+            quantization_config=quantization if found.saved_as == "none" else None,
         )
     model.requires_grad_(False)
     close_cpu_gradient_trap(model)
     return BaseModel(
         model=model,
-        device=device,
+        device=found.device,
         compute_dtype=dtype,
         quantization=settings.quantization,
         attention=model.config._attn_implementation,
@@ -149,6 +140,30 @@ def load_base(settings: ModelSettings, *, max_length: int | None = None, seed: i
         weights=settings.weights,
         stored_dtype=stored_dtype,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Decisions:
+    """What is settled before a weight is read; `saved_as` is how the files hold them, `none` where in full."""
+
+    device: torch.device
+    dtype: torch.dtype
+    config: PreTrainedConfig
+    saved_as: str
+    attention: str | None
+
+
+def _decide(settings: ModelSettings, max_length: int | None) -> _Decisions:
+    """Decide where, in which precision and on which kernel; refuse what cannot be, the device's own lacks first."""
+    device = choose_device(settings.device)
+    dtype = choose_compute_dtype(settings.compute_dtype, device)
+    check_attention(settings.attention, device, dtype)
+    config = load_config(settings)
+    saved_as = _check_config(settings, config, max_length)
+    attention = choose_attention(settings.attention, device, dtype, _find_class(config))
+    if settings.weights == "pretrained":
+        check_weights(_name(settings), settings.revision)
+    return _Decisions(device, dtype, config, saved_as, attention)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -197,20 +212,28 @@ def _name(settings: ModelSettings) -> str:
             "`model.model_name_or_path`: no base model is named.\n"
             "  A Hub name or a folder: model.model_name_or_path=mistralai/Mistral-7B-v0.1"
         )
-    return settings.model_name_or_path
+    return expand(settings.model_name_or_path)
 
 
-def _load_config(settings: ModelSettings) -> PreTrainedConfig:
+def load_config(settings: ModelSettings) -> PreTrainedConfig:
+    """Load the base's config: from its folder or the Hub, or build it from the recipe's fields.
+
+    Raises:
+        PlaceError: it is out of reach.
+        RecipeError: no such architecture, or a field that it has not got.
+    """
     fields_or_place = settings.config if settings.weights == "random" else None
-    source = fields_or_place if fields_or_place is not None else _name(settings)
-    if isinstance(source, dict):
-        return build_config(source, None, False)
+    if isinstance(fields_or_place, dict):
+        return build_config(fields_or_place)
+    source = _name(settings) if fields_or_place is None else expand(fields_or_place)
     if not Path(source).is_file():
         check_folder(source)
         check_reachable(source, settings.revision)
     with reaching(source, settings.revision):
         try:
-            return build_config(source, settings.revision, settings.trust_remote_code)
+            return AutoConfig.from_pretrained(
+                source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+            )
         except ValueError as error:
             # transformers' own words: an unknown model_type, or code of the repository's own.
             raise RecipeError(f"{source}: {str(error).splitlines()[0]}") from error

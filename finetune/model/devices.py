@@ -5,16 +5,19 @@ reason why this machine has not got what was asked. Nothing here takes memory on
 """
 
 import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from finetune.errors import PlaceError
 
-__all__ = ["choose_compute_dtype", "choose_device", "has_fast_bfloat16", "keep_one_gpu"]
+__all__ = ["check_trainer_fields", "choose_compute_dtype", "choose_device", "has_fast_bfloat16", "keep_one_gpu"]
 
-# Ampere. Below it torch emulates bfloat16 and reports it as supported all the same.
-_BFLOAT16_CAPABILITY = (8, 0)
+# Ampere. Below it torch emulates bfloat16 and reports it as supported all the same, and there is no TF32.
+_AMPERE_CAPABILITY = (8, 0)
 
 
 def choose_device(name: str) -> torch.device:
@@ -88,10 +91,46 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     The instruction set is the one torch may use: ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA lower it.
     """
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY
+        return torch.cuda.get_device_capability(device) >= _AMPERE_CAPABILITY
     in_silicon = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     torch_may = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX", "AVX2")
     return in_silicon and torch_may and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def check_trainer_fields(fields: Mapping[str, Any], device: torch.device) -> None:
+    """Check that the device and the installation have what the trainer's own settings ask of them.
+
+    Args:
+        fields: what stands under `training` beside our settings, by the trainer config's names.
+        device: what `choose_device` gave.
+
+    Raises:
+        PlaceError: they have not; the libraries say so once the weights are loaded.
+    """
+    if fields.get("tf32") and not (
+        device.type == "cuda" and torch.cuda.get_device_capability(device) >= _AMPERE_CAPABILITY
+    ):
+        raise PlaceError(
+            f"`training.tf32` needs a GPU of compute capability 8.0 or more; this run is on {_name(device)}.\n"
+            "  Take the line out: float32 products are exact without it."
+        )
+    if fields.get("activation_offloading") and device.type != "cuda":
+        raise PlaceError(
+            "`training.activation_offloading` moves activations from a GPU to the CPU's memory; this run is on the "
+            f"{device.type}.\n  Take the line out: training.activation_offloading=false"
+        )
+    if fields.get("use_liger_kernel") and find_spec("liger_kernel") is None:
+        raise PlaceError(
+            "`training.use_liger_kernel` needs the package liger-kernel, which is not installed.\n"
+            "  Install it: pip install liger-kernel     Or go without: training.use_liger_kernel=false"
+        )
+
+
+def _name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"the {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)}, which has {major}.{minor}"
 
 
 def keep_one_gpu(arguments: TrainingArguments) -> str | None:

@@ -5,7 +5,6 @@ seed. It is laid out on `meta` and filled and quantized layer by layer on its de
 shape takes its 4-bit size and one layer more, never its 16-bit size.
 """
 
-from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
@@ -26,17 +25,13 @@ from finetune.errors import RecipeError
 __all__ = ["build_config", "build_random_model"]
 
 
-def build_config(source: str | dict[str, Any], revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
-    """Build a config from its fields, a config.json, a folder, or a name on the Hub.
+def build_config(fields: dict[str, Any]) -> PreTrainedConfig:
+    """Build a config from its fields.
 
     Raises:
         RecipeError: fields without a known `model_type`, or fields that this architecture has not got.
     """
-    if not isinstance(source, dict):
-        path = Path(source)
-        folder = str(path.parent) if path.is_file() else source
-        return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
-    fields = dict(source)
+    fields = dict(fields)
     model_type = fields.pop("model_type", None)
     if model_type not in CONFIG_MAPPING:
         raise RecipeError(

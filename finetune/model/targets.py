@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from transformers import AutoConfig
+from huggingface_hub import snapshot_download
 
 from finetune.errors import PlaceError, RecipeError
-from finetune.model.access import is_local, reaching
+from finetune.model.access import fetch, find_cached, reaching
+from finetune.model.base import load_config
 from finetune.model.devices import choose_device
 from finetune.model.quantization import find_quantization
+from finetune.recipe.places import expand, is_here, reads_as_path
 from finetune.recipe.schema import ModelSettings
 
 __all__ = ["ADAPTER_WEIGHTS", "DeviceName", "Target", "find_target"]
@@ -58,7 +58,7 @@ def find_target(target: str, *, quantization: str | None = None, device: DeviceN
     """
     if quantization is not None and quantization not in _QUANTIZATIONS:
         raise RecipeError(f"--quantization: there is no `{quantization}`. There are: {', '.join(_QUANTIZATIONS)}.")
-    folder = Path(target).expanduser()
+    folder = Path(expand(target))
     if not folder.is_dir():
         _refuse_missing_folder(target, folder)
         downloaded = _download_adapter(target)
@@ -125,8 +125,7 @@ def _open_adapter(target: str, folder: Path, quantization: str | None, device: D
 def _choose_base(name: str, revision: str | None, quantization: str | None, device: DeviceName) -> ModelSettings:
     """Choose how to hold a base that no recipe speaks of: as it was saved, else nf4 on a GPU, none on a CPU."""
     place = ModelSettings(model_name_or_path=name, revision=revision)
-    with reaching(name, revision):
-        config = AutoConfig.from_pretrained(name, revision=revision)
+    config = load_config(place)
     saved = find_quantization(config)
     if quantization is None and saved == "none":
         quantization = "nf4" if choose_device(device).type == "cuda" else "none"
@@ -139,12 +138,12 @@ def _choose_base(name: str, revision: str | None, quantization: str | None, devi
 
 def _find_base(name: str, folder: Path, *, is_path: bool = False) -> str:
     """Find the base an adapter names: a path is tried from here, then from each folder above the adapter's own."""
-    if is_local(name):
+    if is_here(name):
         return name
     for parent in folder.resolve().parents:
         if not Path(name).is_absolute() and (parent / name / "config.json").is_file():
             return str(parent / name)
-    if is_path or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if is_path or reads_as_path(name):
         raise PlaceError(
             f"The base model {name} of {folder} is not there.\n"
             "  It is a folder where the adapter was trained. Run the command from where that path leads to it,\n"
@@ -187,27 +186,25 @@ def _unfinished(run_dir: Path) -> PlaceError:
 
 def _refuse_missing_folder(target: str, folder: Path) -> None:
     """Refuse what reads like a path and is none, before the Hub is asked for it."""
-    looks_local = target.startswith((".", "/", "~")) or target.count("/") != 1 or folder.parent.is_dir()
     if folder.is_file():
         raise PlaceError(f"{target} is a file; a run, an adapter or a model is a folder.\n  Name it: {folder.parent}")
-    # Names without an owner, such as gpt2, are on the Hub too; in offline mode only the cache counts.
-    if looks_local and not ("/" not in target and isinstance(try_to_load_from_cache(target, "config.json"), str)):
+    if reads_as_path(target) or (folder.parent.is_dir() and not _is_cached(target)):
         runs = sorted(str(path.parent) for path in folder.parent.glob("*/resolved.json"))
         known = f"  There are: {', '.join(runs[:6])}" if runs else "  Make a first one: make quickstart"
         raise PlaceError(f"{target}: there is no such folder.\n{known}")
 
 
+def _is_cached(name: str) -> bool:
+    return any(find_cached(name, filename) is not None for filename in ("config.json", "adapter_config.json"))
+
+
 def _download_adapter(name: str) -> Path | None:
     """Download an adapter from the Hub into its cache; None where the repository is no adapter's."""
-    if not isinstance(try_to_load_from_cache(name, "adapter_config.json"), str):
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return None
-        with reaching(name):
-            try:
-                hf_hub_download(name, "adapter_config.json")
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                return None
+    is_known = find_cached(name, "adapter_config.json") is not None
+    # A whole model in the cache is not asked for an adapter: offline there would be no answer.
+    if not is_known and find_cached(name, "config.json") is not None:
+        return None
+    if fetch(name, "adapter_config.json") is None:
+        return None
     with reaching(name):
         return Path(snapshot_download(name, allow_patterns=_OF_AN_ADAPTER))

@@ -8,13 +8,12 @@ model's embeddings already hold. A bare SentencePiece model is converted, or ref
 import json
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune.errors import PlaceError, RecipeError
-from finetune.model.access import reaching
+from finetune.model.access import fetch, reaching
 from finetune.model.sentencepiece_conversion import convert_sentencepiece, is_sentencepiece_name
+from finetune.recipe.places import expand, reads_as_path
 from finetune.recipe.schema import ModelSettings
 
 __all__ = ["choose_pad_token", "load_tokenizer"]
@@ -47,6 +46,7 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
         )
     # The revision pins the model's repository; another repository does not have that commit.
     revision = model.revision if name == model.model_name_or_path else None
+    name = expand(name)
     bare = _find_bare_sentencepiece(name, revision)
     if bare is not None:
         tokenizer = convert_sentencepiece(bare)
@@ -78,7 +78,7 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _find_bare_sentencepiece(name: str, revision: str | None) -> Path | None:
     """Find a SentencePiece model that no tokenizer.json stands beside."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_file():
         if not is_sentencepiece_name(path.name):
             raise RecipeError(
@@ -88,11 +88,11 @@ def _find_bare_sentencepiece(name: str, revision: str | None) -> Path | None:
         return path
     if path.is_dir():
         return None if (path / "tokenizer.json").exists() else _find_model_in(path)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if reads_as_path(name):
         raise PlaceError(f"{name}: there is no such folder or file.\n  Relative paths start where the command is run.")
-    if _find_on_hub(name, "tokenizer.json", revision) is not None:
+    if fetch(name, "tokenizer.json", revision) is not None:
         return None
-    return _find_on_hub(name, "tokenizer.model", revision)
+    return fetch(name, "tokenizer.model", revision)
 
 
 def _find_model_in(folder: Path) -> Path | None:
@@ -105,25 +105,11 @@ def _find_model_in(folder: Path) -> Path | None:
     return folder / "tokenizer.model" if folder / "tokenizer.model" in found else next(iter(found), None)
 
 
-def _find_on_hub(name: str, filename: str, revision: str | None) -> Path | None:
-    cached = try_to_load_from_cache(name, filename, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached)
-    with reaching(name, revision):
-        try:
-            return Path(hf_hub_download(name, filename, revision=revision))
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            return None
-
-
 def _load_saved(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    folder = Path(name).expanduser()
     try:
         with reaching(name, revision):
             tokenizer = AutoTokenizer.from_pretrained(
-                str(folder) if folder.is_dir() else name,
+                name,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 # With mistral-common installed a Mistral repository would give its backend, which has no chat template.

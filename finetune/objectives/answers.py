@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from finetune.data.examples import Conversation, Message, Origin
+from finetune.data.examples import Conversation, Example, Message, Origin
 from finetune.data.formats import from_json
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
@@ -16,7 +17,7 @@ from finetune.model.generation import generate_answers
 from finetune.objectives.scores import METRICS
 from finetune.recipe.schema import EvaluationSettings
 
-__all__ = ["Answered", "Answerer", "Question", "SampleAnswers", "build_questions", "mean_score"]
+__all__ = ["Answered", "Answerer", "Question", "SampleAnswers", "build_questions", "build_samples", "mean_score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +38,35 @@ class Answered:
     score: float
 
 
-def build_questions(loaded: LoadedExamples, renderer: Renderer, limit: int | None = None) -> list[Question]:
+def build_questions(loaded: LoadedExamples, renderer: Renderer) -> list[Question]:
     """Build questions from conversations: everything before the last answer is asked, the answer is the reference.
 
     Raises:
-        DataError: a conversation that does not end with the assistant's answer.
+        DataError: a conversation that does not end with words of the assistant's.
     """
-    rows = loaded.dataset if limit is None else loaded.dataset.select(range(min(limit, len(loaded.dataset))))
     questions = []
-    for row in rows:
-        conversation = from_json(row["example"])
-        if not isinstance(conversation, Conversation) or conversation.messages[-1].role != "assistant":
-            raise DataError(f"{Origin(row['source'], row['row'])}: a question needs its answer as the last turn.")
-        *asked, answer = conversation.messages
-        questions.append(
-            Question(_to_text(asked), renderer.render_prompt(asked, tools=conversation.tools), answer.content)
-        )
+    for row in loaded.dataset:
+        place = Origin(row["source"], row["row"])
+        question = _to_question(from_json(row["example"], place), renderer)
+        if question is None:
+            raise DataError(f"{place}: a question needs its answer, in words, as the last turn.")
+        questions.append(question)
     return questions
+
+
+def build_samples(loaded: LoadedExamples, renderer: Renderer, count: int) -> list[Question]:
+    """Build questions from the first `count` rows that end with an answer."""
+    found = (_to_question(from_json(row["example"]), renderer) for row in loaded.dataset)
+    return list(islice((question for question in found if question is not None), count))
+
+
+def _to_question(example: Example, renderer: Renderer) -> Question | None:
+    if not isinstance(example, Conversation):
+        return None
+    *asked, answer = example.messages
+    if answer.role != "assistant" or not answer.content.strip() or not asked:
+        return None
+    return Question(_to_text(asked), renderer.render_prompt(asked, tools=example.tools), answer.content)
 
 
 def _to_text(messages: Sequence[Message]) -> str:
@@ -92,7 +105,7 @@ class Answerer:
 
 
 class SampleAnswers(TrainerCallback):
-    """Answers the same few questions at every evaluation and hands them to `write(step, answered)`."""
+    """Answers the same few questions at every evaluation during training and hands them to `write(step, answered)`."""
 
     def __init__(
         self, answerer: Answerer, questions: Sequence[Question], write: Callable[[int, Sequence[Answered]], None]
@@ -103,5 +116,5 @@ class SampleAnswers(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Answer on the main process alone; the others wait at their next collective step."""
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and self._questions:
             self._write(state.global_step, self._answerer.answer(self._questions))

@@ -4,32 +4,36 @@ The rows come tokenized and labelled, so the trainer's own preparation (template
 masks) is switched off: which token is trained is decided in one place, `data.rendering`.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import trl
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from finetune.data.batches import Collator, Layout, choose_layout
+from finetune.data.batches import Collator, choose_layout
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows, TooLong, build_token_rows
+from finetune.errors import RecipeError
 from finetune.model.adapters import RankAllocation
 from finetune.model.base import BaseModel
 from finetune.model.devices import keep_one_gpu
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
-__all__ = ["SupervisedTrainer", "build_conversation_rows", "build_document_rows", "build_trainer"]
+__all__ = ["SupervisedTrainer", "build_arguments", "build_conversation_rows", "build_document_rows", "build_trainer"]
 
 log = logging.getLogger("finetune.objectives.supervised")
 
 _PACKED_AT_ONCE = 20_000  # documents that best-fit packing chooses among: fills 99 % and stays in memory
 # Settings under `training` that other parts act on: the callback that stops early, the rotation of checkpoints.
-_NOT_THE_TRAINERS = {"early_stopping_patience", "save_total_limit"}
+_NOT_THE_TRAINERS = {"early_stopping_patience", "save_total_limit", "report_to"}
 
 
 class SupervisedTrainer(StepMixin, SFTTrainer):
@@ -51,11 +55,12 @@ def _build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings, 
     rows = build_token_rows(loaded, renderer, max_length=data.max_length, too_long=too_long)
     if not data.packing:
         return rows
+    key = hashlib.sha256(f"{rows.fingerprint} {_PACKED_AT_ONCE} {trl.__version__}".encode()).hexdigest()[:16]
     packed = pack_dataset(
         rows.dataset.select_columns(["input_ids", "labels"]),
         data.max_length,
         strategy="bfd",
-        map_kwargs={"batch_size": _PACKED_AT_ONCE, "new_fingerprint": f"{rows.fingerprint[:15]}p", "desc": "packing"},
+        map_kwargs={"batch_size": _PACKED_AT_ONCE, "new_fingerprint": key, "desc": "packing"},
     )
     report = rows.report | {
         "packed_rows": len(packed),
@@ -64,76 +69,44 @@ def _build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings, 
     return TokenRows(dataset=packed, report=report, fingerprint=rows.fingerprint)
 
 
-def build_trainer(
-    *,
-    base: BaseModel,
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    train: TokenRows,
-    held_out: TokenRows | None,
-    data: DataSettings,
+def build_arguments(
     training: TrainingSettings,
+    *,
+    name: str,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+    evaluates: bool,
     seed: int,
     checkpoints_dir: Path,
-    callbacks: Sequence[TrainerCallback],
-) -> SupervisedTrainer:
-    """Build the trainer of one run.
+) -> SFTConfig:
+    """Translate our settings into SFTConfig's; an argument that is neither typed nor chosen keeps its default.
 
     Args:
-        base: the loaded base, for its device, dtype and attention.
-        model: what is trained: the base with its adapter, or the base itself.
-        tokenizer: saved into every checkpoint.
-        train: rows to train on.
-        held_out: rows to evaluate on, or None.
-        data: read for packing.
         training: the recipe's `training` section.
+        name: of the run, as trackers show it.
+        device: of the model.
+        compute_dtype: of the products.
+        evaluates: whether there are held-out rows.
         seed: of the shuffling and of dropout.
         checkpoints_dir: where `checkpoint-N` folders go.
-        callbacks: the run's own, behind those that decide how it is trained.
+
+    Raises:
+        RecipeError: the library refuses a setting.
     """
-    layout = choose_layout(packing=data.packing, attention=base.attention)
-    stopping = training.early_stopping_patience
-    arguments = SFTConfig(**_to_arguments(base, training, held_out is not None, layout, seed, checkpoints_dir))
-    if note := keep_one_gpu(arguments):
-        log.info("%s", note)
-    trainer = SupervisedTrainer(
-        model=model,
-        args=arguments,
-        data_collator=Collator(layout, _pad_id(tokenizer)),
-        train_dataset=train.dataset,
-        eval_dataset=held_out.dataset if held_out is not None else None,
-        processing_class=tokenizer,
-        callbacks=[RankAllocation(), *([EarlyStoppingCallback(stopping)] if stopping is not None else []), *callbacks],
-    )
-    trainer.remove_callback(PrinterCallback)  # prints every log as a dict; `run.metrics` shows them
-    return trainer
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    pad_id = tokenizer.pad_token_id
-    assert isinstance(pad_id, int), "load_tokenizer leaves no tokenizer without a pad token"
-    return pad_id
-
-
-def _to_arguments(
-    base: BaseModel, training: TrainingSettings, has_held_out: bool, layout: Layout, seed: int, checkpoints_dir: Path
-) -> dict[str, Any]:
-    """Translate our settings into SFTConfig's; an argument that is neither typed nor chosen keeps its default."""
-    evaluates_during = has_held_out and training.eval_steps is not None
+    evaluates_during = evaluates and training.eval_steps is not None
     chosen: dict[str, Any] = {
         "output_dir": str(checkpoints_dir),
+        "run_name": name,
         "seed": seed,
         "data_seed": seed,
-        "use_cpu": base.device.type == "cpu",
-        "bf16": base.compute_dtype == torch.bfloat16,
-        "fp16": base.compute_dtype == torch.float16,
+        "use_cpu": device.type == "cpu",
+        "bf16": compute_dtype == torch.bfloat16,
+        "fp16": compute_dtype == torch.float16,
         # The rows are ready, so nothing is truncated, packed or dropped behind our back.
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
         "packing": False,
         "remove_unused_columns": False,
-        # Rows of like length lie in one micro-batch where nothing else saves the padding.
-        "train_sampling_strategy": "group_by_length" if layout == "padded" else "random",
         "eval_strategy": "steps" if evaluates_during else "no",
         "save_strategy": "steps",
         "logging_strategy": "steps",
@@ -146,8 +119,68 @@ def _to_arguments(
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
+        # In the run's own folder instead of among its checkpoints; `build_trainer` adds it.
+        "report_to": [tracker for tracker in training.report_to if tracker != "tensorboard"],
     }
-    typed = {name: getattr(training, name) for name in type(training).model_fields if name not in _NOT_THE_TRAINERS}
-    if not evaluates_during:
-        del typed["eval_steps"]
-    return {**chosen, **typed, **training.fields}
+    left_out = _NOT_THE_TRAINERS if evaluates_during else _NOT_THE_TRAINERS | {"eval_steps"}
+    typed = {field: getattr(training, field) for field in type(training).model_fields if field not in left_out}
+    try:
+        return SFTConfig(**{**typed, **chosen, **training.fields})
+    except ValueError as error:
+        raise RecipeError(f"`training`: TRL refuses a setting: {str(error).strip().splitlines()[0]}") from error
+
+
+def build_trainer(
+    *,
+    base: BaseModel,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: SFTConfig,
+    train: TokenRows,
+    held_out: TokenRows | None,
+    data: DataSettings,
+    training: TrainingSettings,
+    callbacks: Sequence[TrainerCallback],
+) -> SupervisedTrainer:
+    """Build the trainer of one run.
+
+    Args:
+        base: the loaded base, for its attention.
+        model: what is trained: the base with its adapter, or the base itself.
+        tokenizer: saved into every checkpoint.
+        arguments: from `build_arguments`.
+        train: rows to train on.
+        held_out: rows to evaluate on, or None.
+        data: read for packing.
+        training: read for early stopping and TensorBoard.
+        callbacks: the run's own, behind those that decide how it is trained.
+    """
+    layout = choose_layout(packing=data.packing, attention=base.attention)
+    # Rows of like length lie in one micro-batch where nothing else saves the padding.
+    arguments.train_sampling_strategy = "group_by_length" if layout == "padded" else "random"
+    if note := keep_one_gpu(arguments):
+        log.info("%s", note)
+    deciding: list[TrainerCallback] = [RankAllocation()]
+    if training.early_stopping_patience is not None:
+        deciding.append(EarlyStoppingCallback(training.early_stopping_patience))
+    if "tensorboard" in training.report_to:
+        from torch.utils.tensorboard import SummaryWriter  # an optional package
+
+        deciding.append(TensorBoardCallback(SummaryWriter(str(Path(arguments.output_dir).with_name("tensorboard")))))
+    trainer = SupervisedTrainer(
+        model=model,
+        args=arguments,
+        data_collator=Collator(layout, _pad_id(tokenizer)),
+        train_dataset=train.dataset,
+        eval_dataset=held_out.dataset if held_out is not None else None,
+        processing_class=tokenizer,
+        callbacks=[*deciding, *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)  # prints every log as a dict; `run.metrics` shows them
+    return trainer
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad_id = tokenizer.pad_token_id
+    assert isinstance(pad_id, int), "load_tokenizer leaves no tokenizer without a pad token"
+    return pad_id

@@ -1,7 +1,8 @@
 """What must sit inside the training step, in one mixin: the only inheritance in the house.
 
-It counts real tokens, averages the held-out loss over tokens instead of batches, stops on a loss
-that is not finite, and keeps the adapter in float32.
+It keeps what is trained in float32, counts real tokens, averages the held-out loss over tokens
+instead of batches, stops on a loss that is not finite before anything of it is saved, and says what
+to do where memory or the disk runs out.
 """
 
 import math
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.data.batches import IGNORE_INDEX
-from finetune.errors import DivergedError
-from finetune.model.adapters import cast_adapter
+from finetune.errors import DivergedError, PlaceError
 from finetune.objectives.order import LengthGroupedOrder
 
 __all__ = ["StepMixin"]
@@ -26,24 +27,51 @@ __all__ = ["StepMixin"]
 class StepMixin(Trainer):
     """Goes in front of a TRL trainer: `class SupervisedTrainer(StepMixin, SFTTrainer)`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, model: torch.nn.Module, **kwargs: Any) -> None:
+        # TRL rounds the trainable weights of a quantized model to bfloat16 whatever the device. A float16
+        # run's GradScaler (a T4) cannot unscale those, small updates vanish in them, and a start such as
+        # LoftQ's loses its last digits: they get back the numbers they had, in float32.
+        trainable = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+        super().__init__(model=model, **kwargs)
+        for parameter, before in trainable:
+            parameter.data = before.float().to(parameter.device)
         self._tokens_not_noted = 0
         self._eval_loss_sum = 0.0
         self._eval_tokens = 0
-        # TRL casts the trainable weights of a quantized model to bfloat16 whatever the device. The
-        # GradScaler of a float16 run (a T4) cannot unscale those, and small updates vanish in them.
-        cast_adapter(self.model, torch.float32)
+        self._is_finite = torch.ones((), dtype=torch.bool, device=self.args.device)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        lengths = (self.train_dataset if train_dataset is None else train_dataset)["length"]
+        lengths = (self.train_dataset if train_dataset is None else train_dataset)["length"][:]
         return LengthGroupedOrder(lengths, rows, self.args.seed)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: the result gets the run's own card, and a checkpoint needs none."""
+
+    # ---- the step
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Train on a micro-batch.
+
+        Raises:
+            DivergedError: the loss is not finite (on a GPU at the next log or save, so that no step waits for it).
+            PlaceError: the GPU's memory does not hold it.
+        """
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except torch.cuda.OutOfMemoryError as error:
+            raise PlaceError(
+                f"step {self.state.global_step + 1}: the GPU's memory is full ({_first_line(error)}).\n"
+                f"  Smaller micro-batches, the same rows a step: training.per_device_train_batch_size=1 with a larger "
+                f"training.gradient_accumulation_steps\n"
+                f"  Shorter rows: data.max_length     Less kept: training.gradient_checkpointing=true"
+            ) from error
+        self._is_finite &= torch.isfinite(loss.detach())
+        if loss.device.type == "cpu":
+            self._check_finite(self.state.global_step + 1)
+        return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss, counting the batch's tokens without its padding."""
@@ -51,50 +79,6 @@ class StepMixin(Trainer):
         if self.model.training:
             self._tokens_not_noted += num_real_tokens
         return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a batch, weighing its mean loss by the tokens that it is a mean of."""
-        trained_tokens = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
-        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        self._eval_loss_sum += loss.item() * trained_tokens
-        self._eval_tokens += trained_tokens
-        return loss, logits, labels
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; the loss reported is the mean over all held-out trained tokens of all processes."""
-        self._eval_loss_sum, self._eval_tokens = 0.0, 0
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        loss_sum, num_tokens = self._sum_over_processes(self._eval_loss_sum, float(self._eval_tokens))
-        output.metrics[f"{metric_key_prefix}_loss"] = loss_sum / num_tokens
-        return output
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log with the number of real tokens trained so far in all processes; stop on a loss that is not finite.
-
-        Raises:
-            DivergedError: the loss or the gradient's norm is NaN or infinite.
-        """
-        self._note_tokens()
-        logs["num_real_tokens"] = self.state.num_input_tokens_seen
-        super().log(logs, *args, **kwargs)
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise DivergedError(
-                    f"step {self.state.global_step}: `{name}` is {logs[name]}; the run cannot recover from it.\n"
-                    f"  Usual causes: a learning rate that is too high, float16 overflow, a broken base.\n"
-                    f"  Lower `training.learning_rate`, then `--overwrite`, or `--resume` from the last checkpoint."
-                )
-
-    def _note_tokens(self) -> None:
-        """Add what all processes trained since the last time to the trainer's state, which checkpoints carry."""
-        (tokens,) = self._sum_over_processes(float(self._tokens_not_noted))
-        self._tokens_not_noted = 0
-        self.state.num_input_tokens_seen += int(tokens)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save with the count of tokens up to this step, whenever the last log was."""
-        self._note_tokens()
-        super()._save_checkpoint(model, trial)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run an epoch, unless all steps are done already.
@@ -106,13 +90,92 @@ class StepMixin(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
-    def load_best(self) -> bool:
-        """Put the weights of the best evaluation back into the model; True where they were not the last ones."""
+    def _check_finite(self, step: int) -> None:
+        if not bool(self._is_finite):
+            raise DivergedError(
+                f"step {step}: the loss is not finite, and no further step could mend the weights.\n"
+                f"  Usual causes: a learning rate that is too high, float16 overflow, a broken base.\n"
+                f"  Lower `training.learning_rate` and start over: --overwrite"
+            )
+
+    # ---- the held-out loss
+
+    def measure_held_out(self) -> float:
+        """Measure the held-out loss with the weights as they are, without a log or a callback."""
+        output = self.evaluation_loop(
+            self.get_eval_dataloader(), description="held out", prediction_loss_only=True, metric_key_prefix="eval"
+        )
+        return float(output.metrics["eval_loss"])
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate a batch, weighing its mean loss by the tokens that it is a mean of."""
+        trained_tokens = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        self._eval_loss_sum += loss.item() * trained_tokens
+        self._eval_tokens += trained_tokens
+        return loss, logits, labels
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate; the loss reported is the mean over the held-out trained tokens of all processes.
+
+        Of several processes the ones that run out of rows repeat some (accelerate's `even_batches`), and those
+        count twice.
+        """
+        self._eval_loss_sum, self._eval_tokens = 0.0, 0
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss_sum, num_tokens = self._sum_over_processes(self._eval_loss_sum, float(self._eval_tokens))
+        output.metrics[f"{metric_key_prefix}_loss"] = loss_sum / num_tokens
+        return output
+
+    # ---- what is said and saved
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log with the number of real tokens trained so far in all processes.
+
+        Raises:
+            DivergedError: the loss is not finite, or the gradient's norm, unless a float16 scaler skips such steps.
+        """
+        self._note_tokens()
+        logs["num_real_tokens"] = self.state.num_input_tokens_seen
+        super().log(logs, *args, **kwargs)
+        if self.accelerator.scaler is None and not math.isfinite(logs.get("grad_norm", 0.0)):
+            self._is_finite.fill_(False)
+        self._check_finite(self.state.global_step)
+
+    def _note_tokens(self) -> None:
+        """Add what all processes trained since the last time to the trainer's state, which checkpoints carry."""
+        (tokens,) = self._sum_over_processes(float(self._tokens_not_noted))
+        self._tokens_not_noted = 0
+        self.state.num_input_tokens_seen += int(tokens)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save with the count of tokens up to this step; nothing that is not finite.
+
+        Raises:
+            PlaceError: the disk does not take it.
+        """
+        self._check_finite(self.state.global_step)
+        self._note_tokens()
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError) as error:
+            raise PlaceError(
+                f"step {self.state.global_step}: the checkpoint cannot be written ({_first_line(error)}).\n"
+                f"  Earlier checkpoints are whole. Make room in {self.args.output_dir}, then: --resume"
+            ) from error
+
+    def find_best_checkpoint_name(self) -> str | None:
+        """Find the name of the best step's checkpoint; None where that is the last step, or none was evaluated.
+
+        The name alone: the folder may have been moved since the path was written.
+        """
         best = self.state.best_model_checkpoint
-        if best is None or self.state.best_global_step == self.state.global_step:
-            return False
+        return None if best is None or self.state.best_global_step == self.state.global_step else Path(best).name
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Put the weights of a checkpoint into the model."""
+        self.state.best_model_checkpoint = str(checkpoint)
         self._load_best_model()
-        return True
 
     def save_weights(self, folder: Path, *, dtype: torch.dtype) -> None:
         """Save what was trained as safetensors: a PEFT adapter in float32, or a whole model in `dtype`."""
@@ -127,3 +190,7 @@ class StepMixin(Trainer):
             return list(values)
         sums = self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device))
         return sums.tolist()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -19,6 +19,7 @@ __all__ = [
     "EMBEDDING_METHODS",
     "PROMPT_METHODS",
     "QUANTIZABLE_METHODS",
+    "UNTRAINABLE_METHODS",
     "Catalogue",
     "build_catalogue",
     "read_catalogue",
@@ -38,6 +39,13 @@ PROMPT_METHODS = frozenset(
 )
 # These touch embeddings or norms, which bitsandbytes leaves in 16 bits.
 EMBEDDING_METHODS = frozenset({"ln_tuning", "trainable_tokens"})
+# Methods that a row of text alone cannot train, and why.
+UNTRAINABLE_METHODS = {
+    "cpt": "it wants a mask of its own kind with each row",
+    "multitask_prompt_tuning": "it wants a task's number with each row",
+    "poly": "it wants a task's number with each row",
+    "xlora": "it mixes adapters that are already trained",
+}
 
 # Values that a library accepts and its annotation leaves out or writes in words.
 _PATTERN_OF_WORDS = {"pissa_niter_[number of iters]": r"^pissa_niter_[0-9]+$"}

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+from finetune.recipe.catalogue import UNTRAINABLE_METHODS
 from finetune.recipe.faults import Fault, quote, to_line_number
 from finetune.recipe.json_schema import FULL, Schema, build_adapter_schema, build_schema, find_methods, resolve
-from finetune.recipe.suggestions import Explanation, explain_key, find_nearest, list_names
+from finetune.recipe.nearest import find_nearest
+from finetune.recipe.suggestions import Explanation, explain_key, list_names
 from finetune.recipe.yaml_lines import Node
 
 __all__ = ["find_faults"]
@@ -64,6 +66,9 @@ def _check_adapter(node: Node) -> list[Fault]:
     if isinstance(method, str) and method in find_methods():
         return _check_group(node, build_adapter_schema(method), "adapter", method)
     assert typed is not None
+    if isinstance(method, str) and method in UNTRAINABLE_METHODS:
+        what = f"`method: {method}` cannot be trained from rows alone: {UNTRAINABLE_METHODS[method]}."
+        return [_fault(typed.key_place, what, f"Choose one of {list_names(find_methods())}.")]
     if isinstance(method, str):
         return [_wrong_choice(typed, find_methods(), "adapter.method")]
     return [

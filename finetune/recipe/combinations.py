@@ -6,71 +6,15 @@ along with those of single settings; out come faults at the line of the setting 
 
 import re
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
-from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS
-from finetune.recipe.faults import Fault, quote, to_line_number
-from finetune.recipe.json_schema import FULL, find_methods
-from finetune.recipe.schema import (
-    AdapterSettings,
-    DataSettings,
-    EvaluationSettings,
-    ModelSettings,
-    Recipe,
-    Section,
-    TrainingSettings,
-)
-from finetune.recipe.suggestions import list_names
-from finetune.recipe.yaml_lines import Node, to_plain
+from finetune.recipe.adapter_combinations import find_adapter_conflicts
+from finetune.recipe.faults import Fault, quote
+from finetune.recipe.recipe_view import RecipeView
+from finetune.recipe.training_combinations import find_training_conflicts
+from finetune.recipe.yaml_lines import Node
 
-__all__ = ["find_conflicts", "find_node"]
-
-
-class _Settings:
-    """What a recipe says, typed or by default."""
-
-    def __init__(self, tree: Node, defaults_filled: bool) -> None:
-        self._tree = tree
-        self._defaults_filled = defaults_filled
-
-    def value(self, path: str) -> Any:
-        """The value of `section.key`, the default where it is not typed."""
-        node = find_node(self._tree, path)
-        return _defaults().get(path) if node is None else to_plain(node)
-
-    def is_typed(self, path: str) -> bool:
-        """Whether somebody typed this setting; a default in a resolved recipe was filled in."""
-        is_default = self._defaults_filled and self.value(path) == _defaults().get(path)
-        return find_node(self._tree, path) is not None and not is_default
-
-    def fault(self, path: str, what: str, *advice: str) -> Fault:
-        """A fault at the nearest typed setting: this one, else its section, else the file."""
-        node = find_node(self._tree, path) or find_node(self._tree, path.split(".")[0]) or self._tree
-        return Fault(node.key_place, what, advice, to_line_number(node.key_place))
-
-
-def find_node(tree: Node, path: str) -> Node | None:
-    """The value at `section.key`, None where the recipe does not hold it."""
-    node: Node | None = tree
-    for key in path.split("."):
-        node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
-    return node
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    sections: dict[str, type[Section]] = {
-        "model": ModelSettings,
-        "adapter": AdapterSettings,
-        "data": DataSettings,
-        "evaluation": EvaluationSettings,
-        "training": TrainingSettings,
-    }
-    defaults = {name: field.default for name, field in Recipe.model_fields.items() if name not in sections}
-    for section, settings in sections.items():
-        defaults |= {f"{section}.{name}": field.default for name, field in settings.model_fields.items()}
-    return defaults
+__all__ = ["find_conflicts"]
 
 
 def find_conflicts(tree: Node, *, defaults_filled: bool = False) -> list[Fault]:
@@ -80,19 +24,19 @@ def find_conflicts(tree: Node, *, defaults_filled: bool = False) -> list[Fault]:
         tree: the recipe.
         defaults_filled: a resolved recipe, whose defaults nobody typed.
     """
-    settings = _Settings(tree, defaults_filled)
+    settings = RecipeView(tree, defaults_filled)
     checks = (
         _check_weights,
         _check_remote_code,
-        _check_quantization,
-        _check_prompt_methods,
-        _check_stopping,
+        find_adapter_conflicts,
+        _check_shares,
         _check_text,
+        find_training_conflicts,
     )
     return [fault for check in checks for fault in check(settings)]
 
 
-def _check_weights(settings: _Settings) -> Iterator[Fault]:
+def _check_weights(settings: RecipeView) -> Iterator[Fault]:
     has_name = settings.value("model.model_name_or_path") is not None
     if not isinstance(settings.value("model"), dict):
         return
@@ -110,7 +54,7 @@ def _check_weights(settings: _Settings) -> Iterator[Fault]:
         )
 
 
-def _check_remote_code(settings: _Settings) -> Iterator[Fault]:
+def _check_remote_code(settings: RecipeView) -> Iterator[Fault]:
     revision = settings.value("model.revision")
     if settings.value("model.trust_remote_code") is True and not re.fullmatch(r"[0-9a-f]{40}", str(revision)):
         what = f"`trust_remote_code` needs `revision` pinned to a commit; found {quote(str(revision))}."
@@ -118,43 +62,16 @@ def _check_remote_code(settings: _Settings) -> Iterator[Fault]:
         yield settings.fault("model.trust_remote_code", what, advice)
 
 
-def _check_quantization(settings: _Settings) -> Iterator[Fault]:
-    method, quantization = settings.value("adapter.method"), settings.value("model.quantization")
-    if quantization not in ("nf4", "fp4", "int8") or method not in find_methods():
-        return
-    if method == FULL:
-        what = f"`method: full` trains every weight, and those of a base in {quantization} cannot be trained."
-        yield settings.fault("adapter.method", what, "Set model.quantization: none, or adapter.method: lora.")
-    elif method not in QUANTIZABLE_METHODS | PROMPT_METHODS | EMBEDDING_METHODS:
-        what = f"`method: {method}` cannot sit on a base in {quantization}: PEFT has no layers of it for one."
-        able = f"Set model.quantization: none, or take one that can: {list_names(sorted(QUANTIZABLE_METHODS))}."
-        yield settings.fault("adapter.method", what, able)
+def _check_shares(settings: RecipeView) -> Iterator[Fault]:
+    """Check that only sources of a mix have a share in it."""
+    for source in ("data.train", "data.eval", "evaluation.questions"):
+        weight = settings.value(f"{source}.weight")
+        if weight is not None and not (settings.defaults_filled and weight == 1):
+            what = f"`{source}.weight` is a share in a mix, and this source stands alone."
+            yield settings.fault(f"{source}.weight", what, "Take the line out; a mix is a list under `data.train`.")
 
 
-def _check_prompt_methods(settings: _Settings) -> Iterator[Fault]:
-    method = settings.value("adapter.method")
-    if method in find_methods() and method in PROMPT_METHODS and settings.value("data.packing") is True:
-        path = "data.packing" if settings.is_typed("data.packing") else "adapter.method"
-        what = f"`method: {method}` cannot be trained on packed rows: their documents would read each other."
-        yield settings.fault(path, what, "Set data.packing: false.")
-    if method == "prefix_tuning" and settings.value("training.gradient_checkpointing") is True:
-        path = "training.gradient_checkpointing"
-        what = "`method: prefix_tuning` and gradient checkpointing exclude each other in PEFT."
-        yield settings.fault(path if settings.is_typed(path) else "adapter.method", what, f"Set {path}: false.")
-
-
-def _check_stopping(settings: _Settings) -> Iterator[Fault]:
-    if settings.value("training.early_stopping_patience") is None:
-        return
-    needed = [path for path in ("data.eval", "training.eval_steps") if settings.value(path) is None]
-    if needed:
-        missing = " and ".join(f"`{path}`" for path in needed)
-        what = f"`early_stopping_patience` counts evaluations, which need {missing}."
-        advice = "E.g. data.eval={fraction: 0.02} training.eval_steps=0.1; or take the line out."
-        yield settings.fault("training.early_stopping_patience", what, advice)
-
-
-def _check_text(settings: _Settings) -> Iterator[Fault]:
+def _check_text(settings: RecipeView) -> Iterator[Fault]:
     """Check that plain text and conversations are not mixed up."""
     objective = settings.value("objective")
     if objective == "pretrain":
@@ -176,7 +93,7 @@ def _check_text(settings: _Settings) -> Iterator[Fault]:
             yield settings.fault(path, what, "Set objective: pretrain, or another format.")
 
 
-def _typed_formats(settings: _Settings) -> Iterator[tuple[str, Any]]:
+def _typed_formats(settings: RecipeView) -> Iterator[tuple[str, Any]]:
     for path in ("data.train", "data.eval"):
         sources = settings.value(path)
         for source in sources if isinstance(sources, list) else [sources]:

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS, read_catalogue
+from finetune.recipe.adapter_combinations import STARTS_WANTING_16_BITS, STARTS_WANTING_DATA
+from finetune.recipe.catalogue import (
+    EMBEDDING_METHODS,
+    PROMPT_METHODS,
+    QUANTIZABLE_METHODS,
+    UNTRAINABLE_METHODS,
+    read_catalogue,
+)
 from finetune.recipe.json_schema import (
     FULL,
     Schema,
@@ -106,14 +113,22 @@ def _render_methods() -> Iterator[str]:
         "## The methods of `adapter`\n\n"
         f"Each takes the fields of its config in PEFT {read_catalogue().made_from['peft']}, by PEFT's names and with "
         "PEFT's defaults; their meaning stands in PEFT's own documentation. *4-bit* says whether the method can sit on "
-        "a quantized base; the others need `quantization: none`. Methods of virtual tokens need `packing: false`.\n\n"
+        "a quantized base; the others need `quantization: none`. Methods of virtual tokens need `packing: false`, and "
+        "`prefix_tuning` also `gradient_checkpointing: false`.\n\n"
         "| method | 4-bit | its settings |\n|---|---|---|"
     )
     for method in find_methods():
         names = [name for name in build_adapter_schema(method)["properties"] if name != "method"]
         settings = _backticked(names) if names else "none: all weights are trained"
         yield f"| `{method}` | {_can_be_quantized(method)} | {settings} |"
-    yield ""
+    refused = "; ".join(f"`{method}` ({reason})" for method, reason in UNTRAINABLE_METHODS.items())
+    wanting_data, wanting_16_bits = ", ".join(STARTS_WANTING_DATA), " and ".join(STARTS_WANTING_16_BITS)
+    yield (
+        f"\nPEFT's other methods cannot be trained from rows alone and are refused: {refused}.\n\n"
+        f"Of `lora`, the `init_lora_weights` {wanting_data} are refused, since no pass over the data is made before "
+        "the first step, and `kasa_config`, since it changes the base. On a quantized base "
+        f"{wanting_16_bits} are refused too, `loftq` on any but nf4 and fp4, `use_dora` on int8.\n"
+    )
 
 
 def _can_be_quantized(method: str) -> str:

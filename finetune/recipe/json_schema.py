@@ -7,7 +7,7 @@ the docs list it, so that the three cannot differ.
 from functools import cache
 from typing import Any
 
-from finetune.recipe.catalogue import read_catalogue
+from finetune.recipe.catalogue import UNTRAINABLE_METHODS, read_catalogue
 from finetune.recipe.ownership import OWNED_ADAPTER_FIELDS, OWNED_TRAINER_FIELDS
 from finetune.recipe.schema import Recipe
 
@@ -24,6 +24,7 @@ __all__ = [
 
 Schema = dict[str, Any]
 
+LOSS_TYPES = ("nll", "chunked_nll", "dft")
 FULL = "full"  # the one value of adapter.method that is no PEFT method: all weights are trained
 
 
@@ -35,6 +36,7 @@ def build_schema() -> Schema:
     ours, fields = training["properties"], read_catalogue().trainer
     ours["lr_scheduler_type"]["enum"] = fields["lr_scheduler_type"]["enum"]
     further = {name: field for name, field in fields.items() if name not in ours and name not in OWNED_TRAINER_FIELDS}
+    further["loss_type"] = {"enum": [*LOSS_TYPES, None], "default": None}  # a text to TRL, which knows these three
     training["properties"] = ours | further
     training["additionalProperties"] = False
     return schema
@@ -55,8 +57,8 @@ def build_adapter_schema(method: str) -> Schema:
 
 
 def find_methods() -> list[str]:
-    """Every value of `adapter.method`."""
-    return [*read_catalogue().methods, FULL]
+    """Every value of `adapter.method`: the methods that rows can train, and `full`."""
+    return [*(method for method in read_catalogue().methods if method not in UNTRAINABLE_METHODS), FULL]
 
 
 @cache

@@ -4,13 +4,13 @@ Values follow the recipe's own YAML rules, so that `training.learning_rate=1e-3`
 `data.eval={fraction: 0.1}` a group.
 """
 
-import os.path
 import re
 from collections.abc import Sequence
 
 from finetune.errors import RecipeError
-from finetune.recipe.combinations import find_node
 from finetune.recipe.faults import Fault, quote
+from finetune.recipe.places import is_local
+from finetune.recipe.recipe_view import find_node
 from finetune.recipe.yaml_lines import Node, read_yaml
 
 __all__ = ["COMMAND_LINE", "apply_overrides", "drop_hub_settings"]
@@ -18,7 +18,6 @@ __all__ = ["COMMAND_LINE", "apply_overrides", "drop_hub_settings"]
 COMMAND_LINE = "command line"
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_LOCAL = re.compile(r"[./~].*|.*\.(json|jsonl|csv|parquet|txt)(\.gz)?")
 # A source's settings that mean something on the Hub alone.
 _HUB_SETTINGS = ("revision", "split", "subset")
 _SOURCES = ("data.train", "data.eval", "evaluation.questions")
@@ -85,15 +84,9 @@ def drop_hub_settings(tree: Node, overrides: Sequence[str]) -> list[str]:
             continue
         assert isinstance(group.value, dict)
         kept = {name for name in _HUB_SETTINGS if f"{source}.{name}" in overridden}
-        dropped = [name for name in _HUB_SETTINGS if name in group.value and name not in kept and _is_local(path.value)]
+        dropped = [name for name in _HUB_SETTINGS if name in group.value and name not in kept and is_local(path.value)]
         for name in dropped:
             del group.value[name]
         if dropped:
             notices.append(f"{source}.path is local now: dropped the recipe's {', '.join(dropped)} of the Hub dataset.")
     return notices
-
-
-def _is_local(path: str) -> bool:
-    """Whether a source's path is a file or folder here rather than a Hub name."""
-    # Path.exists raises on a name that is too long for the file system; such a name is not here.
-    return _LOCAL.fullmatch(path) is not None or os.path.exists(path)  # noqa: PTH110

@@ -19,6 +19,7 @@ class Instead:
 
 
 _NO_SECRETS = "A recipe holds no secrets: log in with `hf auth login`, or set HF_TOKEN in the environment."
+_NO_PUSH = "A run pushes nothing; its result is pushed with `hf upload OWNER/NAME outputs/RUN/adapter`."
 _STEPS = "Evaluation, saving and logging go by steps; below 1 the number is a share of all steps."
 
 OWNED_TRAINER_FIELDS: dict[str, Instead] = {
@@ -34,6 +35,14 @@ OWNED_TRAINER_FIELDS: dict[str, Instead] = {
     "do_predict": Instead("evaluation.questions", "Questions are answered before and after the run."),
     "hub_token": Instead(None, _NO_SECRETS),
     "push_to_hub_token": Instead(None, _NO_SECRETS),
+    "push_to_hub": Instead(None, _NO_PUSH),
+    "hub_model_id": Instead(None, _NO_PUSH),
+    "hub_private_repo": Instead(None, _NO_PUSH),
+    "hub_strategy": Instead(None, _NO_PUSH),
+    "hub_always_push": Instead(None, _NO_PUSH),
+    "hub_revision": Instead(None, _NO_PUSH),
+    "disable_tqdm": Instead(None, "The run shows a bar of its own where there is a terminal, and lines elsewhere."),
+    "include_num_input_tokens_seen": Instead(None, "Tokens are always counted, without padding: metrics.jsonl."),
     "local_rank": Instead(None, "`accelerate launch` sets it."),
     "parallelism_config": Instead(None, "`accelerate launch` sets it."),
     # the model
@@ -61,6 +70,10 @@ OWNED_TRAINER_FIELDS: dict[str, Instead] = {
     "chat_template_path": Instead("data.template", "A name, or a path to a .jinja file."),
     "eos_token": Instead("data.template", "The template says which token ends an answer."),
     "pad_token": Instead(None, "The tokenizer gets one without a new row in the embeddings."),
+    "auto_find_batch_size": Instead(
+        "training.per_device_train_batch_size",
+        "It restarts a run with another batch size; where memory is full the message says what to set.",
+    ),
     # rhythm and the best step
     "eval_strategy": Instead("training.eval_steps", _STEPS),
     "save_strategy": Instead("training.save_steps", _STEPS),
@@ -73,6 +86,8 @@ OWNED_TRAINER_FIELDS: dict[str, Instead] = {
     "logging_nan_inf_filter": Instead(None, "It hides a loss that is not finite; the run stops on one instead."),
     # checkpoints
     "save_only_model": Instead(None, "Every checkpoint can be resumed; the adapter alone is the run's result."),
+    "ignore_data_skip": Instead(None, "A resumed run goes on at the very row where it stopped."),
+    "restore_callback_states_from_checkpoint": Instead(None, "A resumed run always takes them up again."),
     "enable_jit_checkpoint": Instead(None, "SIGTERM already saves a checkpoint at the end of the step."),
 }
 

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from finetune.errors import RecipeError
 from finetune.recipe.checks import find_faults
-from finetune.recipe.combinations import find_conflicts, find_node
+from finetune.recipe.combinations import find_conflicts
 from finetune.recipe.faults import Fault, quote, to_error, to_line_number
+from finetune.recipe.nearest import find_nearest
 from finetune.recipe.overrides import apply_overrides, drop_hub_settings
+from finetune.recipe.recipe_view import find_node
 from finetune.recipe.schema import Recipe
-from finetune.recipe.suggestions import find_nearest
 from finetune.recipe.yaml_lines import Node, read_yaml, to_plain, to_tree
 
 __all__ = ["RecipeReading", "build_recipe", "read_recipe", "read_recipe_with_notices", "to_resolved"]

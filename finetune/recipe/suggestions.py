@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 
 from finetune.recipe.json_schema import FULL, build_adapter_schema, find_methods, find_properties
+from finetune.recipe.nearest import find_nearest
 from finetune.recipe.ownership import OTHER_TOOLS, OWNED_ADAPTER_FIELDS, OWNED_TRAINER_FIELDS, Instead
 
-__all__ = ["Explanation", "explain_key", "find_nearest", "list_names"]
+__all__ = ["Explanation", "explain_key", "list_names"]
 
 # Searched in this order for a setting that stands in the wrong place.
 _SECTIONS = ("", "model", "data", "training", "evaluation", "data.train", "adapter", "data.eval")
-_MAX_NAME_LENGTH = 60  # of longer ones no setting is near
 _MAX_LISTED_LENGTH = 100
 
 
@@ -117,40 +117,3 @@ def _methods_with(name: str) -> list[str]:
     return [
         method for method in find_methods() if method != FULL and name in build_adapter_schema(method)["properties"]
     ]
-
-
-def find_nearest(name: str, candidates: Iterable[str]) -> list[str]:
-    """The names fewest edits away, at most three; none where that is more than a third of the name.
-
-    An edit is a letter put in, left out or changed, or two neighbours swapped.
-    """
-    if len(name) > _MAX_NAME_LENGTH:
-        return []
-    limit = max(1, len(name) // 3)
-    nearest: list[str] = []
-    for candidate in candidates:
-        edits = _count_edits(name.lower(), candidate.lower(), limit)
-        if edits < limit:
-            nearest, limit = [candidate], edits
-        elif edits == limit:
-            nearest.append(candidate)
-    return nearest[:3]
-
-
-def _count_edits(first: str, second: str, limit: int) -> int:
-    """Edits between two words (optimal string alignment); any number above the limit where it is exceeded."""
-    if abs(len(first) - len(second)) > limit:
-        return limit + 1
-    before_last: list[int] = []
-    last = list(range(len(second) + 1))
-    for row, letter in enumerate(first, start=1):
-        current = [row]
-        for column, other in enumerate(second, start=1):
-            edits = min(last[column] + 1, current[-1] + 1, last[column - 1] + (letter != other))
-            if row > 1 and column > 1 and letter == second[column - 2] and first[row - 2] == other:
-                edits = min(edits, before_last[column - 2] + 1)
-            current.append(edits)
-        if min(current) > limit:
-            return limit + 1
-        before_last, last = last, current
-    return last[-1]

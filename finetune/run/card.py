@@ -1,71 +1,114 @@
 """The model card of a result: README.md beside the weights, for people and for the Hub."""
 
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 from huggingface_hub import ModelCardData
 
 import finetune
-from finetune.recipe.schema import Recipe
 
 __all__ = ["build_card"]
 
+_DATA_ENDINGS = {".json", ".jsonl", ".csv", ".parquet", ".gz", ".jinja", ".model"}
 
-def build_card(recipe: Recipe, *, template: str, commit: str | None) -> str:
-    """Build the card's text: what it was made from, how, and how to use it.
+
+def build_card(
+    *,
+    name: str,
+    base: str | None,
+    quantization: str,
+    method: str,
+    fields: Mapping[str, object],
+    data_paths: Sequence[str],
+    template: str,
+    max_length: int,
+    seed: int,
+    commit: str | None,
+    results: Mapping[str, str | float | None],
+    rows: int,
+    fingerprint: str,
+) -> str:
+    """Build the card's text: what it was made from, how, how good it is and how to use it.
 
     Args:
-        recipe: of the run.
+        name: of the run.
+        base: model it was made from, a folder or a name on the Hub; None: random weights.
+        quantization: how the base was held.
+        method: of the adapter; `full`: the whole model was trained.
+        fields: the adapter's further settings.
+        data_paths: of the training rows, as typed.
         template: name of the prompt template, which stands in `chat_template.jinja`.
-        commit: of the base model on the Hub, or None for a local folder.
+        max_length: tokens of a row at most.
+        seed: of the run.
+        commit: of the base on the Hub, or None for a local folder.
+        results: what was measured, by its name in words; None is left out.
+        rows: trained on.
+        fingerprint: of the rows' content.
     """
-    base = recipe.model.model_name_or_path
-    sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
-    is_adapter = recipe.adapter.method != "full"
+    is_adapter = method != "full"
     data = ModelCardData(
         # Folders of the machine it was trained on mean nothing elsewhere.
-        base_model=base if base and _is_hub_name(base) else None,
+        base_model=base if base is not None and _is_hub_name(base) else None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
-        datasets=[source.path for source in sources if _is_hub_name(source.path)] or None,
-        tags=[
-            recipe.objective,
-            recipe.adapter.method,
-            *(["qlora"] if recipe.model.quantization in ("nf4", "fp4") else []),
-        ],
+        datasets=[path for path in data_paths if _is_hub_name(path)] or None,
+        tags=[method, *(["qlora"] if is_adapter and quantization in ("nf4", "fp4") else [])],
     )
-    rows = [
-        ("base model", f"{base or 'random weights'}{f' at commit `{commit}`' if commit else ''}"),
-        ("held as", recipe.model.quantization),
-        ("method", recipe.adapter.method),
-        *((name, str(value)) for name, value in recipe.adapter.fields.items()),
-        ("data", ", ".join(source.path for source in sources)),
-        ("template", template),
-        ("tokens of a row at most", str(recipe.data.max_length)),
-        ("seed", str(recipe.seed)),
+    made = {
+        "base model": f"{base or 'random weights'}{f' at commit `{commit}`' if commit else ''}",
+        "held as": quantization,
+        "method": method,
+        **fields,
+        "data": ", ".join(data_paths),
+        "rows": f"{rows:,}, fingerprint `{fingerprint[:16]}`",
+        "template": template,
+        "tokens of a row at most": max_length,
+        "seed": seed,
+    }
+    measured = {what: _to_figure(value) for what, value in results.items() if value is not None}
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}",
+        f"{'An adapter' if is_adapter else 'A model'} made by finetune {finetune.__version__}.",
+        _to_table(made),
+        *(["## Results", _to_table(measured)] if measured else []),
+        "## Use",
+        _ADAPTER_USE if is_adapter else _MODEL_USE,
+        "The chat template beside the weights is the one it was trained with.",
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return (
-        f"---\n{data.to_yaml()}\n---\n\n# {recipe.name}\n\n"
-        f"{'An adapter' if is_adapter else 'A model'} made by finetune {finetune.__version__}.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n## Use\n\n{_ADAPTER_USE if is_adapter else _MODEL_USE}"
-    )
+    return "\n\n".join(parts) + "\n"
 
 
 def _is_hub_name(path: str) -> bool:
-    """Whether a name has the Hub's form, `owner/name`, and no file's ending."""
-    owner, slash, name = path.partition("/")
-    return bool(slash and owner and owner not in (".", "..", "~") and "/" not in name and "." not in name[-8:])
+    """Whether a name has the Hub's form, `owner/name`, and nothing here goes by it."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path, re.ASCII) or Path(path).suffix in _DATA_ENDINGS:
+        return False
+    return not Path(path).exists() and not Path(path).parent.is_dir()
+
+
+def _to_table(rows: Mapping[str, object]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _to_figure(value: str | float) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
 _ADAPTER_USE = """```python
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
-model = AutoPeftModelForCausalLM.from_pretrained(FOLDER)
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-```
+folder = "path/to/this/folder"
+model = AutoPeftModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```"""
+_MODEL_USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-The chat template beside the weights is the one it was trained with.
-"""
-_MODEL_USE = _ADAPTER_USE.replace(
-    "from peft import AutoPeftModelForCausalLM\nfrom transformers import",
-    "from transformers import AutoModelForCausalLM,",
-).replace("AutoPeftModelForCausalLM.", "AutoModelForCausalLM.")
+folder = "path/to/this/folder"
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```"""

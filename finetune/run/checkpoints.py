@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +19,10 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from finetune.run.layout import find_checkpoints, find_step
 from finetune.run.writing import sync_dir, write_json
 
-__all__ = ["CommitRecord", "find_fault", "find_newest_checkpoint", "find_step", "write_record"]
+__all__ = ["CommitRecord", "find_checkpoint_named", "find_fault", "find_newest_checkpoint", "write_record"]
 
 log = logging.getLogger("finetune.run.checkpoints")
 
@@ -134,8 +134,6 @@ def find_newest_checkpoint(checkpoints_dir: Path, *, writes: bool = True) -> Pat
         checkpoints_dir: the run's `checkpoints/`; may not exist.
         writes: whether this process renames; the others come to the same answer without.
     """
-    if not checkpoints_dir.is_dir():
-        return None
     for checkpoint in reversed(find_checkpoints(checkpoints_dir)):
         fault = find_fault(checkpoint)
         if fault is None:
@@ -148,15 +146,17 @@ def find_newest_checkpoint(checkpoints_dir: Path, *, writes: bool = True) -> Pat
     return None
 
 
-def find_checkpoints(checkpoints_dir: Path) -> list[Path]:
-    """Find the folders that are named as checkpoints, oldest step first."""
-    named = [path for path in checkpoints_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((path for path in named if path.is_dir()), key=find_step)
+def find_checkpoint_named(checkpoints_dir: Path, name: str) -> Path | None:
+    """Find one checkpoint by its folder's name; None, and a word in the log, where it is gone or not whole.
 
-
-def find_step(checkpoint: Path) -> int:
-    """Step after which a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    The trainer remembers the best checkpoint by a whole path, which a folder that was moved has not kept.
+    """
+    checkpoint = checkpoints_dir / name
+    fault = find_fault(checkpoint) if checkpoint.is_dir() else "it is gone"
+    if fault is None:
+        return checkpoint
+    log.warning("%s is not used: %s.", checkpoint, fault)
+    return None
 
 
 def remove_old(checkpoints_dir: Path, *, keep: int, best_name: str | None) -> None:

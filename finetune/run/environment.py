@@ -1,4 +1,4 @@
-"""The place a run stands in: which process of the launch this is, and a record of machine and software.
+"""The place a run stands in: a record of machine and software.
 
 Goes in: the running process. Comes out: a plain dict for `environment.json`. Of the process's own
 environment variables only names are kept, and arguments that look like a secret are masked, so that
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune import __version__
+from finetune.run.launch import count_processes
 
-__all__ = ["is_main_process", "mask_secrets", "name_device", "read_environment"]
+__all__ = ["mask_secrets", "name_device", "read_environment"]
 
 _PACKAGES = (
     "torch",
@@ -43,15 +44,6 @@ _SECRET_NAME = re.compile(r"(^|[._-])(token|secret|password|passwd|api[_-]?key|c
 # Tokens of the Hub, of OpenAI and its like, of GitHub, of AWS; and user:password@ in an address.
 _SECRET_VALUE = re.compile(r"\b(hf_\w{8,}|sk-[\w-]{8,}|gh[pousr]_\w{8,}|AKIA\w{8,})|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _GIT_SECONDS = 5.0
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes: rank 0 of the launch, or the only one.
-
-    RANK and LOCAL_RANK are set by torchrun and `accelerate launch` before Python starts: a fact of
-    the launch, known before torch is imported.
-    """
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 def mask_secrets(arguments: Sequence[str]) -> list[str]:
@@ -81,7 +73,7 @@ def read_environment() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": _read_gpus(),
         "nvidia_driver": _read_driver(Path("/proc/driver/nvidia/version")),
-        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "num_processes": count_processes(),
         "git_commit": _find_commit(Path(__file__).parent),
         "command": mask_secrets(sys.argv),
         "variables_set": sorted(name for name in os.environ if _TELLING.match(name)),

@@ -1,9 +1,10 @@
-"""The run folder: who may use it, where each file of a run lies, and what state the run is in.
+"""The run folder: who may use it, what becomes of what lies there, and what state the run is in.
 
 Goes in: `output_dir`, the run's name and what the command line allows. Comes out: a claimed folder,
-locked for this process, or a message with the ways out. Of several processes of one launch only rank
-0 writes; in the others every writing method does nothing. Imports no torch, so that a name that is
-taken is answered at once.
+locked for this process, or a message with the ways out. Claiming decides and deletes nothing; `start`
+makes room when everything that could refuse the run has been asked. Of several processes of one launch
+only rank 0 writes; in the others every writing method does nothing. Imports no torch, so that a name
+that is taken is answered at once.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ from typing import Any, Literal, Self
 
 from finetune.errors import Interrupted, PlaceError, RecipeError
 from finetune.run import writing
-from finetune.run.environment import is_main_process
+from finetune.run.launch import is_main_process
+from finetune.run.layout import RunLayout
 from finetune.run.lock import FolderLock
 
 __all__ = ["RunFolder", "Status"]
@@ -27,8 +29,11 @@ __all__ = ["RunFolder", "Status"]
 Status = Literal["running", "done", "interrupted", "failed"]
 
 
-class RunFolder:
-    """One run's folder. Used as a context manager it unlocks itself, and a run left by an error says so in status.json.
+class RunFolder(RunLayout):
+    """One run's folder, to write in.
+
+    Used as a context manager it unlocks itself. A run that has started and is left by an error says so
+    in status.json; one that has not leaves everything as it was found.
 
     Attributes:
         path: the folder.
@@ -37,24 +42,28 @@ class RunFolder:
         resumed_from: the steps at which this run was taken up again, oldest first.
         step: last optimizer step known, as `note_step` was told.
         total_steps: optimizer steps of the whole run; 0 while unknown.
+        started: `start` was called: files may be written.
     """
 
     def __init__(self, path: Path, *, writes: bool = True, lock: FolderLock | None = None) -> None:
-        self.path = path
+        super().__init__(path)
         self.writes = writes
         self.finished = False
         self.resumed_from: list[int] = []
         self.step = 0
         self.total_steps = 0
+        self.started = False
         self._lock = lock
+        self._is_new = False  # made by this claim
+        self._replaces = False  # what lies there goes when the run starts
 
     @classmethod
     def claim(cls, output_dir: Path, name: str, *, resume: bool, overwrite: bool) -> Self:
-        """Take the folder `output_dir/name` for this run and lock it.
+        """Take the folder `output_dir/name` for this run and lock it; nothing else is written or deleted yet.
 
         Raises:
             RecipeError: it holds a run already, or something that is no run.
-            PlaceError: it cannot be made or written.
+            PlaceError: it cannot be made or written, or is a link that `overwrite` would go through.
             CheckpointError: another process is working on it.
         """
         if resume and overwrite:
@@ -66,6 +75,7 @@ class RunFolder:
             folder = cls(path, writes=False)
             folder.finished = resume and folder.read_status().get("status") == "done"
             return folder
+        is_new = not path.exists()
         _make_folder(path)
         if not _looks_like_a_run(path) and not _is_unused(path):
             raise RecipeError(
@@ -73,6 +83,7 @@ class RunFolder:
                 f"  Give the run another name: name={_find_free_name(path)}     Or move those files away."
             )
         folder = cls(path, lock=FolderLock.take(path))
+        folder._is_new = is_new
         try:
             folder._settle(resume=resume, overwrite=overwrite)
         except BaseException:
@@ -82,10 +93,13 @@ class RunFolder:
 
     def _settle(self, *, resume: bool, overwrite: bool) -> None:
         """Decide what becomes of what lies in the locked folder."""
-        if overwrite:
-            _empty_folder(self.path)
-            return
-        if _is_unused(self.path):
+        if overwrite and self.path.is_symlink():
+            raise PlaceError(
+                f"{self.path} is a link to {self.path.resolve()}: --overwrite deletes no folder through a link.\n"
+                f"  Delete that folder or the link by hand, or: name={_find_free_name(self.path)}"
+            )
+        self._replaces = overwrite or self._holds_nothing_to_keep()
+        if self._replaces or _is_unused(self.path):
             return
         if not resume:
             raise RecipeError(
@@ -97,6 +111,27 @@ class RunFolder:
         self.finished = status.get("status") == "done"
         self.resumed_from = list(status.get("resumed_from", []))
         self.step, self.total_steps = status.get("step") or 0, status.get("total_steps") or 0
+
+    def _holds_nothing_to_keep(self) -> bool:
+        """Whether the run ended by its own word before anything came of it: no line measured, nothing saved.
+
+        One that still says `running` may be at work on another machine where the file system has no locks.
+        """
+        ended = self.read_status().get("status") in ("failed", "interrupted") and not self.path.is_symlink()
+        measured = self.metrics_path.exists() and self.metrics_path.stat().st_size > 0
+        saved = self.checkpoints_dir.is_dir() and any(self.checkpoints_dir.iterdir())
+        return ended and not (measured or saved or self.adapter_dir.exists() or self.model_dir.exists())
+
+    def start(self) -> None:
+        """Begin the run: delete what it replaces. From here on its files may be written.
+
+        Called when rows, base and settings have been found good, so that a run that could not begin costs
+        nobody the one it would have replaced.
+        """
+        assert not self.finished, "a finished run is not touched"
+        if self._replaces and self.writes:
+            _empty_folder(self.path)
+        self.started = True
 
     def to_state(self) -> str:
         """Say how far the run is by its status.json: `step 400 of 975, stopped 2 hours ago`."""
@@ -113,7 +148,7 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not self.finished:
+        if error is not None and self.started:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             # On a full disk even this cannot be written; the error that is passing tells more.
@@ -122,10 +157,16 @@ class RunFolder:
         self.release()
 
     def release(self) -> None:
-        """Unlock the folder; the end of the process does the same."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Unlock the folder, as the end of the process does; one that this claim made and never used goes."""
+        if self._lock is None:
+            return
+        self._lock.release()
+        self._lock = None
+        if self._is_new and not self.started:
+            # The trainer makes `checkpoints/` when it is built. What is not empty stays: another process may be in.
+            for unused in (self.checkpoints_dir, self.path):
+                with contextlib.suppress(OSError):
+                    unused.rmdir()
 
     # ---- what the run knows of itself
 
@@ -145,16 +186,8 @@ class RunFolder:
         status: dict[str, Any] = json.loads(self.status_path.read_text(encoding="utf-8"))
         return status
 
-    def write_status(
-        self,
-        status: Status,
-        *,
-        step: int | None = None,
-        total_steps: int | None = None,
-        reason: str | None = None,
-    ) -> None:
-        """Write status.json; without step and total those of `note_step`."""
-        self.note_step(self.step if step is None else step, self.total_steps if total_steps is None else total_steps)
+    def write_status(self, status: Status, *, reason: str | None = None) -> None:
+        """Write status.json with the step that `note_step` was told."""
         self.write_json(
             self.status_path,
             {
@@ -173,17 +206,20 @@ class RunFolder:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of this run whole or not at all."""
+        assert self.started, f"{path.name} is written before start()"
         if self.writes:
             writing.write_text(path, text)
 
     def write_json(self, path: Path, value: dict[str, Any]) -> None:
         """Write an object as JSON, whole or not at all."""
+        assert self.started, f"{path.name} is written before start()"
         if self.writes:
             writing.write_json(path, value)
 
     @contextlib.contextmanager
     def write_dir(self, target: Path) -> Iterator[Path]:
         """Yield an empty folder beside `target` that takes its place when the block ends without an error."""
+        assert self.started, f"{target.name} is written before start()"
         beside = target.with_name(f".{target.name}.part")
         if not self.writes:
             yield beside
@@ -199,73 +235,6 @@ class RunFolder:
             shutil.rmtree(target)
         beside.rename(target)
         writing.sync_dir(target.parent)
-
-    # ---- where things lie
-
-    @property
-    def recipe_path(self) -> Path:
-        """The recipe as typed."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def resolved_path(self) -> Path:
-        """The recipe with every default filled in."""
-        return self.path / "resolved.json"
-
-    @property
-    def environment_path(self) -> Path:
-        """Versions and device."""
-        return self.path / "environment.json"
-
-    @property
-    def status_path(self) -> Path:
-        """Running, done, interrupted or failed."""
-        return self.path / "status.json"
-
-    @property
-    def data_report_path(self) -> Path:
-        """Rows read, dropped and cut."""
-        return self.path / "data_report.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        """One object a logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def summary_path(self) -> Path:
-        """The figures of the finished run."""
-        return self.path / "summary.json"
-
-    @property
-    def log_path(self) -> Path:
-        """What was said."""
-        return self.path / "log.txt"
-
-    @property
-    def samples_path(self) -> Path:
-        """Answers written during the run."""
-        return self.path / "samples.md"
-
-    @property
-    def loss_plot_path(self) -> Path:
-        """The loss curve."""
-        return self.path / "loss.png"
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        """What `--resume` continues from."""
-        return self.path / "checkpoints"
-
-    @property
-    def adapter_dir(self) -> Path:
-        """The result, there only when the run finished."""
-        return self.path / "adapter"
-
-    @property
-    def model_dir(self) -> Path:
-        """The result where base weights were changed."""
-        return self.path / "model"
 
 
 def _make_folder(path: Path) -> None:
@@ -285,18 +254,18 @@ def _looks_like_a_run(path: Path) -> bool:
 
 
 def _is_unused(path: Path) -> bool:
-    """Whether nothing lies there but what an attempt leaves that ended before its first file was whole."""
-    names = {entry.name for entry in path.iterdir()} - {".lock", "log.txt"}
-    return all(name.startswith(".") and name.endswith(".part") for name in names)
+    """Whether nothing lies there but what an attempt leaves that was killed before its first file was whole."""
+    return all(_is_left_over(entry) for entry in path.iterdir())
+
+
+def _is_left_over(entry: Path) -> bool:
+    if entry.name == "checkpoints":  # made, empty, when the trainer is built
+        return entry.is_dir() and not entry.is_symlink() and not any(entry.iterdir())
+    return entry.name in (".lock", "log.txt") or (entry.name.startswith(".") and entry.name.endswith(".part"))
 
 
 def _empty_folder(path: Path) -> None:
     """Delete what is in a run folder, all but its lock. Links are removed, never followed."""
-    if path.is_symlink():
-        raise PlaceError(
-            f"{path} is a link to {path.resolve()}: --overwrite deletes no folder through a link.\n"
-            f"  Delete that folder or the link by hand, or: name={_find_free_name(path)}"
-        )
     for entry in path.iterdir():
         if entry.name == ".lock":
             continue

@@ -77,8 +77,9 @@ class Interrupts(TrainerCallback):
         name = "Ctrl-C" if self.received is signal.SIGINT else "SIGTERM"
         step, total = self._folder.step, self._folder.total_steps
         where = f"at step {step} of {total}" if total else "before the first step"
+        again = "the same command with --resume" if self._folder.started else "the same command, nothing was written"
         return Interrupted(
-            f"{self._folder.path} was stopped by {name} {where}, {how}.\n  Go on: the same command with --resume",
+            f"{self._folder.path} was stopped by {name} {where}, {how}.\n  Go on: {again}",
             exit_code=128 + self.received,
         )
 

@@ -1,12 +1,13 @@
 """What a run says, and where: plainly on the console, with times in log.txt.
 
-`log_to` is the one place that configures Python's logging. Our own loggers speak from INFO on;
+`log_to_console` is the one place that configures Python's logging. Our own loggers speak from INFO on;
 libraries from WARNING on, and only into log.txt, unless it is an error; Python's warnings go there
 too. Nothing is coloured. Standard output stays free for results.
 """
 
 import contextlib
 import logging
+import logging.handlers
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,28 +15,47 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from finetune.run.progress import PROGRESS_LOGGER
+from finetune.run.progress import PROGRESS_LOGGER, shows_bars
 
-__all__ = ["log_to", "shows_bars"]
+__all__ = ["LogFile", "log_to_console"]
 
 
-def shows_bars() -> bool:
-    """Whether progress bars are drawn: standard error is a terminal."""
-    return sys.stderr.isatty()
+class LogFile:
+    """Where the log goes beside the console: kept in memory until a run folder may be written, then log.txt."""
+
+    def __init__(self, *, writes: bool) -> None:
+        self._writes = writes
+        self._file: logging.Handler | None = None
+        # Without a target a flush keeps what it has; with one, at capacity 1, every record passes at once.
+        self.handler = logging.handlers.MemoryHandler(capacity=1)
+        self.handler.addFilter(_belongs_in_the_file)
+
+    def open(self, path: Path) -> None:
+        """Write what was said so far to log.txt, behind what stands there, and all that follows."""
+        if not self._writes:
+            return
+        self._file = logging.FileHandler(path, encoding="utf-8")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.handler.setTarget(self._file)
+        self.handler.flush()
+
+    def close(self) -> None:
+        """Close log.txt; what was kept for one that was never opened is let go."""
+        self.handler.close()
+        if self._file is not None:
+            self._file.close()
 
 
 @contextlib.contextmanager
-def log_to(path: Path | None, *, writes: bool = True) -> Iterator[None]:
-    """Send the log to the console and to a file for as long as the block lasts.
+def log_to_console(*, writes: bool = True) -> Iterator[LogFile]:
+    """Send the log to the console for as long as the block lasts, and to a file from when the block opens one.
 
     Args:
-        path: log.txt of the run, appended to; None: the console alone.
         writes: False in the processes of a launch that leave speaking to rank 0; they report errors.
     """
     root, ours = logging.getLogger(), logging.getLogger("finetune")
-    handlers: list[logging.Handler] = [_build_console(logging.INFO if writes else logging.ERROR)]
-    if path is not None and writes:
-        handlers.append(_build_file(path))
+    log_file = LogFile(writes=writes)
+    handlers = [_build_console(logging.INFO if writes else logging.ERROR), log_file.handler]
     level_before = ours.level
     bars_before = transformers_logging.is_progress_bar_enabled()
     for handler in handlers:
@@ -49,11 +69,11 @@ def log_to(path: Path | None, *, writes: bool = True) -> Iterator[None]:
     if not shows_bars() or not writes:
         transformers_logging.disable_progress_bar()
     try:
-        yield
+        yield log_file
     finally:
         for handler in handlers:
             root.removeHandler(handler)
-            handler.close()
+        log_file.close()
         ours.setLevel(level_before)
         logging.captureWarnings(False)
         transformers_logging.enable_default_handler()
@@ -83,12 +103,5 @@ def _build_console(level: int) -> logging.Handler:
     return console
 
 
-def _build_file(path: Path) -> logging.Handler:
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-
-    def belongs_here(record: logging.LogRecord) -> bool:
-        return record.name.partition(".")[0] == "finetune" or record.levelno >= logging.WARNING
-
-    file.addFilter(belongs_here)
-    return file
+def _belongs_in_the_file(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] == "finetune" or record.levelno >= logging.WARNING

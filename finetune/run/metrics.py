@@ -1,7 +1,7 @@
-"""metrics.jsonl: what each logged step measured, one object a step, every step once; and its figures and plot.
+"""metrics.jsonl: what each logged step measured, one object a step, every step once; and its totals.
 
 `MetricsWriter` is a trainer callback: in go the trainer's logs, out come lines on the disk and the
-progress shown. Read back, the lines give the run's totals across interruptions and the loss curve.
+progress shown. Read back, the lines give the run's figures across interruptions.
 """
 
 import json
@@ -21,14 +21,13 @@ from finetune.run.folder import RunFolder
 from finetune.run.progress import Progress
 from finetune.run.writing import write_text
 
-__all__ = ["MetricsWriter", "Totals", "read_metrics", "read_totals", "write_loss_plot"]
+__all__ = ["MetricsWriter", "Totals", "read_metrics", "read_totals"]
 
 _RENAMED = {"num_real_tokens": "tokens", "eval_runtime": "eval_seconds"}
 # Counts that include padding, speeds in rows, and what changes from evaluation to evaluation only by the clock.
 _LEFT_OUT = {"num_tokens", "eval_num_tokens", "num_input_tokens_seen", "total_flos", "eval_num_real_tokens",
              "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time"}  # fmt: skip
 _BETWEEN_STATUS_SECONDS = 10.0
-_SMOOTHED_FROM = 60  # points from which the plot draws a smoothed line over the raw one
 
 
 class MetricsWriter(TrainerCallback):
@@ -45,29 +44,23 @@ class MetricsWriter(TrainerCallback):
 
     def __init__(self, folder: RunFolder, *, resumed_step: int | None) -> None:
         self._folder = folder
+        self._resumed_step = resumed_step
         self._progress = Progress(writes=folder.writes)
-        self._last: dict[str, Any] = {}
+        self._clock = _TrainingClock()
+        # None until the first event: a writer is built before the run may write.
+        self._last: dict[str, Any] | None = None
         self._last_offset = 0
-        kept = _cut_lines(folder.metrics_path, resumed_step) if folder.writes else []
-        if kept:
-            self._last = kept[-1]
-            self._last_offset = folder.metrics_path.stat().st_size - len(_to_line(kept[-1]))
-        self._seconds_before = float(self._last.get("seconds", 0.0))
-        self._started_seconds = time.monotonic()
-        self._status_seconds = -math.inf
-        # Tokens and seconds of training alone: what stands still is taken out.
+        self._seconds_before = 0.0
         self._tokens_at_last_line = 0
-        self._trained_since_seconds = self._started_seconds
-        self._paused_seconds = 0.0
-        self._step_ended_seconds = self._started_seconds
-        self._stood_still = False
+        self._status_seconds = -math.inf
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clocks of the first step."""
+        """Begin to measure the speed of training."""
+        self._take_up()
         self._tokens_at_last_line = state.num_input_tokens_seen
-        self._started_seconds = self._trained_since_seconds = self._step_ended_seconds = time.monotonic()
+        self._clock.begin_training()
         self._folder.note_step(state.global_step, state.max_steps)
         self._write_status()
         self._progress.start(state.global_step, state.max_steps)
@@ -76,23 +69,21 @@ class MetricsWriter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take an evaluation or a save since the last step out of the time trained."""
-        if self._stood_still:
-            self._paused_seconds += time.monotonic() - self._step_ended_seconds
-            self._stood_still = False
+        self._clock.begin_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the progress on."""
-        self._step_ended_seconds = time.monotonic()
+        self._clock.end_step()
         self._folder.note_step(state.global_step, state.max_steps)
         self._progress.advance(state.global_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember that training stood still."""
-        self._stood_still = True
+        self._clock.stand_still()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember that training stood still, and put the step saved into status.json."""
-        self._stood_still = True
+        self._clock.stand_still()
         self._write_status()
 
     def on_log(
@@ -107,17 +98,17 @@ class MetricsWriter(TrainerCallback):
         # The trainer's own closing words measure no step; its train_loss is wrong after a resume.
         if logs is None or "train_runtime" in logs or not self._folder.writes:
             return
-        now = time.monotonic()
+        self._take_up()
         record: dict[str, Any] = {"step": state.global_step}
         for key, value in logs.items():
             if key not in _LEFT_OUT:
                 record[_RENAMED.get(key, key)] = _to_plain(value)
         if "loss" in logs and "num_real_tokens" in logs:
-            record["tokens_per_second"] = self._measure_rate(int(logs["num_real_tokens"]), now)
-        record["seconds"] = round(self._seconds_before + now - self._started_seconds, 3)
+            record["tokens_per_second"] = self._measure_rate(int(logs["num_real_tokens"]))
+        record["seconds"] = round(self._seconds_before + self._clock.read_seconds(), 3)
         record["peak_memory_bytes"] = _read_peak_memory(args.device)
         self._write(record)
-        if now - self._status_seconds >= _BETWEEN_STATUS_SECONDS:
+        if time.monotonic() - self._status_seconds >= _BETWEEN_STATUS_SECONDS:
             self._write_status()
 
     def on_train_end(
@@ -126,13 +117,23 @@ class MetricsWriter(TrainerCallback):
         """Leave the bar."""
         self._progress.close()
 
-    def _measure_rate(self, tokens: int, now: float) -> float:
-        elapsed_seconds = now - self._trained_since_seconds - self._paused_seconds
-        rate = (tokens - self._tokens_at_last_line) / max(elapsed_seconds, 1e-9)
-        self._tokens_at_last_line, self._trained_since_seconds, self._paused_seconds = tokens, now, 0.0
+    def _take_up(self) -> None:
+        """Cut what stands behind the step the run is taken up from, once, and go on from the last line kept."""
+        if self._last is not None:
+            return
+        kept = _cut_lines(self._folder.metrics_path, self._resumed_step) if self._folder.writes else []
+        self._last = kept[-1] if kept else {}
+        if kept:
+            self._last_offset = self._folder.metrics_path.stat().st_size - len(_to_line(kept[-1]))
+            self._seconds_before = float(kept[-1]["seconds"])
+
+    def _measure_rate(self, tokens: int) -> float:
+        rate = (tokens - self._tokens_at_last_line) / max(self._clock.end_lap(), 1e-9)
+        self._tokens_at_last_line = tokens
         return round(rate, 3)
 
     def _write(self, record: dict[str, Any]) -> None:
+        assert self._last is not None, "_take_up comes first"
         path = self._folder.metrics_path
         last_step = self._last.get("step", -1)
         if record["step"] < last_step:
@@ -157,6 +158,45 @@ class MetricsWriter(TrainerCallback):
         self._status_seconds = time.monotonic()
 
 
+class _TrainingClock:
+    """Seconds since it was built, and of them those trained, by a clock that cannot be set back."""
+
+    def __init__(self) -> None:
+        self._built_seconds = time.monotonic()
+        self.begin_training()
+
+    def begin_training(self) -> None:
+        """Begin the first lap."""
+        self._lap_began_seconds = self._step_ended_seconds = time.monotonic()
+        self._paused_seconds = 0.0
+        self._stood_still = False
+
+    def begin_step(self) -> None:
+        """Count what passed since the last step as a pause where training stood still."""
+        if self._stood_still:
+            self._paused_seconds += time.monotonic() - self._step_ended_seconds
+            self._stood_still = False
+
+    def end_step(self) -> None:
+        """Note when the step ended: a pause begins here if one comes."""
+        self._step_ended_seconds = time.monotonic()
+
+    def stand_still(self) -> None:
+        """Note that an evaluation or a save came behind the last step."""
+        self._stood_still = True
+
+    def end_lap(self) -> float:
+        """Seconds trained since the last lap, pauses taken out; the next lap begins."""
+        now = time.monotonic()
+        trained_seconds = now - self._lap_began_seconds - self._paused_seconds
+        self._lap_began_seconds, self._paused_seconds = now, 0.0
+        return trained_seconds
+
+    def read_seconds(self) -> float:
+        """Seconds since the clock was built, pauses included."""
+        return time.monotonic() - self._built_seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """A run's figures over all its steps, before and after interruptions.
@@ -166,7 +206,7 @@ class Totals:
         train_loss: mean loss over all steps; None where none was logged.
         tokens: real tokens trained on, padding not counted.
         tokens_per_second: of the time trained, evaluations and saves taken out; None where not measured.
-        seconds: wall time from the first step to the last line, the stops between not counted.
+        seconds: wall time up to the last line, the evaluation of the base included, the stops between not counted.
         peak_memory_bytes: most memory held, on the GPU or, on a CPU, by the process.
     """
 
@@ -205,48 +245,6 @@ def read_totals(path: Path) -> Totals:
         seconds=lines[-1]["seconds"] if lines else 0.0,
         peak_memory_bytes=max((line["peak_memory_bytes"] for line in lines), default=0),
     )
-
-
-def write_loss_plot(metrics_path: Path, png_path: Path) -> None:
-    """Draw training and held-out loss against steps; without a logged loss nothing is drawn."""
-    # Half a second of import that only the end of a run needs. `Figure` alone touches no global state.
-    from matplotlib.figure import Figure
-
-    lines = read_metrics(metrics_path)
-    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-    held_out = [(line["step"], line["eval_loss"]) for line in lines if line.get("eval_loss") is not None]
-    if not train and not held_out:
-        return
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    if train:
-        steps, losses = zip(*train, strict=True)
-        is_long = len(train) >= _SMOOTHED_FROM
-        axes.plot(steps, losses, color="#4477aa", linewidth=1, alpha=0.3 if is_long else 1.0,
-                  marker="." if len(train) == 1 else None, label="training")  # fmt: skip
-        if is_long:
-            axes.plot(steps, _smooth(losses), color="#4477aa", linewidth=2, label="training, smoothed")
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), color="#cc6633", linewidth=1.5, marker="o", label="held out")
-        best = min(held_out, key=lambda point: point[1])
-        axes.annotate(f"{best[1]:.3f}", best, xytext=(0, 7), textcoords="offset points", ha="center", color="#cc6633")
-    axes.set_title(f"Loss of {metrics_path.parent.name}")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(png_path)
-
-
-def _smooth(losses: tuple[float, ...]) -> list[float]:
-    """Exponential mean over about a thirtieth of the run, without the pull towards a start at 0."""
-    keep = 1 - 1 / max(2.0, len(losses) / 30)
-    smoothed, mean, weight = [], 0.0, 0.0
-    for loss in losses:
-        mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
-        smoothed.append(mean / weight)
-    return smoothed
 
 
 def _cut_lines(path: Path, resumed_step: int | None) -> list[dict[str, Any]]:

@@ -12,13 +12,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["PROGRESS_LOGGER", "Progress"]
+__all__ = ["PROGRESS_LOGGER", "Progress", "shows_bars", "to_duration", "to_gib"]
 
 PROGRESS_LOGGER = "finetune.run.progress"  # the console leaves its lines out where a bar stands
 
 log = logging.getLogger(PROGRESS_LOGGER)
 
 _BETWEEN_LINES_SECONDS = 30.0
+
+
+def shows_bars() -> bool:
+    """Whether progress bars are drawn: standard error is a terminal."""
+    return sys.stderr.isatty()
 
 
 class Progress:
@@ -43,7 +48,7 @@ class Progress:
                 desc="training",
                 unit="step",
                 dynamic_ncols=True,
-                disable=not sys.stderr.isatty(),
+                disable=not shows_bars(),
             )
 
     def advance(self, step: int) -> None:
@@ -84,7 +89,7 @@ def _to_figures(record: dict[str, Any]) -> list[str]:
             figures.append(pattern.format(record[key]))
     if record.get("tokens_per_second"):
         figures.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-    figures.append(f"peak {record['peak_memory_bytes'] / 2**30:.1f} GiB")
+    figures.append(f"peak {to_gib(record['peak_memory_bytes'])}")
     return figures
 
 
@@ -94,3 +99,8 @@ def to_duration(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def to_gib(num_bytes: int) -> str:
+    """`10.5 GiB`: memory in binary units, as the makers of GPUs and their tools count it."""
+    return f"{num_bytes / 2**30:.1f} GiB"

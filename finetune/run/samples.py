@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.run.folder import RunFolder
+from finetune.run.writing import write_text
 
 __all__ = ["Sample", "cut_samples", "write_samples"]
 
 _TITLE = "# Answers during the run\n"
-_HEADING = re.compile(r"^## Step (\d+)$")
+_HEADING = re.compile(r"^\n## Step (\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,11 @@ class Sample:
 
 
 def write_samples(folder: RunFolder, step: int, samples: Sequence[Sample]) -> None:
-    """Add the section of one step to samples.md."""
-    if not folder.writes:
+    """Put the section of one step at the end of samples.md, in the place of an earlier one; without samples none."""
+    if not folder.writes or not samples:
         return
-    path = folder.samples_path
-    text = path.read_text(encoding="utf-8") if path.exists() else _TITLE
-    folder.write_text(path, text + _to_section(step, samples))
+    kept = [text for at, text in _read_sections(folder.samples_path) if at != step]
+    folder.write_text(folder.samples_path, "".join([_TITLE, *kept, _to_section(step, samples)]))
 
 
 def cut_samples(path: Path, resumed_step: int | None) -> None:
@@ -42,13 +42,21 @@ def cut_samples(path: Path, resumed_step: int | None) -> None:
     if resumed_step is None:
         path.unlink()
         return
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        heading = _HEADING.match(line.rstrip("\n"))
-        if heading and int(heading[1]) > resumed_step:
-            break
-        kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+    kept = [text for step, text in _read_sections(path) if step <= resumed_step]
+    write_text(path, "".join([_TITLE, *kept]))
+
+
+def _read_sections(path: Path) -> list[tuple[int, str]]:
+    """The steps that stand in samples.md, each with its section as written."""
+    sections: list[tuple[int, str]] = []
+    if not path.exists():
+        return sections
+    # What a model wrote is indented: only our own headings begin a line.
+    starts = list(_HEADING.finditer(text := path.read_text(encoding="utf-8")))
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        end = len(text) if following is None else following.start()
+        sections.append((int(start[1]), text[start.start() : end]))
+    return sections
 
 
 def _to_section(step: int, samples: Sequence[Sample]) -> str:

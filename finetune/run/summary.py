@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetune.run.progress import to_duration
+from finetune.run.progress import to_duration, to_gib
 
 __all__ = ["Summary", "render_summary"]
 
@@ -85,8 +85,8 @@ def render_summary(summary: Summary, result: str, run: str) -> str:
     counted = f"{summary.trainable_parameters:,} of {summary.total_parameters:,} parameters"
     rows.append(("trained", f"{counted} ({share:.2%})"))
     rows.append(("time", _to_speed(summary)))
-    rows.append(("peak memory", f"{to_size(summary.peak_memory_bytes)} on {summary.device}"))
-    rows.append(("result", f"{result} ({to_size(summary.adapter_bytes)})"))
+    rows.append(("peak memory", f"{to_gib(summary.peak_memory_bytes)} on {summary.device}"))
+    rows.append(("result", f"{result} ({_to_disk_size(summary.adapter_bytes)})"))
     rows.append(("talk to it", f"python -m finetune.chat {run}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
@@ -101,7 +101,7 @@ def _to_speed(summary: Summary) -> str:
     return f"{to_duration(summary.seconds)}{rate}"
 
 
-def to_size(num_bytes: int) -> str:
+def _to_disk_size(num_bytes: int) -> str:
     """`1.8 MB`, `14.2 GB`: decimal units, as disks and the Hub count."""
     for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= length:

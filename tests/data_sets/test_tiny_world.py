@@ -142,9 +142,8 @@ def test_no_answer_is_worth_guessing(train, test):
 
 
 def test_an_input_or_instruction_never_holds_its_answer(train, test):
-    """Except where a word is its own plural, or the answer is a part of the asked word as in twenty-six."""
     leaks = [row for row in train + test if f" {normalise(row['output'])} " in f" {' '.join(prompt_of(row))} "]
-    assert len(leaks) <= 12, leaks
+    assert not leaks
 
 
 def test_preferences_prefer_another_answer_and_hold_out_the_same_facts(train):

@@ -53,18 +53,21 @@ LAYERS = {
     ),
     "objectives": Layer(
         ours={"errors", "recipe", "data", "model"},
-        heavy=dict.fromkeys(("datasets", "peft", "torch", "transformers", "trl"), EVERYWHERE),
+        heavy=dict.fromkeys(("datasets", "safetensors", "peft", "torch", "transformers", "trl"), EVERYWHERE),
     ),
     "run": Layer(
         ours={"errors", "recipe"},
         heavy=dict.fromkeys(("accelerate", "safetensors", "torch", "transformers"), EVERYWHERE)
         | {"huggingface_hub": {"card"}},
     ),
-    "train": Layer(ours=BELOW_TRAIN, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
+    "prepare": Layer(ours=BELOW_TRAIN, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
+    "train": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
 }
 # The command line and the verbs: anything below, but at the top of the file only what answers without the stack.
 COMMAND_LINE = Layer(
-    ours=BELOW_TRAIN | {"train", "cli"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE), answers_at_once=True
+    ours=BELOW_TRAIN | {"prepare", "train", "cli"},
+    heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
+    answers_at_once=True,
 )
 AT_THE_TOP_OF_A_VERB = {"errors", "recipe", "cli", "__version__", ""}
 

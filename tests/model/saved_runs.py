@@ -15,7 +15,6 @@ from finetune.model.adapters import attach_adapter
 from finetune.model.base import load_base
 from finetune.model.tokenizer import load_tokenizer
 from finetune.recipe.reading import build_recipe, to_resolved
-from finetune.recipe.schema import ModelSettings
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -28,9 +27,18 @@ def write_base(folder: Path, **overrides: Any) -> Path:
         shutil.copy(ROOT / "data" / "tiny_base" / name, folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-                 "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.1,
-                 "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.1,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     MistralForCausalLM(MistralConfig(**(sizes | overrides))).save_pretrained(folder)
     return folder
 
@@ -51,8 +59,9 @@ def write_run(
         {
             "name": run_dir.name,
             "model": model,
-            "adapter": {"method": "lora", "r": 8} | dict(adapter or {}),
-            "data": {"train": {"path": "rows.json"}, "template": template, "max_length": 64},
+            "adapter": dict(adapter or {"method": "lora", "r": 8}),
+            "data": {"train": {"path": "rows.json"}, "template": template, "max_length": 64, "packing": False},
+            "training": {"gradient_checkpointing": False},
         }
     )
     attached = attach_adapter(load_base(recipe.model), recipe.adapter, recipe.seed)
@@ -71,7 +80,3 @@ def write_run(
     (run_dir / "resolved.json").write_text(json.dumps(to_resolved(recipe)))
     (run_dir / "status.json").write_text(json.dumps({"status": "done", "step": 4, "pid": 1, "reason": ""}))
     return run_dir
-
-
-def load_settings(run_dir: Path) -> ModelSettings:
-    return ModelSettings.model_validate(json.loads((run_dir / "resolved.json").read_text())["model"])

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from finetune.errors import PlaceError, RecipeError
+from finetune.model.access import fetch, find_cached
 from finetune.model.base import check_base
 from finetune.recipe.schema import ModelSettings
 
@@ -64,10 +66,13 @@ os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_
 os.environ["HF_HUB_ETAG_TIMEOUT"] = "1"
 
 from finetune.errors import FinetuneError
+from finetune.model.access import fetch
 from finetune.model.base import check_base
 from finetune.recipe.schema import ModelSettings
 
 said = {}
+fetched = fetch("org/whole", "config.json")
+said["fetched"] = f"{fetched.name} {fetch('org/whole', 'config.json') == fetched} {fetch('org/gguf', 'config.json')}"
 for name in [*ANSWERS, *FILES, "silent", "down"]:
     if name == "down":
         server.shutdown()
@@ -152,6 +157,10 @@ def test_a_model_in_the_cache_loads_without_the_hub_and_its_commit_is_recorded(s
     assert said["kept"] == f"{'c' * 40} {'c' * 40} org/kept"
 
 
+def test_a_file_is_fetched_once_and_one_that_the_repository_has_not_got_is_none(said):
+    assert said["fetched"] == "config.json True None"
+
+
 def test_every_reason_has_its_own_words(said):
     first_lines = [text.partition("\n")[0] for text in said.values()]
     assert len(set(first_lines)) == len(first_lines)
@@ -171,15 +180,34 @@ def test_offline_without_the_model_every_way_out_is_named():
         assert way_out in text
 
 
-def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub():
-    for name in ("./models/mine", "/models/mine", "a/b/c"):
-        with pytest.raises(PlaceError, match="there is no such folder"):
+def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub():
+    for name in ("./models/mine", "/models/mine", "~/models/mine", "a/b/c", "my model"):
+        with pytest.raises(PlaceError, match="there is no such folder, and a name on the Hub has the form OWNER/MODEL"):
             check_base(ModelSettings(model_name_or_path=name, device="cpu"))
 
 
-def test_a_name_that_the_hub_cannot_have_is_said_to_be_none():
-    with pytest.raises(PlaceError, match="a name on the Hub has the form OWNER/MODEL"):
-        check_base(ModelSettings(model_name_or_path="my model", device="cpu"))
+def test_a_name_of_the_hubs_form_that_it_cannot_have_is_said_to_be_none():
+    for ask in (
+        lambda name: check_base(ModelSettings(model_name_or_path=name, device="cpu")),
+        lambda name: fetch(name, "tokenizer.json"),
+    ):
+        with pytest.raises(PlaceError, match="a name on the Hub has the form OWNER/MODEL"):
+            ask("org/my..model")
+
+
+def test_a_file_in_the_cache_is_found_and_one_that_is_not_is_none(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--org--kept" / "snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "tokenizer.json").touch()
+    (tmp_path / "models--org--kept" / "refs").mkdir()
+    (tmp_path / "models--org--kept" / "refs" / "main").write_text("c" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert (
+        find_cached("org/kept", "tokenizer.json") == fetch("org/kept", "tokenizer.json") == snapshot / "tokenizer.json"
+    )
+    assert find_cached("org/kept", "tokenizer.model") is None
+    with pytest.raises(PlaceError, match="HF_HUB_OFFLINE forbids fetching it"):
+        fetch("org/kept", "tokenizer.model")
 
 
 def test_an_adapters_folder_is_not_a_base(tmp_path):

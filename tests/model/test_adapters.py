@@ -9,16 +9,15 @@ from transformers import AutoConfig, TrainerControl, TrainerState
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapters import (
     OWN_TARGETS,
-    UNTRAINABLE_METHODS,
     RankAllocation,
     adapter_bytes,
     attach_adapter,
-    build_adapter_config,
     cast_adapter,
+    check_adapter,
     count_parameters,
 )
 from finetune.model.base import load_base
-from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS
+from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS, UNTRAINABLE_METHODS
 from finetune.recipe.schema import AdapterSettings, ModelSettings
 from tests.model.tiny_models import NUM_PARAMETERS, SHAPE, load_tiny
 
@@ -92,20 +91,6 @@ def test_a_method_that_can_sits_on_a_quantized_base(tiny_model, tmp_path, method
     check_trains_saves_and_opens(tiny_model, quantization, method, tmp_path)
 
 
-@pytest.mark.parametrize("method", ["loha", "hra", "vblora"])
-def test_a_method_that_needs_a_16_bit_base_is_refused_on_nf4_with_those_that_do_not(tiny_model, method):
-    with pytest.raises(RecipeError, match=f"{method}` needs a 16-bit base") as refusal:
-        attach_adapter(load_tiny(tiny_model, "nf4"), adapter(method), seed=0)
-    assert "model.quantization=none" in str(refusal.value)
-    assert "lora" in str(refusal.value)
-
-
-@pytest.mark.parametrize("method", sorted(UNTRAINABLE_METHODS))
-def test_a_method_that_rows_alone_cannot_train_is_refused_with_the_reason(tiny_model, method):
-    with pytest.raises(RecipeError, match=UNTRAINABLE_METHODS[method]):
-        attach_adapter(load_tiny(tiny_model), adapter(method), seed=0)
-
-
 def test_a_method_that_needs_a_package_names_it(tiny_model, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
     with pytest.raises(PlaceError, match="scikit-learn"):
@@ -136,21 +121,18 @@ def test_one_unknown_target_is_an_error_that_lists_the_linear_layers(tiny_model,
     assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(refusal.value)
 
 
-def test_an_unknown_method_and_an_unknown_field_name_the_nearest():
-    with pytest.raises(RecipeError, match=r"PEFT has no `lorra`.\n.*Did you mean `lo"):
-        build_adapter_config("lorra", {})
-    with pytest.raises(RecipeError, match=r"lora has no setting `lora_alpa`.\n.*`lora_alpha`"):
-        build_adapter_config("lora", {"lora_alpa": 16})
-
-
 def test_a_value_that_peft_refuses_is_a_fault_of_the_recipe(tiny_model):
     with pytest.raises(RecipeError, match=r"PEFT refuses lora so: .*positive integer"):
         attach_adapter(load_tiny(tiny_model), adapter(r=0), seed=0)
 
 
-def test_adalora_without_its_number_of_steps_is_a_fault_of_the_recipe():
+def test_what_peft_asks_of_the_values_alone_is_known_before_a_weight_is_loaded():
     with pytest.raises(RecipeError, match=r"PEFT refuses adalora so: .*total_step"):
-        build_adapter_config("adalora", {})
+        check_adapter(AdapterSettings(method="adalora"))
+    with pytest.raises(RecipeError, match=r"PEFT refuses adalora so: .*DoRA"):
+        check_adapter(adapter("adalora", use_dora=True))
+    for method in ("lora", "adalora", "full"):
+        check_adapter(adapter(method))
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
@@ -175,16 +157,6 @@ def test_full_trains_every_weight_in_float32(tiny_model):
     assert count_parameters(model).trainable == NUM_PARAMETERS
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     take_a_step(model)
-
-
-def test_full_on_a_quantized_base_is_refused(tiny_model):
-    with pytest.raises(RecipeError, match="nf4 weights have no gradient"):
-        attach_adapter(load_tiny(tiny_model, "nf4"), adapter("full"), seed=0)
-
-
-def test_full_has_no_settings(tiny_model):
-    with pytest.raises(RecipeError, match="has no setting `r`"):
-        attach_adapter(load_tiny(tiny_model), adapter("full", r=8), seed=0)
 
 
 def test_the_same_seed_starts_the_same_adapter_and_another_another(tiny_model):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from finetune.errors import PlaceError, RecipeError
-from finetune.model.base import check_base, check_vocabulary, find_position_limit, load_base
+from finetune.model.base import check_base, check_vocabulary, find_position_limit, load_base, load_config
 from finetune.model.tokenizer import load_tokenizer
 from finetune.recipe.schema import ModelSettings
 from tests.model.tiny_models import SHAPE, load_tiny
@@ -173,6 +173,15 @@ def test_weights_that_lack_a_tensor_are_refused_instead_of_filled_with_random_nu
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(PlaceError, match=r"lack 1 of the model's tensors, the first model.layers.1.mlp.up_proj.weight"):
         load_base(settings_of(copy_of_tiny, quantization="none"))
+
+
+def test_a_base_in_the_home_folder_is_found_by_its_tilde(copy_of_tiny, monkeypatch):
+    monkeypatch.setenv("HOME", str(copy_of_tiny.parent))
+    settings = ModelSettings(model_name_or_path="~/copy", quantization="none", device="cpu")
+    check_base(settings)
+    assert load_base(settings).model.name_or_path == str(copy_of_tiny)
+    shape_alone = ModelSettings(weights="random", config="~/copy/config.json", quantization="none", device="cpu")
+    assert load_config(shape_alone).hidden_size == SHAPE["hidden_size"]
 
 
 def test_a_check_reads_no_weights(copy_of_tiny):

@@ -8,7 +8,13 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from finetune.errors import PlaceError
-from finetune.model.devices import choose_compute_dtype, choose_device, has_fast_bfloat16, keep_one_gpu
+from finetune.model.devices import (
+    check_trainer_fields,
+    choose_compute_dtype,
+    choose_device,
+    has_fast_bfloat16,
+    keep_one_gpu,
+)
 
 ROOT = Path(__file__).parents[2]
 GPU = torch.device("cuda", 0)
@@ -133,3 +139,26 @@ def test_one_gpu_or_none_needs_no_word(tmp_path):
 def test_has_fast_bfloat16_reads_the_gpus_capability(machine):
     machine(num_gpus=1, capability=(7, 5))
     assert not has_fast_bfloat16(GPU)
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("tf32", "`training.tf32` needs a GPU of compute capability 8.0 or more; this run is on the cpu"),
+        ("activation_offloading", "to the CPU's memory; this run is on the cpu"),
+        ("use_liger_kernel", "needs the package liger-kernel, which is not installed"),
+    ],
+)
+def test_what_the_trainer_asks_and_this_machine_lacks_is_told(monkeypatch, tmp_path, field, says):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(PlaceError, match=says):
+        check_trainer_fields({field: True}, torch.device("cpu"))
+    check_trainer_fields({field: False}, torch.device("cpu"))
+
+
+def test_tf32_asked_of_a_t4_is_refused_with_its_capability_and_taken_on_an_a100(machine):
+    machine(num_gpus=1, capability=(7, 5), name="Tesla T4")
+    with pytest.raises(PlaceError, match=r"this run is on Tesla T4, which has 7\.5"):
+        check_trainer_fields({"tf32": True}, GPU)
+    machine(num_gpus=1, capability=(8, 0))
+    check_trainer_fields({"tf32": True, "activation_offloading": True, "optim": "adamw_torch"}, GPU)

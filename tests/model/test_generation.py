@@ -153,11 +153,14 @@ def test_temperature_zero_repeats_itself_and_a_high_one_does_not(model, tokenize
     assert len(answers(5.0)) == 4
 
 
-def test_240_questions_take_a_4m_model_less_than_ten_seconds(tokenizer):
+def test_240_questions_take_a_5m_model_less_than_ten_seconds(tokenizer):
     model = build_model(hidden_size=256, intermediate_size=704, num_hidden_layers=6, vocab_size=2048)
     prompts = [[0, *(4 + (index * step) % 60 for step in range(30 + index % 40))] for index in range(240)]
-    start = time.monotonic()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two that wait for each other on a busy machine take ten times as long
+    start = time.process_time()
     generate_answers(model, tokenizer, prompts, stop_ids=[EOS], max_new_tokens=20, batch_size=16)
-    seconds = time.monotonic() - start
-    print(f"240 questions: {seconds:.1f} s")
-    assert seconds < 30, "10 s on two free cores; three times that on a machine that is busy"
+    seconds = time.process_time() - start
+    torch.set_num_threads(num_threads)
+    print(f"240 questions: {seconds:.1f} s of one core")
+    assert seconds < 10

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune.errors import PlaceError, RecipeError
+from finetune.model.generation import generate_answers, stream_answer
 from finetune.model.loading import load_for_inference
 from finetune.model.merging import to_logits
 from finetune.model.targets import find_target
@@ -71,6 +72,12 @@ def test_run_and_adapter_folder_of_a_run_are_the_same_model_held_as_in_training(
 def test_a_relative_base_is_found_from_any_folder(place, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert find_target(str(place / "outputs" / "run")).base.model_name_or_path == str(place / "models" / "base")
+
+
+def test_a_run_in_the_home_folder_is_found_by_its_tilde(place, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    assert find_target("~/outputs/run").adapter_dir == place / "outputs" / "run" / "adapter"
+    assert find_target("~/models/base").base.model_name_or_path == str(place / "models" / "base")
 
 
 def test_base_only_is_the_untouched_base_with_the_runs_template(place):
@@ -210,13 +217,35 @@ torch.save({{"exact": exact, "as_it_comes": logits()}}, out)
 
 
 def test_plain_peft_without_this_package_gives_the_same_logits(place, tmp_path):
-    """The exact path to the bit; bitsandbytes' AVX512-BF16 inference kernel, where the CPU has it, to bf16's rounding."""
-    ours = to_logits(load_for_inference(str(place / "outputs" / "run")).model, PROMPTS)
+    run = place / "outputs" / "run"
+    ours = to_logits(load_for_inference(str(run)).model, PROMPTS)
     subprocess.run(
-        [sys.executable, "-c", PLAIN_PEFT, place / "models" / "base", place / "outputs" / "run" / "adapter", tmp_path / "x"],
-        cwd=tmp_path, check=True, capture_output=True,
-    )  # fmt: skip
-    theirs = torch.load(tmp_path / "x", weights_only=True)
+        [sys.executable, "-c", PLAIN_PEFT, place / "models" / "base", run / "adapter", tmp_path / "logits"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    theirs = torch.load(tmp_path / "logits", weights_only=True)
     for mine, exact, as_it_comes in zip(ours, theirs["exact"], theirs["as_it_comes"], strict=True):
         assert torch.allclose(mine, exact, atol=1e-6, rtol=0)
-        assert torch.allclose(mine, as_it_comes, atol=0.05, rtol=0), (mine - as_it_comes).abs().max()
+        # Where the CPU has AVX512-BF16, bitsandbytes' kernel for inference rounds its products to bfloat16: measured
+        # 0.04 apart, of logits that spread by 0.8. Elsewhere the two are one path.
+        assert torch.allclose(mine, as_it_comes, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"method": "prompt_tuning", "num_virtual_tokens": 4},
+        {"method": "prefix_tuning", "num_virtual_tokens": 4},
+        {"method": "ia3"},
+        {"method": "lora", "r": 4, "trainable_token_indices": [5, 6]},
+    ],
+    ids=str,
+)
+def test_an_adapter_of_any_method_opens_and_answers_in_a_batch_as_alone(adapter, place, tmp_path):
+    speaker = load_for_inference(str(write_run(tmp_path / "run", place / "models" / "base", adapter=adapter)))
+    how = {"stop_ids": speaker.eos_ids, "max_new_tokens": 6}
+    together = generate_answers(speaker.model, speaker.tokenizer, PROMPTS, batch_size=2, **how)
+    alone = [stream_answer(speaker.model, speaker.tokenizer, ids, shown=False, **how) for ids in PROMPTS]
+    assert together == alone

@@ -113,7 +113,9 @@ def test_other_architectures_are_built_too(fields):
 def test_the_shape_may_be_a_file_a_folder_or_the_models_own(tiny_model, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(SHAPE), encoding="utf-8")
-    for place in ({"config": str(path)}, {"config": str(tmp_path)}):
+    other = tmp_path / "small.json"
+    other.write_text(json.dumps(SHAPE), encoding="utf-8")
+    for place in ({"config": str(path)}, {"config": str(tmp_path)}, {"config": str(other)}):
         assert load_random(**place).model.config.hidden_size == 64
     settings = ModelSettings(weights="random", model_name_or_path=str(tiny_model), quantization="none", device="cpu")
     assert load_base(settings).model.config.hidden_size == 64

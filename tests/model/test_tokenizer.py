@@ -106,6 +106,12 @@ def test_a_folder_with_a_bare_model_is_converted_and_its_template_kept(path, tok
     assert found.chat_template == "{{ bos_token }}"
 
 
+def test_a_tokenizer_in_the_home_folder_is_found_by_its_tilde(tokenizer, tmp_path, monkeypatch):
+    tokenizer.save_pretrained(tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert encode(load("~/mine"), ["  a   b"]) == encode(tokenizer, ["  a   b"])
+
+
 def test_tokens_added_to_a_bare_model_are_not_lost_without_a_word(path, tmp_path):
     shutil.copy(path, tmp_path / "tokenizer.model")
     added = {"added_tokens_decoder": {"32000": {"content": "<|im_end|>"}}}
@@ -165,6 +171,10 @@ class TestWithoutATokenizer:
             PlaceError, match=r"(?s)mistralai/Mistral-7B-v0\.1 .*hf download .*hf auth login.*make quickstart"
         ):
             load_tokenizer(ModelSettings(model_name_or_path="mistralai/Mistral-7B-v0.1"))
+
+    def test_a_name_that_the_hub_cannot_have_is_said_to_be_none(self):
+        with pytest.raises(PlaceError, match="a name on the Hub has the form OWNER/MODEL"):
+            load_tokenizer(ModelSettings(model_name_or_path="org/my..model"))
 
     def test_a_folder_that_is_not_there_is_no_name_on_the_hub(self):
         with pytest.raises(PlaceError, match=r"\./nowhere: there is no such folder"):

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.data.batches import IGNORE_INDEX
 from finetune.data.tokens import TokenRows
-from finetune.errors import DivergedError
+from finetune.errors import DivergedError, RecipeError
 from finetune.model.adapters import attach_adapter
 from finetune.model.tokenizer import load_tokenizer
-from finetune.objectives.supervised import SupervisedTrainer, build_trainer
+from finetune.objectives.supervised import SupervisedTrainer, build_arguments, build_trainer
 from finetune.recipe.schema import AdapterSettings, DataSettings, ModelSettings, SourceSettings, TrainingSettings
 from tests.model.tiny_models import load_tiny, write_tiny_model
 
@@ -68,16 +68,20 @@ def make(
     **training: object,
 ) -> SupervisedTrainer:
     base = load_tiny(folder, quantization, attention=attention)
+    settings = QUIET.model_copy(update=training)
+    arguments = build_arguments(
+        settings, name="test", device=base.device, compute_dtype=base.compute_dtype, evaluates=held_out is not None,
+        seed=1, checkpoints_dir=tmp_path / "checkpoints",
+    )  # fmt: skip
     return build_trainer(
         base=base,
         model=attach_adapter(base, adapter, seed=1),
         tokenizer=tokenizer,
+        arguments=arguments,
         train=train,
         held_out=held_out,
         data=DataSettings(train=SourceSettings(path="rows.jsonl"), packing=packing),
-        training=QUIET.model_copy(update=training),
-        seed=1,
-        checkpoints_dir=tmp_path / "checkpoints",
+        training=settings,
         callbacks=[],
     )
 
@@ -106,7 +110,7 @@ def test_the_held_out_loss_is_a_mean_over_tokens_whatever_the_batches(folder, to
         make(
             folder, tokenizer, tmp_path, to_single_rows(found), held_out=held_out, packing=False,
             per_device_eval_batch_size=size,
-        ).evaluate()["eval_loss"]
+        ).measure_held_out()
         for size in (1, 2, 9)
     ]  # fmt: skip
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
@@ -138,9 +142,37 @@ def test_tokens_are_counted_without_padding_and_checkpoints_carry_the_count(fold
     assert saved["num_input_tokens_seen"] == total
 
 
-def test_the_adapter_of_a_quantized_base_is_trained_in_float32(folder, tokenizer, tmp_path):
+def test_the_adapter_of_a_quantized_base_is_trained_in_float32_with_all_its_digits(folder, tokenizer, tmp_path):
+    base = load_tiny(folder, "nf4")
+    start = {name: p.clone() for name, p in attach_adapter(base, LORA, seed=1).named_parameters() if p.requires_grad}
     trainer = make(folder, tokenizer, tmp_path, to_rows(documents(4)), quantization="nf4")
-    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert trained.keys() == start.keys()
+    assert all(torch.equal(trained[name], start[name]) for name in start)
+
+
+def test_what_is_not_finite_is_never_saved(folder, tokenizer, tmp_path):
+    trainer = make(folder, tokenizer, tmp_path, to_rows(documents(4)), max_steps=3, logging_steps=10, save_steps=1)
+    with torch.no_grad():
+        next(p for p in trainer.model.parameters() if p.requires_grad).fill_(math.nan)
+    with pytest.raises(DivergedError):
+        trainer.train()
+    assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))
+
+
+def test_an_infinite_gradient_norm_ends_a_run_but_not_under_a_float16_scaler(folder, tokenizer, tmp_path):
+    trainer = make(folder, tokenizer, tmp_path, to_rows(documents(2)))
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    trainer.log({"loss": 1.0, "grad_norm": math.inf})  # the scaler skips the step and halves its scale
+    trainer.accelerator.scaler = None
+    with pytest.raises(DivergedError):
+        trainer.log({"loss": 1.0, "grad_norm": math.inf})
+
+
+def test_what_the_trainer_refuses_is_a_fault_of_the_recipe(folder, tokenizer, tmp_path):
+    with pytest.raises(RecipeError, match="`training`: TRL refuses a setting"):
+        make(folder, tokenizer, tmp_path, to_rows(documents(2)), optim="no_such_optimizer")
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
@@ -169,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(folder, tokenize
     trainer = make(folder, tokenizer, tmp_path, to_rows(documents(4)), max_steps=3)
     with torch.no_grad():
         next(p for p in trainer.model.parameters() if p.requires_grad).fill_(math.nan)
-    with pytest.raises(DivergedError, match=r"step 1: `loss` is nan"):
+    with pytest.raises(DivergedError, match=r"step 1: the loss is not finite"):
         trainer.train()
 
 
@@ -184,8 +216,9 @@ def test_the_best_step_is_put_back_at_the_end(folder, tokenizer, tmp_path):
     losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
     best = min(losses, key=losses.__getitem__)
     assert best < 6, "a learning rate of 0.5 was meant to spoil the last steps"
-    assert trainer.load_best()
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[best], abs=1e-5)
+    assert trainer.find_best_checkpoint_name() == f"checkpoint-{best}"
+    trainer.load_weights(tmp_path / "checkpoints" / f"checkpoint-{best}")
+    assert trainer.measure_held_out() == pytest.approx(losses[best], abs=1e-5)
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(folder, tokenizer, tmp_path):

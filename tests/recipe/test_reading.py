@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import RecipeError
+from finetune.recipe.catalogue import UNTRAINABLE_METHODS
 from finetune.recipe.reading import build_recipe, read_recipe, read_recipe_with_notices, to_resolved
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -111,8 +112,40 @@ CONFLICTS = [
     (["adapter={method: loha}", "model.quantization=int8"], "`method: loha` cannot sit on a base in int8"),
     (["adapter={method: prompt_tuning, num_virtual_tokens: 4}"], "cannot be trained on packed rows"),
     (["adapter={method: prefix_tuning}", "data.packing=false"], "gradient checkpointing exclude each other"),
+    (["adapter={method: lora, kasa_config: {}}"], "so its adapter fits no other copy of it."),
+    (["adapter.use_dora=true", "model.quantization=int8"], "after one PEFT 0.21 can no longer read int8."),
+    *(([f"adapter.init_lora_weights={start}"], f"`init_lora_weights: {start}` wants a pass over the data")
+      for start in ("eva", "corda", "lora_ga")),
+    (["adapter.eva_config={rho: 1.5}"], "`init_lora_weights: eva` wants a pass over the data"),
+    *(([f"adapter.init_lora_weights={start}", f"model.quantization={held}"], f"{start}` reads 16-bit weights")
+      for start in ("mica", "orthogonal") for held in ("nf4", "int8")),
+    (["adapter.init_lora_weights=loftq", "model.quantization=int8"], "`model.quantization` is int8, `model.weights`"),
+    (["adapter.init_lora_weights=loftq", "model.weights=random"], "`model.weights` random."),
     (["training.early_stopping_patience=2", "data.eval=null"], "which need `data.eval`."),
     (["training.early_stopping_patience=2", "training.eval_steps="], "which need `training.eval_steps`."),
+    (["training.eval_steps=2.5"], "`training.eval_steps` is 2.5; above 1 it is a number of whole steps."),
+    (["training.save_steps=1.5"], "`training.save_steps` is 1.5; above 1 it is a number of whole steps."),
+    (["training.warmup_steps=10.5"], "`training.warmup_steps` is 10.5; above 1 it is a number of whole steps."),
+    (["training.max_steps=0"], "`training.max_steps` is 0; it must be at least 1, or -1"),
+    (["training.eval_on_start=true", "data.eval=null"], "`eval_on_start` evaluates before the first step"),
+    (["training.lr_scheduler_type=greedy", "training.eval_steps=null"], "greedy goes by the evaluations, which need"),
+    (["training.lr_scheduler_type=reduce_lr_on_plateau", "data.eval=null"], "which need `data.eval`."),
+    (["training.lr_scheduler_type=cosine_with_min_lr"], "needs one of min_lr, min_lr_rate in `lr_scheduler_kwargs`."),
+    (["training.lr_scheduler_type=cosine_warmup_with_min_lr",
+      "training.lr_scheduler_kwargs={min_lr: 1e-5, min_lr_rate: 0.1}"], "needs one of min_lr, min_lr_rate in"),
+    (["training.lr_scheduler_type=warmup_stable_decay"], "needs `num_decay_steps` in `lr_scheduler_kwargs`."),
+    (["training.lr_scheduler_kwargs={num_cycle: 2}"], "the schedule cosine has no `num_cycle`."),
+    (["training.lr_scheduler_kwargs=min_lr"], "`training.lr_scheduler_kwargs` wants a group of settings; found a text."),
+    (["training.loss_type=nlll"], "`training.loss_type` cannot be the text `nlll`."),
+    (["training.label_smoothing_factor=0.1"], "works with `loss_type: nll` alone, and without the Liger kernels."),
+    (["training.label_smoothing_factor=0.1", "training.loss_type=dft"], "works with `loss_type: nll` alone"),
+    (["training.label_smoothing_factor=0.1", "training.loss_type=nll", "training.use_liger_kernel=true"],
+     "without the Liger kernels."),
+    (["training.loss_type=chunked_nll", "training.use_liger_kernel=true"], "exclude each other"),
+    (["data.train.weight=2"], "`data.train.weight` is a share in a mix, and this source stands alone."),
+    (["data.train.weight=1"], "`data.train.weight` is a share in a mix"),
+    (["data.eval={path: a.json, weight: 2}"], "`data.eval.weight` is a share in a mix"),
+    (["evaluation.questions={path: a.json, weight: 2}"], "`evaluation.questions.weight` is a share in a mix"),
     (["model={weights: random}"], "`weights: random` needs a shape to fill."),
     (["model={}"], "`model.model_name_or_path` is missing."),
     (["model.config={model_type: llama}"], "is read with `weights: random` alone"),
@@ -123,7 +156,7 @@ CONFLICTS = [
     (["data.train.format=text"], "`format: text` has no answers to train on"),
     (["data.too_long=split"], "would tear a conversation"),
     (["data.eval.path=x.json"], "either a fraction of the training rows or a source of its own, not both."),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("overrides", "what"), CONFLICTS, ids=[" ".join(conflict[0]) for conflict in CONFLICTS])
@@ -144,13 +177,56 @@ def test_settings_that_exclude_each_other_are_told(write: Write, overrides: list
         ["model.trust_remote_code=true", f"model.revision={'a1' * 20}"],
         ["objective=pretrain", "data.train.format=text", "data.train_on=everything"],
         ["adapter.init_lora_weights=pissa_niter_16"],
-        ["adapter.eva_config={rho: 1.5}"],
+        ["adapter.velora_config={num_groups: 8}"],
+        ["adapter.init_lora_weights=loftq"],
+        ["adapter.init_lora_weights=mica", "model.quantization=none"],
+        ["adapter.use_dora=true"],
+        ["training.eval_steps=2.0", "training.save_steps=0.5", "training.warmup_steps=1"],
+        ["training.max_steps=-1"],
+        ["training.lr_scheduler_type=cosine_with_min_lr", "training.lr_scheduler_kwargs={min_lr_rate: 0.1}"],
+        ["training.lr_scheduler_type=reduce_lr_on_plateau", "training.lr_scheduler_kwargs={patience: 3}"],
+        ["training.label_smoothing_factor=0.1", "training.loss_type=nll"],
+        ["training.label_smoothing_factor=0"],
+        ["training.eval_on_start=true"],
+        ["training.run_name=mine", "training.project=ours"],
+        ["data.train=[{path: a.json, format: alpaca, weight: 2}, {path: b.json, format: alpaca}]"],
         ["adapter.target_modules=[q_proj, v_proj]"],
     ],
     ids=" ".join,
 )
 def test_settings_that_go_together_are_taken(write: Write, overrides: list[str]) -> None:
     read_recipe(write(GOOD), overrides)
+
+
+@pytest.mark.parametrize("method", sorted(UNTRAINABLE_METHODS))
+def test_a_method_that_rows_alone_cannot_train_is_told_with_its_line_and_the_reason(write: Write, method: str) -> None:
+    message = message_of(write(GOOD.replace("method: lora", f"method: {method}")))
+    reason = UNTRAINABLE_METHODS[method]
+    assert message.splitlines()[0] == f"r.yaml:7: `method: {method}` cannot be trained from rows alone: {reason}."
+    assert "Choose one of adalora, " in message
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        ("push_to_hub=true", "pushed with `hf upload"),
+        ("hub_model_id=me/mine", "pushed with `hf upload"),
+        ("include_num_input_tokens_seen=all", "always counted"),
+        ("ignore_data_skip=true", "at the very row where it stopped"),
+        ("restore_callback_states_from_checkpoint=false", "always takes them up again"),
+        ("disable_tqdm=false", "a bar of its own"),
+        ("metric_for_best_model=loss", "lowest held-out loss"),
+        ("greater_is_better=true", "lowest held-out loss"),
+        ("logging_nan_inf_filter=true", "stops on one instead"),
+        ("auto_find_batch_size=true", "`training.per_device_train_batch_size`"),
+    ],
+)
+def test_a_field_of_the_trainer_that_we_decide_is_refused_with_the_reason(
+    write: Write, field: str, reason: str
+) -> None:
+    message = message_of(write(GOOD), f"training.{field}")
+    assert "`training` has no setting" in message
+    assert reason in message
 
 
 def test_all_faults_are_told_at_once_in_the_order_of_the_file(write: Write) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from finetune.recipe.json_schema import build_adapter_schema, find_properties
 from finetune.recipe.ownership import OTHER_TOOLS, OWNED_ADAPTER_FIELDS, OWNED_TRAINER_FIELDS
-from finetune.recipe.suggestions import explain_key, find_nearest
+from finetune.recipe.suggestions import explain_key
 
 SECTIONS = ("", "model", "adapter", "data", "data.train", "evaluation", "training")
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"
@@ -52,10 +52,3 @@ def test_a_field_that_we_decide_points_to_a_setting_of_ours_that_exists_or_gives
         section, _, key = (instead.setting or "seed").rpartition(".")
         assert key in find_properties(section)
         assert instead.setting or instead.hint
-
-
-def test_nearest_counts_edits_and_keeps_ties() -> None:
-    assert find_nearest("adam_beta", ["adam_beta1", "adam_beta2", "weight_decay"]) == ["adam_beta1", "adam_beta2"]
-    assert find_nearest("sede", ["seed", "name"]) == ["seed"]
-    assert find_nearest("zzz", ["seed", "name"]) == []
-    assert find_nearest("x" * 100, ["x" * 99]) == []

@@ -11,14 +11,16 @@ from transformers import TrainerCallback
 
 from finetune.run.checkpoints import (
     CommitRecord,
+    find_checkpoint_named,
     find_fault,
     find_newest_checkpoint,
-    find_step,
     remove_old,
     write_record,
 )
 from finetune.run.folder import RunFolder
+from finetune.run.layout import find_step
 from finetune.run.metrics import MetricsWriter, read_metrics
+from tests.run.folders import start_folder
 
 
 def build_callbacks(folder: RunFolder, resumed_step: int | None = None, keep: int = 2) -> list[TrainerCallback]:
@@ -30,7 +32,7 @@ def build_callbacks(folder: RunFolder, resumed_step: int | None = None, keep: in
 
 @pytest.fixture(scope="module")
 def trained(build_trainer, tmp_path_factory) -> RunFolder:
-    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    folder = start_folder(tmp_path_factory.mktemp("run"))
     build_trainer(folder.checkpoints_dir, build_callbacks(folder)).train()
     return folder
 
@@ -38,7 +40,7 @@ def trained(build_trainer, tmp_path_factory) -> RunFolder:
 @pytest.fixture
 def folder(trained, tmp_path) -> RunFolder:
     shutil.copytree(trained.path, tmp_path / "run")
-    return RunFolder(tmp_path / "run")
+    return start_folder(tmp_path / "run")
 
 
 def names(folder: RunFolder) -> set[str]:
@@ -60,19 +62,33 @@ def test_the_record_names_every_file_and_is_the_last_one_written(trained):
     assert all(path.stat().st_mtime_ns <= written for path in others.values())
 
 
+def test_a_trainer_that_was_built_before_the_run_started_trains_in_the_emptied_folder(build_trainer, tmp_path):
+    (tmp_path / "mistral" / "checkpoints" / "checkpoint-400").mkdir(parents=True)
+    (tmp_path / "mistral" / "recipe.yaml").write_text("name: mistral")
+    (tmp_path / "mistral" / "metrics.jsonl").write_text('{"step": 400}\n')
+    with RunFolder.claim(tmp_path, "mistral", resume=False, overwrite=True) as folder:
+        trainer = build_trainer(folder.checkpoints_dir, build_callbacks(folder), max_steps=2)
+        assert folder.has_checkpoint
+        assert folder.metrics_path.read_text() == '{"step": 400}\n'
+        folder.start()
+        trainer.train()
+    assert names(folder) == {"checkpoint-2"}
+    assert [step for step, *_ in losses(folder)] == [1, 2]
+
+
 def test_no_checkpoint_holds_the_pickle_of_the_arguments(trained):
     assert not list(trained.path.rglob("training_args.bin"))
 
 
 def test_the_newest_are_kept_and_never_fewer_than_two(trained, build_trainer, tmp_path):
     assert names(trained) == {"checkpoint-8", "checkpoint-10"}
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     build_trainer(folder.checkpoints_dir, build_callbacks(folder, keep=1)).train()
     assert names(folder) == {"checkpoint-8", "checkpoint-10"}
 
 
 def test_a_resumed_run_ends_where_the_uninterrupted_one_did(trained, build_trainer, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     build_trainer(folder.checkpoints_dir, build_callbacks(folder, keep=9)).train()
     for step in (10, 8, 6):  # killed after step 8: the second epoch began at step 6
         shutil.rmtree(folder.checkpoints_dir / f"checkpoint-{step}")
@@ -128,6 +144,19 @@ def test_with_every_checkpoint_torn_there_is_none(folder):
     assert find_newest_checkpoint(folder.path / "nowhere") is None
 
 
+def test_the_best_checkpoint_is_found_by_name_in_a_folder_that_was_moved(folder, caplog):
+    with caplog.at_level(logging.WARNING, logger="finetune"):
+        assert find_checkpoint_named(folder.checkpoints_dir, "checkpoint-8") == folder.checkpoints_dir / "checkpoint-8"
+        assert caplog.text == ""
+        assert find_checkpoint_named(folder.checkpoints_dir, "checkpoint-6") is None
+        (folder.checkpoints_dir / "checkpoint-8" / "model.safetensors").write_text("other weights")
+        assert find_checkpoint_named(folder.checkpoints_dir, "checkpoint-8") is None
+    gone, torn = caplog.messages
+    assert gone.endswith("checkpoint-6 is not used: it is gone.")
+    assert "checkpoint-8 is not used: model.safetensors has 13 bytes where" in torn
+    assert (folder.checkpoints_dir / "checkpoint-8").is_dir()
+
+
 def test_the_hundredth_step_is_newer_than_the_ninth(tmp_path):
     for step in (9, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -147,7 +176,7 @@ def test_rotation_keeps_the_best_and_what_is_not_recorded_does_not_count(tmp_pat
 
 
 def test_the_best_step_gets_a_checkpoint_of_its_own_where_saving_has_another_rhythm(build_trainer, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     trainer = build_trainer(
         folder.checkpoints_dir, build_callbacks(folder), eval_strategy="steps", eval_steps=3, save_steps=5,
         metric_for_best_model="eval_loss", greater_is_better=False, learning_rate=1e3, lr_scheduler_type="constant",

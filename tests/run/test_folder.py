@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.errors import CheckpointError, Interrupted, PlaceError, RecipeError
+from finetune.errors import CheckpointError, DataError, Interrupted, PlaceError, RecipeError
 from finetune.run.folder import RunFolder
+from finetune.run.layout import RunLayout
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,13 +25,15 @@ def claim(output_dir: Path, name: str = "mistral", **flags: bool) -> RunFolder:
 
 def leave_run(output_dir: Path, status: str = "running", step: int = 400, ago: timedelta = timedelta(hours=2)) -> Path:
     with claim(output_dir) as folder:
+        folder.start()
         folder.write_text(folder.recipe_path, "name: mistral\n")
-        folder.write_status(status, step=step, total_steps=975)
+        folder.note_step(step, 975)
+        folder.write_status(status)
         written = json.loads(folder.status_path.read_text())
         then = (datetime.now(UTC) - ago).isoformat(timespec="seconds")
         folder.status_path.write_text(json.dumps(written | {"updated_at": then}))
-        folder.checkpoints_dir.mkdir()
-        (folder.checkpoints_dir / "weights").write_text("w")
+        (folder.checkpoints_dir / "checkpoint-400").mkdir(parents=True)
+        (folder.checkpoints_dir / "checkpoint-400" / "weights").write_text("w")
     return folder.path
 
 
@@ -41,7 +45,102 @@ def test_a_fresh_name_gets_an_empty_locked_folder(tmp_path):
     with claim(tmp_path / "a" / "b") as folder:
         assert [path.name for path in folder.path.iterdir()] == [".lock"]
         assert not folder.finished
+        folder.start()
     assert list(folder.path.iterdir()) == []
+
+
+def test_an_attempt_that_fails_before_it_starts_leaves_the_name_free(tmp_path):
+    with pytest.raises(DataError), claim(tmp_path) as folder:
+        folder.checkpoints_dir.mkdir()  # the trainer makes it when it is built
+        raise DataError("row 3 has no answer")
+    assert list(tmp_path.iterdir()) == []
+    with claim(tmp_path) as folder:  # the same command, mended
+        folder.start()
+        folder.write_status("running")
+
+
+def test_an_attempt_that_was_killed_before_it_started_leaves_the_name_free(tmp_path):
+    (tmp_path / "mistral" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "mistral" / ".lock").write_text('{"pid": 1}')
+    with claim(tmp_path) as folder:
+        folder.start()
+
+
+def test_a_folder_that_was_there_empty_stays(tmp_path):
+    (tmp_path / "mistral").mkdir()
+    with pytest.raises(DataError), claim(tmp_path):
+        raise DataError("row 3 has no answer")
+    assert [path.name for path in tmp_path.iterdir()] == ["mistral"]
+
+
+def test_nothing_is_written_before_the_run_starts(tmp_path):
+    with claim(tmp_path) as folder:
+        with pytest.raises(AssertionError, match=r"recipe.yaml is written before start"):
+            folder.write_text(folder.recipe_path, "name: mistral")
+        with pytest.raises(AssertionError, match=r"status.json is written before start"):
+            folder.write_status("running")
+        with pytest.raises(AssertionError, match="adapter is written"), folder.write_dir(folder.adapter_dir):
+            pytest.fail("a folder was given out")
+
+
+@pytest.mark.parametrize("flags", [{"overwrite": True}, {"resume": True}], ids=str)
+def test_an_attempt_that_fails_before_it_starts_leaves_the_run_that_is_there_as_it_was(tmp_path, flags):
+    path = leave_run(tmp_path, "done" if "overwrite" in flags else "interrupted", 975)
+    before = contents(path)
+    with pytest.raises(DataError), claim(tmp_path, **flags):
+        raise DataError("row 3 has no answer")
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}], ids=str)
+def test_a_run_that_ended_before_anything_came_of_it_is_replaced(tmp_path, status, flags):
+    path = leave_run(tmp_path, status, 0)
+    shutil.rmtree(path / "checkpoints" / "checkpoint-400")
+    (path / "metrics.jsonl").write_text("")
+    with claim(tmp_path, **flags) as folder:
+        assert folder.recipe_path.exists()
+        folder.start()
+        assert [entry.name for entry in path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("status", "left"),
+    [
+        ("failed", "metrics.jsonl"),
+        ("failed", "checkpoints/checkpoint-400.broken/weights"),
+        ("failed", "adapter/adapter.safetensors"),
+        ("failed", "model/model.safetensors"),
+        ("running", "data_report.json"),  # perhaps at work on another machine
+        ("done", "data_report.json"),
+    ],
+)
+def test_a_run_that_something_came_of_is_refused(tmp_path, status, left):
+    path = leave_run(tmp_path, status, 12)
+    shutil.rmtree(path / "checkpoints" / "checkpoint-400")
+    (path / left).parent.mkdir(parents=True, exist_ok=True)
+    (path / left).write_text("{}")
+    with pytest.raises(RecipeError, match="already holds a run"):
+        claim(tmp_path)
+    assert (path / left).read_text() == "{}"
+
+
+def test_a_folder_behind_a_link_is_not_replaced_unasked(tmp_path):
+    real = leave_run(tmp_path / "real", "failed", 0)
+    shutil.rmtree(real / "checkpoints")
+    (tmp_path / "mistral").symlink_to(real)
+    with pytest.raises(RecipeError, match="already holds a run"):
+        claim(tmp_path)
+
+
+def test_a_checkpoint_is_known_by_its_name_alone(tmp_path):
+    layout = RunLayout(tmp_path)
+    assert not layout.has_checkpoint
+    for name in ("checkpoint-3.broken", ".deleting-checkpoint-3", "checkpoint-x"):
+        (layout.checkpoints_dir / name).mkdir(parents=True)
+    assert not layout.has_checkpoint
+    (layout.checkpoints_dir / "checkpoint-3").mkdir()
+    assert layout.has_checkpoint
 
 
 def test_a_used_name_is_refused_with_its_state_and_every_way_out(tmp_path):
@@ -83,7 +182,8 @@ def test_resume_keeps_what_is_there_and_knows_its_history(tmp_path):
     with claim(tmp_path, resume=True) as folder:
         assert not folder.finished
         assert (folder.step, folder.total_steps) == (400, 975)
-        assert (folder.checkpoints_dir / "weights").exists()
+        assert (folder.checkpoints_dir / "checkpoint-400" / "weights").exists()
+        folder.start()
         folder.note_resumed(300)
         folder.write_status("running")
     with claim(tmp_path, resume=True) as folder:
@@ -115,6 +215,8 @@ def test_overwrite_deletes_this_folder_only_and_follows_no_link(tmp_path):
     (path / "notes.txt").symlink_to(precious / "thesis.txt")
     (tmp_path / "runs" / "other").mkdir()
     with claim(tmp_path / "runs", overwrite=True) as folder:
+        assert (folder.checkpoints_dir / "checkpoint-400" / "weights").exists()
+        folder.start()
         assert [entry.name for entry in folder.path.iterdir()] == [".lock"]
     assert (precious / "thesis.txt").read_text() == "years of work"
     assert (tmp_path / "runs" / "other").is_dir()
@@ -126,7 +228,7 @@ def test_overwrite_goes_through_no_link(tmp_path):
     (tmp_path / "runs" / "mistral").symlink_to(real)
     with pytest.raises(PlaceError, match="deletes no folder through a link"):
         claim(tmp_path / "runs", overwrite=True)
-    assert (real / "checkpoints" / "weights").exists()
+    assert (real / "checkpoints" / "checkpoint-400" / "weights").exists()
 
 
 @pytest.mark.parametrize("flags", [{}, {"overwrite": True}, {"resume": True}], ids=str)
@@ -168,7 +270,8 @@ import os, signal, sys
 from pathlib import Path
 from finetune.run.folder import RunFolder
 folder = RunFolder.claim(Path(sys.argv[1]), "mistral", resume=True, overwrite=False)
-folder.write_status("running", step=1, total_steps=9)
+folder.start()
+folder.write_status("running")
 worker = os.fork()
 if worker:
     print(worker, flush=True)
@@ -215,6 +318,7 @@ def test_a_killed_holders_lock_is_taken_over_even_while_its_workers_live(tmp_pat
 )
 def test_a_run_left_by_an_error_says_so_in_its_status(tmp_path, error, status, reason):
     with pytest.raises(type(error)), claim(tmp_path) as folder:
+        folder.start()
         folder.note_step(7, 30)
         raise error
     written = json.loads(folder.status_path.read_text())
@@ -224,7 +328,8 @@ def test_a_run_left_by_an_error_says_so_in_its_status(tmp_path, error, status, r
 def test_processes_of_other_ranks_claim_without_touching_anything(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with claim(tmp_path) as folder:
-        folder.write_status("running", step=3, total_steps=9)
+        folder.start()
+        folder.write_status("running")
         folder.write_text(folder.recipe_path, "name: x")
         assert not folder.writes
     assert list(tmp_path.iterdir()) == []
@@ -232,6 +337,7 @@ def test_processes_of_other_ranks_claim_without_touching_anything(tmp_path, monk
 
 def test_a_result_appears_only_when_it_is_whole(tmp_path):
     with claim(tmp_path) as folder:
+        folder.start()
         with pytest.raises(OSError, match="disk"), folder.write_dir(folder.adapter_dir) as beside:
             (beside / "half.safetensors").write_text("ha")
             raise OSError("disk")
@@ -243,8 +349,10 @@ def test_a_result_appears_only_when_it_is_whole(tmp_path):
 
 
 def test_a_number_that_is_not_finite_reaches_no_json(tmp_path):
-    with claim(tmp_path) as folder, pytest.raises(ValueError, match="JSON"):
-        folder.write_json(folder.summary_path, {"loss": float("nan")})
+    with claim(tmp_path) as folder:
+        folder.start()
+        with pytest.raises(ValueError, match="JSON"):
+            folder.write_json(folder.summary_path, {"loss": float("nan")})
     assert not folder.summary_path.exists()
 
 

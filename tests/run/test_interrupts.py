@@ -12,6 +12,7 @@ from finetune.run.checkpoints import CommitRecord, find_newest_checkpoint
 from finetune.run.folder import RunFolder
 from finetune.run.interrupts import Interrupts
 from finetune.run.metrics import MetricsWriter
+from tests.run.folders import start_folder
 
 
 class SignalAt(TrainerCallback):
@@ -62,7 +63,7 @@ def run(build_trainer, folder: RunFolder, *sent: TrainerCallback, **arguments) -
     ],
 )
 def test_a_signal_is_answered_with_a_whole_checkpoint(build_trainer, tmp_path, event, at, saved):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     with pytest.raises(Interrupted, match=f"stopped by SIGTERM at step {saved} of 10, saved") as stopped:
         run(
             build_trainer,
@@ -80,7 +81,7 @@ def test_a_signal_is_answered_with_a_whole_checkpoint(build_trainer, tmp_path, e
 
 
 def test_ctrl_c_once_saves_and_twice_leaves_at_once(build_trainer, tmp_path):
-    once, twice = RunFolder(tmp_path / "once"), RunFolder(tmp_path / "twice")
+    once, twice = start_folder(tmp_path / "once"), start_folder(tmp_path / "twice")
     once.path.mkdir()
     twice.path.mkdir()
     with pytest.raises(Interrupted, match=r"by Ctrl-C at step 3 of 10, saved") as stopped:
@@ -100,20 +101,20 @@ def test_ctrl_c_once_saves_and_twice_leaves_at_once(build_trainer, tmp_path):
 
 def test_one_key_press_that_a_launcher_delivers_twice_still_saves(build_trainer, tmp_path):
     with pytest.raises(Interrupted, match="at step 3 of 10, saved"):
-        run(build_trainer, RunFolder(tmp_path), SignalAt("on_step_begin", 2, signal.SIGINT, signal.SIGINT))
+        run(build_trainer, start_folder(tmp_path), SignalAt("on_step_begin", 2, signal.SIGINT, signal.SIGINT))
 
 
 def test_a_second_sigterm_does_not_cut_the_save_short(build_trainer, tmp_path):
     with pytest.raises(Interrupted, match="at step 3 of 10, saved"):
         run(
             build_trainer,
-            RunFolder(tmp_path),
+            start_folder(tmp_path),
             SignalAt("on_step_begin", 2, signal.SIGTERM, signal.SIGTERM, pause_seconds=0.6),
         )
 
 
 def test_before_the_first_step_a_signal_ends_at_once_past_any_except_exception(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     before = pytest.raises(Interrupted, match="stopped by SIGTERM before the first step")
     with before as stopped, folder, Interrupts(folder):
         try:
@@ -125,5 +126,12 @@ def test_before_the_first_step_a_signal_ends_at_once_past_any_except_exception(t
     assert folder.read_status()["status"] == "interrupted"
 
 
+def test_before_the_run_starts_a_signal_leaves_nothing_and_the_command_is_given_again(tmp_path):
+    before = pytest.raises(Interrupted, match="Go on: the same command, nothing was written")
+    with before, RunFolder.claim(tmp_path, "mistral", resume=False, overwrite=False) as folder, Interrupts(folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_without_a_signal_ends_by_itself(build_trainer, tmp_path):
-    run(build_trainer, RunFolder(tmp_path))
+    run(build_trainer, start_folder(tmp_path))

@@ -7,7 +7,9 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from finetune.run.folder import RunFolder
-from finetune.run.metrics import MetricsWriter, read_metrics, read_totals, write_loss_plot
+from finetune.run.loss_plot import write_loss_plot
+from finetune.run.metrics import MetricsWriter, read_metrics, read_totals
+from tests.run.folders import start_folder
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def steps(folder: RunFolder) -> list[int]:
 
 
 def test_a_trained_step_has_its_figures_in_one_line(build_trainer, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     writer = MetricsWriter(folder, resumed_step=None)
     trainer = build_trainer(folder.checkpoints_dir, [writer], max_steps=4, eval_strategy="steps", eval_steps=2)
     trainer.evaluate()
@@ -46,7 +48,7 @@ def test_a_trained_step_has_its_figures_in_one_line(build_trainer, tmp_path):
     assert [line["step"] for line in lines if "eval_loss" in line] == [0, 2, 4]
     assert [line["tokens"] for line in lines] == [0, 100, 200, 300, 400]
     seconds = [line["seconds"] for line in lines]
-    assert seconds[1:] == sorted(seconds[1:])
+    assert seconds == sorted(seconds)
     assert folder.read_status()["step"] == 4
     totals = read_totals(folder.metrics_path)
     assert totals.steps == 4
@@ -58,7 +60,7 @@ def test_a_trained_step_has_its_figures_in_one_line(build_trainer, tmp_path):
 def test_an_evaluation_and_a_save_do_not_count_as_time_trained(arguments, tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    writer = MetricsWriter(RunFolder(tmp_path), resumed_step=None)
+    writer = MetricsWriter(start_folder(tmp_path), resumed_step=None)
     state, control = TrainerState(global_step=0, max_steps=2), TrainerControl()
     writer.on_train_begin(arguments, state, control)
     for step, evaluation_seconds in ((1, 100.0), (2, 0.0)):
@@ -75,8 +77,24 @@ def test_an_evaluation_and_a_save_do_not_count_as_time_trained(arguments, tmp_pa
     assert [line["seconds"] for line in lines] == [2.0, 204.0]
 
 
+def test_the_clock_starts_once_and_the_evaluation_of_the_base_is_on_it(arguments, tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    writer = MetricsWriter(start_folder(tmp_path), resumed_step=None)
+    now += 30.0
+    log(writer, arguments, 0, eval_loss=2.0)
+    now += 5.0
+    state = TrainerState(max_steps=9)
+    writer.on_train_begin(arguments, state, TrainerControl())
+    now += 2.0
+    log(writer, arguments, 1, loss=1.0, num_real_tokens=50)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["seconds"] for line in lines] == [30.0, 37.0]
+    assert lines[1]["tokens_per_second"] == 25.0
+
+
 def test_after_a_resume_every_step_stands_once_and_seconds_go_on(arguments, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     first = MetricsWriter(folder, resumed_step=None)
     for step in (1, 2, 3):
         log(first, arguments, step, loss=float(step))
@@ -86,8 +104,9 @@ def test_after_a_resume_every_step_stands_once_and_seconds_go_on(arguments, tmp_
     )
 
     second = MetricsWriter(folder, resumed_step=2)
-    assert steps(folder) == [1, 2]
+    assert folder.metrics_path.read_text().endswith('{"step": 4, "lo')  # nothing is cut before the first event
     log(second, arguments, 2, eval_loss=0.5)  # joins the line that was kept
+    assert steps(folder) == [1, 2]
     log(second, arguments, 3, loss=30.0)
     assert [(line["step"], line["loss"]) for line in read_metrics(folder.metrics_path)] == [
         (1, 1.0),
@@ -95,18 +114,20 @@ def test_after_a_resume_every_step_stands_once_and_seconds_go_on(arguments, tmp_
         (3, 30.0),
     ]
     assert read_metrics(folder.metrics_path)[1]["eval_loss"] == 0.5
-    assert read_totals(folder.metrics_path).seconds >= 60.0
+    seconds = [line["seconds"] for line in read_metrics(folder.metrics_path)]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] >= 60.0
 
 
 def test_a_fresh_start_leaves_no_line_of_an_earlier_one(arguments, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     log(MetricsWriter(folder, resumed_step=None), arguments, 5, loss=1.0)
-    MetricsWriter(folder, resumed_step=None)
+    MetricsWriter(folder, resumed_step=None).on_train_begin(arguments, TrainerState(max_steps=9), TrainerControl())
     assert steps(folder) == []
 
 
 def test_what_was_measured_first_at_a_step_stands(arguments, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     writer = MetricsWriter(folder, resumed_step=None)
     log(writer, arguments, 9, loss=1.0)
     log(writer, arguments, 9, eval_loss=0.7)
@@ -115,7 +136,7 @@ def test_what_was_measured_first_at_a_step_stands(arguments, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_null_and_the_line_plain_json(arguments, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     log(MetricsWriter(folder, resumed_step=None), arguments, 1, loss=math.nan, grad_norm=math.inf)
     line = json.loads(folder.metrics_path.read_text(), parse_constant=pytest.fail)
     assert line["loss"] is None
@@ -123,7 +144,7 @@ def test_a_loss_that_is_not_finite_is_null_and_the_line_plain_json(arguments, tm
 
 
 def test_the_trainers_closing_words_are_no_step(arguments, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     log(MetricsWriter(folder, resumed_step=None), arguments, 9, train_runtime=3.0, train_loss=1.0)
     assert steps(folder) == []
 
@@ -160,6 +181,6 @@ def test_the_plot_is_a_picture_of_short_and_long_runs(tmp_path, num_steps):
 
 
 def test_other_processes_write_no_line(arguments, tmp_path):
-    folder = RunFolder(tmp_path, writes=False)
+    folder = start_folder(tmp_path, writes=False)
     log(MetricsWriter(folder, resumed_step=None), arguments, 1, loss=1.0)
     assert list(tmp_path.iterdir()) == []

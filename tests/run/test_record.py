@@ -8,12 +8,13 @@ import warnings
 
 import pytest
 
-from finetune.run.environment import is_main_process, mask_secrets, name_device, read_environment
-from finetune.run.folder import RunFolder
-from finetune.run.logging import log_to
+from finetune.run.environment import mask_secrets, name_device, read_environment
+from finetune.run.launch import count_processes, is_main_process
+from finetune.run.logging import log_to_console
 from finetune.run.progress import Progress, to_duration
 from finetune.run.samples import Sample, cut_samples, write_samples
 from finetune.run.summary import Summary, render_summary
+from tests.run.folders import start_folder
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,13 @@ def test_rank_0_of_the_launch_is_the_one_that_writes(monkeypatch, variables, is_
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert is_main_process() is is_main
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert count_processes() == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert count_processes() == read_environment()["num_processes"] == 4
 
 
 def test_the_environment_names_versions_and_machine_and_keeps_no_value_of_a_variable(monkeypatch):
@@ -62,8 +70,9 @@ def test_the_device_has_the_name_people_know():
 
 
 def test_the_console_is_plain_and_the_file_has_times_and_the_libraries_warnings(tmp_path, capsys):
-    with log_to(tmp_path / "log.txt"):
+    with log_to_console() as log_file:
         logging.getLogger("finetune.train").info("26 rows read")
+        log_file.open(tmp_path / "log.txt")
         logging.getLogger("somelibrary").info("chatter")
         logging.getLogger("somelibrary").warning("a token was added")
         with warnings.catch_warnings():
@@ -81,8 +90,33 @@ def test_the_console_is_plain_and_the_file_has_times_and_the_libraries_warnings(
     assert "\x1b" not in text
 
 
+def test_what_was_said_before_the_run_may_write_reaches_the_file_in_order(tmp_path, capsys):
+    path = tmp_path / "log.txt"
+    path.write_text("the run until it was interrupted\n")
+    log = logging.getLogger("finetune.train")
+    with log_to_console() as log_file:
+        log.info("26 rows read")
+        log.info("2 rows dropped")
+        assert path.read_text() == "the run until it was interrupted\n"
+        log_file.open(path)
+        log.info("the first step")
+    assert [line.rpartition(": ")[2] for line in path.read_text().splitlines()] == [
+        "the run until it was interrupted", "26 rows read", "2 rows dropped", "the first step",
+    ]  # fmt: skip
+    assert capsys.readouterr().err == "26 rows read\n2 rows dropped\nthe first step\n"
+
+
+def test_an_attempt_that_never_opens_its_file_speaks_on_the_console_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with log_to_console():
+        logging.getLogger("finetune.train").info("26 rows read")
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == "26 rows read\n"
+
+
 def test_other_processes_leave_the_speaking_to_the_first(tmp_path, capsys):
-    with log_to(tmp_path / "log.txt", writes=False):
+    with log_to_console(writes=False) as log_file:
+        log_file.open(tmp_path / "log.txt")
         logging.getLogger("finetune.train").warning("said once is enough")
         logging.getLogger("finetune.train").error("this process failed")
     assert capsys.readouterr().err == "this process failed\n"
@@ -126,7 +160,7 @@ def test_durations_are_said_in_two_units(seconds, words):
 
 
 def test_samples_stay_text_whatever_a_model_writes(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     write_samples(folder, 5, [Sample("What is 2+2?", "4", "## Step 9\n```\n<script>\n\n")])
     write_samples(folder, 10, [Sample("And\u20283+3?", "6", "")])
     lines = folder.samples_path.read_text().split("\n")
@@ -137,7 +171,7 @@ def test_samples_stay_text_whatever_a_model_writes(tmp_path):
 
 
 def test_samples_behind_the_step_resumed_from_are_cut(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     for step in (5, 10, 15):
         write_samples(folder, step, [Sample("q", "r", "## Step 99")])
     cut_samples(folder.samples_path, 10)
@@ -146,6 +180,22 @@ def test_samples_behind_the_step_resumed_from_are_cut(tmp_path):
     assert "## Step 15" not in text
     cut_samples(folder.samples_path, None)
     assert not folder.samples_path.exists()
+
+
+def test_without_samples_no_section_is_written_and_a_second_one_replaces_the_first(tmp_path):
+    folder = start_folder(tmp_path)
+    write_samples(folder, 5, [])
+    assert not folder.samples_path.exists()
+    write_samples(folder, 5, [Sample("q", "r", "before the interruption")])
+    write_samples(folder, 10, [Sample("q", "r", "## Step 5\n\n## Step 5")])
+    once = folder.samples_path.read_text()
+    write_samples(folder, 10, [Sample("q", "r", "after it")])
+    write_samples(folder, 10, [Sample("q", "r", "## Step 5\n\n## Step 5")])
+    assert folder.samples_path.read_text() == once
+    write_samples(folder, 5, [Sample("q", "r", "after it")])
+    text = folder.samples_path.read_text()
+    assert text.count("\n## Step 5\n") == 1
+    assert "before the interruption" not in text
 
 
 SUMMARY = Summary(
@@ -167,7 +217,7 @@ def test_the_summary_fits_a_narrow_terminal_and_tells_how_to_talk_to_the_result(
         "exact match    2.0% -> 94.0% of 200 questions",
         "trained        41,943,040 of 7,283,675,136 parameters (0.58%)",
         "time           1 h 09 min, 2,346 tokens/s",
-        "peak memory    11.3 GB on NVIDIA A100-SXM4-40GB",
+        "peak memory    10.5 GiB on NVIDIA A100-SXM4-40GB",
         "result         outputs/mistral_alpaca/adapter (167.8 MB)",
         "talk to it     python -m finetune.chat outputs/mistral_alpaca",
     ]

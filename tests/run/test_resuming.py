@@ -7,7 +7,8 @@ import pytest
 
 from finetune.errors import CheckpointError
 from finetune.run.folder import RunFolder
-from finetune.run.resuming import FREE_KEYS, refuse_other_recipe
+from finetune.run.resuming import FREE_KEYS, refuse_other_identity, refuse_other_recipe, write_identity
+from tests.run.folders import start_folder
 
 RECIPE = {
     "name": "a",
@@ -17,11 +18,15 @@ RECIPE = {
     "training": {"learning_rate": 2e-4, "logging_steps": 1, "save_steps": 200},
 }
 
+IDENTITY = {"base_commit": None, "data": "3f" * 32, "num_processes": 1}
+
 
 @pytest.fixture
 def folder(tmp_path) -> RunFolder:
-    folder = RunFolder(tmp_path)
+    folder = start_folder(tmp_path)
     folder.write_json(folder.resolved_path, RECIPE)
+    write_identity(folder, IDENTITY)
+    (folder.checkpoints_dir / "checkpoint-200").mkdir(parents=True)
     return folder
 
 
@@ -66,8 +71,41 @@ def test_many_differences_stay_within_fifteen_lines(folder):
     assert "and 30 more" in str(refused.value)
 
 
-def test_a_run_that_wrote_no_recipe_has_nothing_to_differ_from(tmp_path):
-    refuse_other_recipe(RunFolder(tmp_path), RECIPE)
+def test_without_a_checkpoint_there_is_nothing_that_another_recipe_would_continue(folder):
+    (folder.checkpoints_dir / "checkpoint-200").rename(folder.checkpoints_dir / "checkpoint-200.broken")
+    refuse_other_recipe(folder, RECIPE | {"seed": 7})
+    refuse_other_identity(folder, IDENTITY | {"data": "00" * 32})
+
+
+def test_a_finished_run_is_another_recipes_even_without_a_checkpoint(folder):
+    (folder.checkpoints_dir / "checkpoint-200").rmdir()
+    folder.finished = True
+    with pytest.raises(CheckpointError, match="with another recipe"):
+        refuse_other_recipe(folder, RECIPE | {"seed": 7})
+
+
+def test_the_same_base_rows_and_processes_go_on(folder):
+    refuse_other_identity(folder, dict(IDENTITY))
+
+
+def test_what_the_recipe_does_not_show_is_refused_in_the_same_table(folder):
+    with pytest.raises(CheckpointError) as refused:
+        refuse_other_identity(folder, {"base_commit": "27d67f1b5f57", "data": "a0" * 32, "num_processes": 4})
+    assert str(refused.value).splitlines() == [
+        f"{folder.path} was started on another base, other rows or other processes, so its checkpoints do not "
+        "continue this one.",
+        "  setting        of this run                   asked for now",
+        "  base_commit    null                          27d67f1b5f57",
+        "  data           3f3f3f3f3f3f3f3f3f3f3f3f3f3…  a0a0a0a0a0a0a0a0a0a0a0a0a0a…",
+        "  num_processes  1                             4",
+        "  Put these back and --resume, or train on these under a name of its own: name=…",
+    ]
+
+
+def test_what_cannot_be_compared_is_not_continued(folder):
+    folder.identity_path.unlink()
+    with pytest.raises(CheckpointError, match=r"num_processes +\(not set\) +1"):
+        refuse_other_identity(folder, dict(IDENTITY))
 
 
 def test_the_length_of_the_run_is_part_of_its_mathematics():

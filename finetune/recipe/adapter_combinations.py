@@ -1,0 +1,83 @@
+"""What an adapter's method and settings exclude: of each other, of the base's precision, of the rows' layout."""
+
+from collections.abc import Iterator
+
+from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS
+from finetune.recipe.faults import Fault
+from finetune.recipe.json_schema import FULL, find_methods
+from finetune.recipe.recipe_view import RecipeView
+from finetune.recipe.suggestions import list_names
+
+__all__ = ["STARTS_WANTING_16_BITS", "STARTS_WANTING_DATA", "find_adapter_conflicts"]
+
+# Values of `init_lora_weights` that PEFT makes from a pass over the data, each with a config of its own.
+STARTS_WANTING_DATA = ("corda", "eva", "lora_ga")
+STARTS_WANTING_16_BITS = ("mica", "orthogonal")
+_4_BIT = ("nf4", "fp4")
+_QUANTIZED = (*_4_BIT, "int8")
+
+
+def find_adapter_conflicts(settings: RecipeView) -> Iterator[Fault]:
+    """Find what the chosen method cannot do with the rest of the recipe."""
+    if settings.value("adapter.method") not in find_methods():
+        return
+    for check in (_check_quantization, _check_prompt_methods, _check_lora):
+        yield from check(settings)
+
+
+def _check_quantization(settings: RecipeView) -> Iterator[Fault]:
+    method, quantization = settings.value("adapter.method"), settings.value("model.quantization")
+    if quantization not in _QUANTIZED:
+        return
+    if method == FULL:
+        what = f"`method: full` trains every weight, and those of a base in {quantization} cannot be trained."
+        yield settings.fault("adapter.method", what, "Set model.quantization: none, or adapter.method: lora.")
+    elif method not in QUANTIZABLE_METHODS | PROMPT_METHODS | EMBEDDING_METHODS:
+        what = f"`method: {method}` cannot sit on a base in {quantization}: PEFT has no layers of it for one."
+        able = f"Set model.quantization: none, or take one that can: {list_names(sorted(QUANTIZABLE_METHODS))}."
+        yield settings.fault("adapter.method", what, able)
+
+
+def _check_prompt_methods(settings: RecipeView) -> Iterator[Fault]:
+    method = settings.value("adapter.method")
+    if method in PROMPT_METHODS and settings.value("data.packing") is True:
+        path = "data.packing" if settings.is_typed("data.packing") else "adapter.method"
+        what = f"`method: {method}` cannot be trained on packed rows: their documents would read each other."
+        yield settings.fault(path, what, "Set data.packing: false.")
+    if method == "prefix_tuning" and settings.value("training.gradient_checkpointing") is True:
+        path = "training.gradient_checkpointing"
+        what = "`method: prefix_tuning` and gradient checkpointing exclude each other in PEFT."
+        yield settings.fault(path if settings.is_typed(path) else "adapter.method", what, f"Set {path}: false.")
+
+
+def _check_lora(settings: RecipeView) -> Iterator[Fault]:
+    if settings.value("adapter.method") != "lora":
+        return
+    quantization = settings.value("model.quantization")
+    if settings.value("adapter.kasa_config") is not None:
+        what = "`kasa_config`: KaSA cuts singular values out of the base, so its adapter fits no other copy of it."
+        yield settings.fault("adapter.kasa_config", what, "Take the line out; pissa starts from singular values too.")
+    if settings.value("adapter.use_dora") is True and quantization == "int8":
+        what = "`use_dora` reads the base's weights at every step, and after one PEFT 0.21 can no longer read int8."
+        yield settings.fault("adapter.use_dora", what, "Hold the base in 4 bits: model.quantization: nf4.")
+    yield from _check_start(settings)
+
+
+def _check_start(settings: RecipeView) -> Iterator[Fault]:
+    """Check that the start of LoRA's matrices can be made from what there is."""
+    path = "adapter.init_lora_weights"
+    start, quantization = settings.value(path), settings.value("model.quantization")
+    for name in STARTS_WANTING_DATA:
+        if start == name or settings.value(f"adapter.{name}_config") is not None:
+            typed = path if start == name else f"adapter.{name}_config"
+            what = f"`init_lora_weights: {name}` wants a pass over the data before the first step; none is made."
+            yield settings.fault(typed, what, "From the weights alone: pissa, olora, loftq, gaussian, true.")
+    if start in STARTS_WANTING_16_BITS and quantization in _QUANTIZED:
+        what = f"`init_lora_weights: {start}` reads 16-bit weights, and `model.quantization` is {quantization}."
+        yield settings.fault(path, what, "On such a base: pissa, olora, gaussian, true, and loftq in 4 bits.")
+    if start == "loftq" and (quantization not in _4_BIT or settings.value("model.weights") == "random"):
+        what = (
+            "`init_lora_weights: loftq` makes up for what 4-bit rounding takes from pretrained weights; "
+            f"`model.quantization` is {quantization}, `model.weights` {settings.value('model.weights')}."
+        )
+        yield settings.fault(path, what, "On other bases: pissa, olora, gaussian, true.")

@@ -1,0 +1,67 @@
+"""A recipe as the checks of several settings see it: what was typed, and the schema's defaults behind it.
+
+In goes the tree of a recipe; out come values by `section.key`, and faults at the line of the setting to change.
+"""
+
+from functools import cache
+from typing import Any
+
+from finetune.recipe.faults import Fault, to_line_number
+from finetune.recipe.schema import (
+    AdapterSettings,
+    DataSettings,
+    EvaluationSettings,
+    ModelSettings,
+    Recipe,
+    Section,
+    TrainingSettings,
+)
+from finetune.recipe.yaml_lines import Node, to_plain
+
+__all__ = ["RecipeView", "find_node"]
+
+
+class RecipeView:
+    """What a recipe says, typed or by default."""
+
+    def __init__(self, tree: Node, defaults_filled: bool) -> None:
+        self._tree = tree
+        self.defaults_filled = defaults_filled
+
+    def value(self, path: str) -> Any:
+        """The value of `section.key`, the default where it is not typed; None where a library has the default."""
+        node = find_node(self._tree, path)
+        return _defaults().get(path) if node is None else to_plain(node)
+
+    def is_typed(self, path: str) -> bool:
+        """Whether somebody typed this setting; a default in a resolved recipe was filled in."""
+        is_default = self.defaults_filled and self.value(path) == _defaults().get(path)
+        return find_node(self._tree, path) is not None and not is_default
+
+    def fault(self, path: str, what: str, *advice: str) -> Fault:
+        """A fault at the nearest typed setting: this one, else its section, else the file."""
+        node = find_node(self._tree, path) or find_node(self._tree, path.split(".")[0]) or self._tree
+        return Fault(node.key_place, what, advice, to_line_number(node.key_place))
+
+
+def find_node(tree: Node, path: str) -> Node | None:
+    """The value at `section.key`, None where the recipe does not hold it."""
+    node: Node | None = tree
+    for key in path.split("."):
+        node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
+    return node
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    sections: dict[str, type[Section]] = {
+        "model": ModelSettings,
+        "adapter": AdapterSettings,
+        "data": DataSettings,
+        "evaluation": EvaluationSettings,
+        "training": TrainingSettings,
+    }
+    defaults = {name: field.default for name, field in Recipe.model_fields.items() if name not in sections}
+    for section, settings in sections.items():
+        defaults |= {f"{section}.{name}": field.default for name, field in settings.model_fields.items()}
+    return defaults

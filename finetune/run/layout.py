@@ -1,0 +1,109 @@
+"""Where each file of a run lies: for the process that makes the run and for whoever only reads one.
+
+Goes in: the run's folder. Comes out: paths, and whether there is something to continue from. Nothing
+is written here, and no torch is imported.
+"""
+
+import re
+from pathlib import Path
+
+__all__ = ["RunLayout", "find_checkpoints", "find_step"]
+
+
+class RunLayout:
+    """The paths of one run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def recipe_path(self) -> Path:
+        """The recipe as typed."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def resolved_path(self) -> Path:
+        """The recipe with every default filled in."""
+        return self.path / "resolved.json"
+
+    @property
+    def identity_path(self) -> Path:
+        """What the recipe does not show: the base's commit, the rows' content, the number of processes."""
+        return self.path / "identity.json"
+
+    @property
+    def environment_path(self) -> Path:
+        """Versions and device."""
+        return self.path / "environment.json"
+
+    @property
+    def status_path(self) -> Path:
+        """Running, done, interrupted or failed."""
+        return self.path / "status.json"
+
+    @property
+    def data_report_path(self) -> Path:
+        """Rows read, dropped and cut."""
+        return self.path / "data_report.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary_path(self) -> Path:
+        """The figures of the finished run."""
+        return self.path / "summary.json"
+
+    @property
+    def log_path(self) -> Path:
+        """What was said."""
+        return self.path / "log.txt"
+
+    @property
+    def samples_path(self) -> Path:
+        """Answers written during the run."""
+        return self.path / "samples.md"
+
+    @property
+    def loss_plot_path(self) -> Path:
+        """The loss curve."""
+        return self.path / "loss.png"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """What `--resume` continues from."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter_dir(self) -> Path:
+        """The result, there only when the run finished."""
+        return self.path / "adapter"
+
+    @property
+    def model_dir(self) -> Path:
+        """The result where base weights were changed."""
+        return self.path / "model"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint lies there by its name; whether it is whole is another question."""
+        return bool(find_checkpoints(self.checkpoints_dir))
+
+
+def find_checkpoints(checkpoints_dir: Path) -> list[Path]:
+    """Find the folders that are named as checkpoints, oldest step first; none where the folder is missing."""
+    if not checkpoints_dir.is_dir():
+        return []
+    named = [path for path in checkpoints_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted((path for path in named if path.is_dir()), key=find_step)
+
+
+def find_step(checkpoint: Path) -> int:
+    """Step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))

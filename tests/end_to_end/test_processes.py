@@ -1,0 +1,71 @@
+"""One run in two processes: the same mathematics as in one, written by the first alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.small_runs import ROOT, build_values, read_json, read_lines, run_small, write_recipe
+
+# The same two rows a step either way. Nothing is drawn at random in a step: each process draws for itself.
+SETTINGS = {
+    "adapter__lora_dropout": 0.0,
+    "data__eval": {"fraction": 0.25},
+    "training__max_steps": 5,
+    "training__eval_steps": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_base, tmp_path_factory) -> Path:
+    return run_small(tmp_path_factory.mktemp("one"), **SETTINGS, training__per_device_train_batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def together(tiny_base, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    values = build_values(folder, **SETTINGS, training__per_device_train_batch_size=1)
+    recipe = write_recipe(folder / "typed.yaml", values)
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+            "-m", "finetune.sft", str(recipe),
+        ],
+        cwd=ROOT, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return folder / "small"
+
+
+def column(run: Path, name: str) -> list[float]:
+    return [line[name] for line in read_lines(run) if name in line]
+
+
+def test_two_processes_have_the_losses_of_one_with_the_same_rows_a_step(alone, together):
+    assert column(together, "loss") == pytest.approx(column(alone, "loss"), abs=1e-5)
+    assert column(together, "grad_norm") == pytest.approx(column(alone, "grad_norm"), abs=1e-4)
+
+
+def test_two_processes_count_every_held_out_row_once(alone, together):
+    # An odd number, so that it cannot be shared out evenly.
+    assert read_json(alone / "data_report.json")["eval"]["rows"] % 2 == 1
+    assert column(together, "eval_loss") == pytest.approx(column(alone, "eval_loss"), abs=1e-5)
+
+
+def test_two_processes_count_the_tokens_of_both(alone, together):
+    assert column(together, "tokens") == column(alone, "tokens")
+
+
+def test_of_two_processes_the_first_alone_writes(alone, together):
+    def names(run: Path) -> set[str]:
+        found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+        # The state of each process's own random numbers, without which no resume is exact.
+        return {name for name in found if "rng_state" not in name}
+
+    assert names(together) == names(alone)
+    assert (together / "log.txt").read_text().count("parameters are trained") == 1
+    assert [line["step"] for line in read_lines(together)] == [line["step"] for line in read_lines(alone)]
+    assert read_json(together / "environment.json")["num_processes"] == 2
