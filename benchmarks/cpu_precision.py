@@ -1,8 +1,8 @@
 """Processor seconds of a small Mistral's step on one CPU thread, in each precision.
 
 Run it twice to see what a plain laptop does:
-    python benchmarks/cpu_precision.py
-    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/cpu_precision.py
+    python -m benchmarks.cpu_precision
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python -m benchmarks.cpu_precision
 
 Writes `results/cpu_precision_<machine>.json`.
 """

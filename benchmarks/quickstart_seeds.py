@@ -1,9 +1,9 @@
 """Trains the quickstart with three seeds, and once on a base of random weights: what the base's knowledge is worth.
 
-    python benchmarks/quickstart_seeds.py [key=value ...]
+    python -m benchmarks.quickstart_seeds [key=value ...]
 
 The same on a plain laptop's instructions:
-    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/quickstart_seeds.py
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python -m benchmarks.quickstart_seeds
 
 Further arguments go to the recipe as overrides. Writes `results/quickstart_<machine>.json`.
 """

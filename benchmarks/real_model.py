@@ -1,6 +1,6 @@
 """Trains a real pretrained model (stories260K) on real rows (Alpaca-cleaned) by the recipe of Mistral-7B, in NF4.
 
-    python benchmarks/real_model.py [DATA_DIR] [key=value ...]
+    python -m benchmarks.real_model [DATA_DIR] [key=value ...]
 
 DATA_DIR holds `models/stories260K` and `instructions/alpaca_cleaned_first5000.json`; `../shared/data` by default.
 Further arguments go to the recipe as overrides. Writes `results/real_model_<machine>.json`.

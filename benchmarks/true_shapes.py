@@ -1,6 +1,6 @@
 """Trains the true 7B shapes (random weights, NF4) for 20 steps through the verb, and records speed and memory.
 
-    python benchmarks/true_shapes.py [key=value ...]
+    python -m benchmarks.true_shapes [key=value ...]
 
 Further arguments go to the recipes as overrides. Writes `results/true_shapes_<device>.json`.
 """

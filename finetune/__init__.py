@@ -1,5 +1,13 @@
 """QLoRA fine-tuning: one recipe, from rows to an adapter you can talk to. `python -m finetune` lists the verbs."""
 
+import logging
+
 __version__ = "0.1.0"
 
 __all__ = ["__version__"]
+
+# bitsandbytes 0.50 asks for the package `kernels` when it is imported, for the CPU operator that `model.quantization`
+# switches off, and says at every int8 product that its input is cast to float16. Neither is for the user to act on, and
+# whichever library imports bitsandbytes first, it has to be quiet by then.
+for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_name).setLevel(logging.ERROR)

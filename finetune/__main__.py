@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import RecipeError
-from finetune.recipe.suggestions import find_nearest
+from finetune.recipe.nearest import find_nearest
 
 __all__ = ["VERBS", "find_summaries", "main"]
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import GenerationConfig
+from trl import SFTConfig
 
 from finetune.errors import FinetuneError
-from finetune.model.adapters import adapter_bytes, attach_adapter, count_parameters
+from finetune.model.adapters import adapter_bytes, attach_adapter, check_adapter, count_parameters
 from finetune.model.base import BaseModel, check_base, check_vocabulary, load_base
+from finetune.model.devices import check_trainer_fields, choose_device
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Answered, Answerer, SampleAnswers, mean_score
 from finetune.objectives.trainer import StepMixin
@@ -35,6 +37,7 @@ from finetune.run.metrics import MetricsWriter, read_metrics, read_totals
 from finetune.run.resuming import refuse_other_identity, refuse_other_recipe, write_identity
 from finetune.run.samples import Sample, cut_samples, write_samples
 from finetune.run.summary import Summary, render_summary
+from finetune.run.trackers import check_trackers
 
 __all__ = ["train"]
 
@@ -60,8 +63,7 @@ def train(
         FinetuneError: what a user can mend, by kind; `Interrupted` after a signal, with everything saved.
     """
     with log_to_console(writes=is_main_process()) as log_file:
-        check_base(recipe.model, max_length=recipe.data.max_length)
-        arguments = build_arguments(recipe)
+        arguments = check_settings(recipe)
         if dry_run:
             prepare(recipe)
             log.info("Recipe, base, device, rows and trainer settings are in order; no weight was loaded.")
@@ -76,7 +78,8 @@ def train(
             base = load_base(recipe.model, max_length=recipe.data.max_length, seed=recipe.seed)
             check_vocabulary(base.model, prepared.tokenizer)
             identity = build_identity(base, prepared)
-            refuse_other_identity(folder, identity)
+            if resume:
+                refuse_other_identity(folder, identity)
             model = attach_adapter(base, recipe.adapter, recipe.seed)
             answerer = Answerer(model, prepared.tokenizer, prepared.renderer.stop_ids, recipe.evaluation)
             checkpoint = find_checkpoint(folder) if resume else None
@@ -121,6 +124,15 @@ def train(
 
 
 # ---- where to begin
+
+
+def check_settings(recipe: Recipe) -> SFTConfig:
+    """Check what needs neither rows nor weights; gives the trainer's own config."""
+    check_trackers(recipe.training.report_to)
+    check_base(recipe.model, max_length=recipe.data.max_length)
+    check_adapter(recipe.adapter)
+    check_trainer_fields(recipe.training.fields, choose_device(recipe.model.device))
+    return build_arguments(recipe)
 
 
 def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:

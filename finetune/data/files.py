@@ -12,9 +12,9 @@ from typing import BinaryIO, cast
 from finetune.data.strict_json import BadRow, Row, read_json, read_json_lines
 from finetune.data.tables import read_csv, read_parquet
 from finetune.errors import DataError
-from finetune.recipe.places import expand, is_local
+from finetune.recipe.places import expand
 
-__all__ = ["DataFile", "Folder", "find_files", "hash_file", "is_local", "read_rows"]
+__all__ = ["DataFile", "Folder", "find_files", "hash_file", "read_rows"]
 
 _KINDS = (".json", ".jsonl", ".csv", ".parquet")
 _READABLE = ".json .jsonl .csv .parquet, the first three also as .gz"

@@ -15,13 +15,14 @@ import datasets
 from tqdm import tqdm
 
 from finetune.data.examples import Conversation, Origin, RowError, to_json
-from finetune.data.files import Folder, find_files, hash_file, is_local, read_rows
+from finetune.data.files import Folder, find_files, hash_file, read_rows
 from finetune.data.formats import FORMATS, Kind, build_column_error, check_mapping, find_format, map_columns, to_example
 from finetune.data.hub import load_hub_rows
 from finetune.data.mixing import mix_rows, split_rows
 from finetune.data.row_cache import build_key, read_cached, write_cached
 from finetune.data.strict_json import BadRow, Row
 from finetune.errors import DataError, RecipeError
+from finetune.recipe.places import is_local
 from finetune.recipe.schema import SourceSettings
 
 __all__ = ["LoadedExamples", "load_examples", "split_examples"]

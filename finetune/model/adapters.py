@@ -31,7 +31,6 @@ __all__ = [
     "RankAllocation",
     "adapter_bytes",
     "attach_adapter",
-    "build_adapter_config",
     "cast_adapter",
     "check_adapter",
     "count_parameters",
@@ -58,7 +57,7 @@ def check_adapter(adapter: AdapterSettings) -> None:
         PlaceError: the method needs a package that is not installed.
     """
     if adapter.method != "full":
-        build_adapter_config(adapter.method, adapter.fields)
+        _choose_config(adapter)
 
 
 def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreTrainedModel | PeftModel:
@@ -79,10 +78,7 @@ def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreT
     set_seed(seed)
     if adapter.method == "full":
         return base.model.float().requires_grad_(True)
-    fields, start = adapter.fields, None
-    if adapter.method == "lora":
-        fields, start = choose_start(fields)
-    config = build_adapter_config(adapter.method, fields)
+    config, start = _choose_config(adapter)
     _name_targets(base.model, config)
     # Whoever opens the adapter gets the base it was trained on.
     config.revision = config.revision or base.commit
@@ -91,21 +87,6 @@ def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreT
     if start is not None:
         apply_start(model, start, base.commit)
     return model
-
-
-def build_adapter_config(method: str, fields: dict[str, Any]) -> PeftConfig:
-    """Build PEFT's config of a method from the recipe's fields.
-
-    Raises:
-        RecipeError: PEFT refuses a value.
-        PlaceError: the method needs a package that is not installed.
-    """
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.upper()]]
-    names = {field.name for field in dataclasses.fields(config_class)}
-    if "target_modules" in names and method not in OWN_TARGETS and fields.get("target_modules") is None:
-        fields = fields | {"target_modules": "all-linear"}
-    with _translating(method):
-        return config_class(**fields | {"task_type": TaskType.CAUSAL_LM})
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
@@ -143,6 +124,29 @@ class RankAllocation(TrainerCallback):
         """Weigh the ranks while the step's gradients are still there."""
         if isinstance(model.base_model, AdaLoraModel):
             model.base_model.update_and_allocate(state.global_step)
+
+
+def _choose_config(adapter: AdapterSettings) -> tuple[PeftConfig, str | None]:
+    """Choose PEFT's config, and the start of LoRA's matrices that is made here in place of PEFT's."""
+    fields, start = adapter.fields, None
+    if adapter.method == "lora":
+        fields, start = choose_start(fields)
+    return _build_config(adapter.method, fields), start
+
+
+def _build_config(method: str, fields: dict[str, Any]) -> PeftConfig:
+    """Build PEFT's config of a method from the recipe's fields.
+
+    Raises:
+        RecipeError: PEFT refuses a value.
+        PlaceError: the method needs a package that is not installed.
+    """
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.upper()]]
+    names = {field.name for field in dataclasses.fields(config_class)}
+    if "target_modules" in names and method not in OWN_TARGETS and fields.get("target_modules") is None:
+        fields = fields | {"target_modules": "all-linear"}
+    with _translating(method):
+        return config_class(**fields | {"task_type": TaskType.CAUSAL_LM})
 
 
 def _name_targets(model: PreTrainedModel, config: PeftConfig) -> None:

@@ -58,7 +58,6 @@ class BaseModel:
         quantization: as found: nf4, fp4, int8 or none.
         attention: the kernel's name as transformers knows it.
         commit: of the Hub's repository; None for a folder.
-        weights: pretrained or random.
         stored_dtype: of the base's files, in which a whole trained model is saved again; bfloat16 where
             there are no files and the config names none.
     """
@@ -69,7 +68,6 @@ class BaseModel:
     quantization: str
     attention: str
     commit: str | None
-    weights: str
     stored_dtype: torch.dtype
 
 
@@ -137,7 +135,6 @@ def load_base(settings: ModelSettings, *, max_length: int | None = None, seed: i
         quantization=settings.quantization,
         attention=model.config._attn_implementation,
         commit=config._commit_hash,
-        weights=settings.weights,
         stored_dtype=stored_dtype,
     )
 

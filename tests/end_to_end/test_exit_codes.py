@@ -89,7 +89,7 @@ def test_a_base_that_is_not_there_is_4(verb):
 
 def test_a_folder_that_cannot_be_written_is_4(verb, tmp_path):
     (tmp_path / "taken").write_text("a file")
-    code, message = verb(output_dir=str(tmp_path / "taken"))
+    code, message = verb(f"output_dir={tmp_path / 'taken'}")
     assert code == 4
     assert_short(message, "taken is a file")
 

@@ -133,23 +133,6 @@ def test_chat_answers_from_a_pipe_and_the_base_answers_otherwise(run):
     assert base.stdout.strip() != tuned.stdout.strip()
 
 
-def test_two_processes_train_one_run_and_the_first_alone_writes(tiny_base, tmp_path):
-    result = subprocess.run(
-        [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-            "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-            "-m", "finetune.sft", "recipes/quickstart.yaml", f"output_dir={tmp_path}", *SMALL, "training.max_steps=4",
-        ],
-        cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    lines = (tmp_path / "quickstart" / "metrics.jsonl").read_text().splitlines()
-    steps = [record["step"] for record in map(json.loads, lines) if "loss" in record]
-    assert steps == [1, 2, 3, 4]
-    assert json.loads((tmp_path / "quickstart" / "summary.json").read_text())["status"] == "done"
-
-
 def test_without_the_weights_and_offline_the_mistral_recipe_names_the_ways_out(tmp_path):
     result = finetune("sft", "recipes/mistral_alpaca.yaml", f"output_dir={tmp_path}", env={"HF_HOME": str(tmp_path)})
     assert result.returncode == 4

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.small_runs import (
+    CHATS,
     hash_files,
     read_figures,
     read_json,
@@ -131,10 +132,10 @@ def test_resume_where_no_run_is_starts_at_step_0_and_says_so(tmp_path, capsys):
     assert (summary["steps"], summary["resumed_from"]) == (4, [])
 
 
-def test_overwrite_starts_over_and_leaves_nothing_of_the_run_before(tmp_path):
+def test_overwrite_starts_over_on_other_rows_and_leaves_nothing_of_the_run_before(tmp_path):
     run = run_small(tmp_path)
     (run / "notes.txt").write_text("of the run before")
-    run_small(tmp_path, overwrite=True, training__max_steps=2)
+    run_small(tmp_path, overwrite=True, training__max_steps=2, data__train={"path": str(CHATS), "limit": 40})
     assert not (run / "notes.txt").exists()
     assert [line["step"] for line in read_lines(run) if "loss" in line] == [1, 2]
     assert [path.name for path in sorted((run / "checkpoints").glob("checkpoint-*"))] == ["checkpoint-2"]

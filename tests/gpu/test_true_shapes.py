@@ -33,7 +33,10 @@ def test_a_7b_shape_in_nf4_trains_twenty_steps_within_a_t4s_memory(shape, tmp_pa
 
 
 def test_quickstart_learns_on_the_gpu_as_it_does_on_a_cpu(tmp_path):
-    command = [sys.executable, "-m", "finetune.sft", "recipes/quickstart.yaml", f"output_dir={tmp_path}"]
+    # The recipe names the CPU.
+    placed = [f"output_dir={tmp_path}", "model.device=cuda"]
+    command = [sys.executable, "-m", "finetune.sft", "recipes/quickstart.yaml", *placed]
     subprocess.run(command, check=True, cwd=ROOT)
     summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
+    assert "NVIDIA" in summary["device"]
     assert summary["exact_match"] >= 0.9

@@ -84,6 +84,37 @@ def test_the_readme_shows_no_verb_that_is_not_there(readme: str) -> None:
     assert shown <= set(find_verbs())
 
 
+def read_hardware_table(text: str) -> list[tuple[str, str]]:
+    """Recipe and hardware of the README's table, a pair for each recipe that a row links."""
+    rows = re.findall(r"^\| ([^|]+?) \| ([^|]*\]\(recipes/[^|]*) \|", text, re.MULTILINE)
+    return [(name, hardware) for hardware, cell in rows for name in re.findall(r"\(recipes/(\w+)\.yaml\)", cell)]
+
+
+def read_hardware(recipe: Path) -> str:
+    """The first sentence of a recipe's `# Hardware:` line, without what stands in brackets for a setting."""
+    (line,) = re.findall(r"^# Hardware: (.*)$", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.sub(r" \(\w+\.\w+=\w+\)", "", re.split(r"\.(?:\s|$)", line)[0])
+
+
+def test_the_readmes_hardware_table_says_what_the_recipes_say(readme: str) -> None:
+    table = read_hardware_table(readme)
+    assert dict(table) == {path.stem: read_hardware(path) for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+    assert len(table) == len(dict(table)), "a recipe stands in one row"
+
+
+def test_the_readme_lists_hardware_from_the_smallest_on(readme: str) -> None:
+    sizes = [int(found[1]) for _, hardware in read_hardware_table(readme) if (found := re.search(r"(\d+)", hardware))]
+    gpus = [size for size in sizes if size >= 16]
+    assert gpus == sorted(gpus)
+
+
+def test_the_benchmarks_page_names_every_script() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    scripts = [path for path in (ROOT / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text()]
+    assert len(scripts) >= 4
+    assert not [path.name for path in scripts if f"`python -m benchmarks.{path.stem}`" not in page]
+
+
 def test_the_readmes_badge_opens_the_notebook(readme: str) -> None:
     assert to_badge_url(read_repository_url()) in readme
 

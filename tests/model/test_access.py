@@ -192,7 +192,7 @@ def test_a_name_of_the_hubs_form_that_it_cannot_have_is_said_to_be_none():
         lambda name: fetch(name, "tokenizer.json"),
     ):
         with pytest.raises(PlaceError, match="a name on the Hub has the form OWNER/MODEL"):
-            ask("org/my..model")
+            ask("org/my..base")
 
 
 def test_a_file_in_the_cache_is_found_and_one_that_is_not_is_none(tmp_path, monkeypatch):

@@ -131,8 +131,8 @@ def test_what_peft_asks_of_the_values_alone_is_known_before_a_weight_is_loaded()
         check_adapter(AdapterSettings(method="adalora"))
     with pytest.raises(RecipeError, match=r"PEFT refuses adalora so: .*DoRA"):
         check_adapter(adapter("adalora", use_dora=True))
-    for method in ("lora", "adalora", "full"):
-        check_adapter(adapter(method))
+    for settings in (adapter(), adapter(init_lora_weights="loftq"), adapter("adalora"), adapter("full")):
+        check_adapter(settings)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])

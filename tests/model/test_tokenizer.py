@@ -174,7 +174,7 @@ class TestWithoutATokenizer:
 
     def test_a_name_that_the_hub_cannot_have_is_said_to_be_none(self):
         with pytest.raises(PlaceError, match="a name on the Hub has the form OWNER/MODEL"):
-            load_tokenizer(ModelSettings(model_name_or_path="org/my..model"))
+            load_tokenizer(ModelSettings(model_name_or_path="org/my..base"))
 
     def test_a_folder_that_is_not_there_is_no_name_on_the_hub(self):
         with pytest.raises(PlaceError, match=r"\./nowhere: there is no such folder"):

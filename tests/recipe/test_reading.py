@@ -135,7 +135,7 @@ CONFLICTS = [
       "training.lr_scheduler_kwargs={min_lr: 1e-5, min_lr_rate: 0.1}"], "needs one of min_lr, min_lr_rate in"),
     (["training.lr_scheduler_type=warmup_stable_decay"], "needs `num_decay_steps` in `lr_scheduler_kwargs`."),
     (["training.lr_scheduler_kwargs={num_cycle: 2}"], "the schedule cosine has no `num_cycle`."),
-    (["training.lr_scheduler_kwargs=min_lr"], "`training.lr_scheduler_kwargs` wants a group of settings; found a text."),
+    (["training.lr_scheduler_kwargs=min_lr"], "wants a group of settings; found a text."),
     (["training.loss_type=nlll"], "`training.loss_type` cannot be the text `nlll`."),
     (["training.label_smoothing_factor=0.1"], "works with `loss_type: nll` alone, and without the Liger kernels."),
     (["training.label_smoothing_factor=0.1", "training.loss_type=dft"], "works with `loss_type: nll` alone"),
