@@ -24,6 +24,8 @@ INSTALL_FROM := pyproject.toml constraints.txt
 help:
 	@sed -n '4,9s/^#   /  /p' Makefile
 
+# One thread: the tiny base gains nothing from a second one, and on a busy machine two wait for each other.
+quickstart: export OMP_NUM_THREADS ?= 1
 quickstart: $(VENV)/.stamp-core
 	$(RUN) -m finetune.sft recipes/quickstart.yaml --overwrite
 	@printf '\nTalk to it:\n  %s -m finetune.chat outputs/quickstart\nThe same without its adapter:\n  %s -m finetune.chat outputs/quickstart --base\n' $(RUN) $(RUN)

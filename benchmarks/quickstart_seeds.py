@@ -8,6 +8,7 @@ The same on a plain laptop's instructions:
 Further arguments go to the recipe as overrides. Writes `results/quickstart_<machine>.json`.
 """
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -53,6 +54,7 @@ def render_table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Train them all, one after the other, and write the results of this machine."""
     overrides = sys.argv[1:]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as `make quickstart` has it
     planned = [(f"quickstart_seed_{seed}", seed, ()) for seed in SEEDS] + [("random_base", SEEDS[0], CONTROL)]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +62,9 @@ def main() -> None:
             run = run_recipe(RECIPE, name, Path(folder), [f"seed={seed}", *settings, *overrides])
             rows.append(to_figures(name, seed, run))
     print(f"\n{render_table(rows)}")
-    write_result("quickstart", {"recipe": RECIPE, "overrides": overrides, "runs": rows})
+    write_result(
+        "quickstart", {"recipe": RECIPE, "overrides": overrides, "threads": os.environ["OMP_NUM_THREADS"], "runs": rows}
+    )
 
 
 if __name__ == "__main__":

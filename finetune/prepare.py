@@ -117,7 +117,7 @@ def _say_rows(what: str, rows: TokenRows) -> None:
     lost = [f"{count} {reason.replace('_', ' ')}" for reason, count in report["dropped"].items() if count]
     lost += [f"{report['cut']} cut"] if report["cut"] else []
     log.info(
-        "%s: %d of %d rows, %s tokens, %s of them trained%s.",
+        "%s: %d rows of tokens from %d read, %s tokens, %s of them trained%s.",
         what, report["rows"], report["rows_read"], f"{report['tokens']:,}", f"{report['trained_tokens']:,}",
         f" ({', '.join(lost)} at {report['max_length']} tokens)" if lost else "",
     )  # fmt: skip

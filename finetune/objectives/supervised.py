@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 import trl
+from datasets import Dataset, concatenate_datasets
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from finetune.data.batches import Collator, choose_layout
+from finetune.data.batches import IGNORE_INDEX, Collator, choose_layout
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows, TooLong, build_token_rows
@@ -172,12 +173,22 @@ def build_trainer(
         args=arguments,
         data_collator=Collator(layout, _pad_id(tokenizer)),
         train_dataset=train.dataset,
-        eval_dataset=held_out.dataset if held_out is not None else None,
+        eval_dataset=None if held_out is None else _fill_up(held_out.dataset, arguments),
         processing_class=tokenizer,
         callbacks=[*deciding, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)  # prints every log as a dict; `run.metrics` shows them
     return trainer
+
+
+def _fill_up(rows: Dataset, arguments: SFTConfig) -> Dataset:
+    """Fill up the last batches of several processes with rows that train nothing; accelerate would repeat real ones."""
+    num_missing = -len(rows) % (arguments.per_device_eval_batch_size * arguments.world_size)
+    if arguments.world_size == 1 or num_missing == 0:
+        return rows
+    filler = rows.select([0] * num_missing)
+    filler = filler.map(lambda row: {"labels": [IGNORE_INDEX] * len(row["labels"])}, features=rows.features)
+    return concatenate_datasets([rows, filler])
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -101,31 +101,37 @@ class StepMixin(Trainer):
     # ---- the held-out loss
 
     def measure_held_out(self) -> float:
-        """Measure the held-out loss with the weights as they are, without a log or a callback."""
-        output = self.evaluation_loop(
-            self.get_eval_dataloader(), description="held out", prediction_loss_only=True, metric_key_prefix="eval"
-        )
-        return float(output.metrics["eval_loss"])
+        """Measure the held-out loss with the weights as they are, without a log or a callback.
+
+        Not through the trainer's own loop: before training it would register the model as prepared for evaluation
+        alone, and several processes would then train without sharing their gradients (transformers 5.17).
+        """
+        self._eval_loss_sum, self._eval_tokens = 0.0, 0
+        self.model.eval()
+        with self.accelerator.autocast():
+            for inputs in self.get_eval_dataloader():
+                self.prediction_step(self.model, inputs, prediction_loss_only=True)
+        return self._to_mean_loss()
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch, weighing its mean loss by the tokens that it is a mean of."""
         trained_tokens = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        self._eval_loss_sum += loss.item() * trained_tokens
-        self._eval_tokens += trained_tokens
+        if trained_tokens:  # none in rows that only fill up the last batch of several processes
+            self._eval_loss_sum += loss.item() * trained_tokens
+            self._eval_tokens += trained_tokens
         return loss, logits, labels
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; the loss reported is the mean over the held-out trained tokens of all processes.
-
-        Of several processes the ones that run out of rows repeat some (accelerate's `even_batches`), and those
-        count twice.
-        """
+        """Evaluate; the loss reported is the mean over the held-out trained tokens of all processes."""
         self._eval_loss_sum, self._eval_tokens = 0.0, 0
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        loss_sum, num_tokens = self._sum_over_processes(self._eval_loss_sum, float(self._eval_tokens))
-        output.metrics[f"{metric_key_prefix}_loss"] = loss_sum / num_tokens
+        output.metrics[f"{metric_key_prefix}_loss"] = self._to_mean_loss()
         return output
+
+    def _to_mean_loss(self) -> float:
+        loss_sum, num_tokens = self._sum_over_processes(self._eval_loss_sum, float(self._eval_tokens))
+        return loss_sum / num_tokens
 
     # ---- what is said and saved
 

@@ -123,14 +123,18 @@ def test_a_run_killed_by_sigterm_resumes_to_the_same_losses(run, tmp_path):
     assert (tmp_path / "quickstart" / adapter).read_bytes() == (run / adapter).read_bytes()
 
 
-def test_chat_answers_from_a_pipe_and_the_base_answers_otherwise(run):
+def test_chat_answers_from_a_pipe_with_the_adapter_or_on_request_without_it(run):
     question = "What colour is a lemon?"
     tuned = finetune("chat", str(run), "--prompt", question, "--max-new-tokens", "12")
     assert tuned.returncode == 0, tuned.stderr
     assert tuned.stdout.strip()
+    assert "lora on data/tiny_base, nf4" in tuned.stderr
     base = finetune("chat", str(run), "--base", "--max-new-tokens", "12", input=f"{question}\n")
     assert base.returncode == 0, base.stderr
-    assert base.stdout.strip() != tuned.stdout.strip()
+    assert base.stdout.strip()
+    # What was loaded: eight steps need not change an answer. tests/model/test_loading.py compares logits.
+    assert "lora on data/tiny_base" in tuned.stderr
+    assert "lora" not in base.stderr
 
 
 def test_without_the_weights_and_offline_the_mistral_recipe_names_the_ways_out(tmp_path):

@@ -47,10 +47,12 @@ def test_a_run_in_16_bit_and_one_in_32_lower_the_held_out_loss(dtype, tmp_path):
     assert all(line["loss"] is not None for line in read_lines(run) if line["step"] > 0)
 
 
-def test_a_float16_run_resumes_with_its_gradient_scale(tmp_path):
+def test_a_float16_run_keeps_its_gradient_scale_in_every_checkpoint(tmp_path):
     settings = {"model__device": DEVICE, "model__compute_dtype": "float16", "training__save_steps": 2}
     run = run_small(tmp_path, **settings)
-    assert list((run / "checkpoints").glob("checkpoint-*/scaler.pt"))
+    checkpoints = list((run / "checkpoints").glob("checkpoint-*"))
+    assert checkpoints
+    assert all((checkpoint / "scaler.pt").is_file() for checkpoint in checkpoints)
 
 
 @pytest.mark.parametrize(("quantization", "at_least"), [("int8", 0.99), ("nf4", 0.95), ("fp4", 0.9)])
