@@ -43,9 +43,17 @@ class StepMixin(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        lengths = (self.train_dataset if train_dataset is None else train_dataset)["length"][:]
-        return LengthGroupedOrder(lengths, rows, self.args.seed)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return self._group_by_length(self.train_dataset if train_dataset is None else train_dataset, rows)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        return self._group_by_length(eval_dataset, self.args.eval_batch_size)
+
+    def _group_by_length(self, dataset: Dataset, rows_of_a_process: int) -> LengthGroupedOrder:
+        rows = rows_of_a_process * self.args.world_size
+        return LengthGroupedOrder(dataset["length"][:], rows, self.args.seed)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: the result gets the run's own card, and a checkpoint needs none."""
@@ -117,8 +125,10 @@ class StepMixin(Trainer):
         """Evaluate a batch, weighing its mean loss by the tokens that it is a mean of."""
         trained_tokens = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if trained_tokens:  # none in rows that only fill up the last batch of several processes
-            self._eval_loss_sum += loss.item() * trained_tokens
+        # Of several processes each one's loss is its own sum over the mean number of tokens of all.
+        (tokens_of_all,) = self._sum_over_processes(float(trained_tokens))
+        if tokens_of_all:  # none in rows that only fill up the last batch
+            self._eval_loss_sum += loss.item() * tokens_of_all / self.args.world_size
             self._eval_tokens += trained_tokens
         return loss, logits, labels
 

@@ -71,5 +71,5 @@ def test_of_two_processes_the_first_alone_writes(alone, together):
         return {name for name in found if "rng_state" not in name}
 
     assert names(together) == names(alone)
-    assert (together / "log.txt").read_text().count("evaluation: 15 of 15 rows") == 1
+    assert (together / "log.txt").read_text().count("evaluation: 15 rows of tokens from 15 read") == 1
     assert [line["step"] for line in read_lines(together)] == [line["step"] for line in read_lines(alone)]
