@@ -41,6 +41,8 @@ from finetune.run.trackers import check_trackers
 
 __all__ = ["train"]
 
+_SHOWN_CHARACTERS = 72
+
 log = logging.getLogger("finetune.train")
 
 
@@ -322,9 +324,15 @@ def _say_answers(before: Sequence[Answered], after: Sequence[Answered]) -> None:
     earlier = {one.question.asked: one.answer for one in before}
     for one in after:
         log.info(
-            "asked   %s\n  before  %s\n  after   %s\n  right   %s\n",
-            one.question.asked.replace("\n", "\n        "),
-            earlier.get(one.question.asked, "(measured before this process)"),
-            one.answer,
-            one.question.reference,
+            "asked   %s\nbefore  %s\nafter   %s\nright   %s\n",
+            _to_line(one.question.asked),
+            _to_line(earlier.get(one.question.asked, "(measured before this process)")),
+            _to_line(one.answer),
+            _to_line(one.question.reference),
         )
+
+
+def _to_line(text: str) -> str:
+    """The text on one line of a console, its line breaks shown and its end cut; samples.md has all of it."""
+    line = " / ".join(filter(None, (part.strip() for part in text.splitlines())))
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"

@@ -23,5 +23,5 @@ def test_the_quickstart_learns_from_almost_nothing_to_nine_answers_of_ten(tiny_b
     assert summary["exact_match_before"] <= 0.1
     assert summary["exact_match"] >= 0.9
     assert summary["adapter_bytes"] <= 2_000_000
-    assert done.stderr.count("  before  ") >= 3
+    assert done.stderr.count("\nbefore  ") >= 3
     assert "python -m finetune.chat" in done.stderr
