@@ -31,7 +31,7 @@ quickstart: $(VENV)/.stamp-core
 	@printf '\nTalk to it:\n  %s -m finetune.chat outputs/quickstart\nThe same without its adapter:\n  %s -m finetune.chat outputs/quickstart --base\n' $(RUN) $(RUN)
 
 test: $(VENV)/.stamp-dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.stamp-dev
 	$(RUN) -m ruff check .
