@@ -87,5 +87,7 @@ def drop_given_away(relations: list[Relation], rows: list[dict[str, str]]) -> li
         row
         for row in rows
         if row["fact"] not in given
-        and ("output" not in row or not re.search(rf"\b{re.escape(row['output'])}\b", row["instruction"], re.IGNORECASE))
+        and (
+            "output" not in row or not re.search(rf"\b{re.escape(row['output'])}\b", row["instruction"], re.IGNORECASE)
+        )
     ]
