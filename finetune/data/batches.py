@@ -1,6 +1,6 @@
 """Rows of tokens to the tensors of one micro-batch.
 
-Three layouts, chosen once by `choose_layout`:
+Answers that are compared lie padded, one a row. All else has three layouts, chosen once by `choose_layout`:
 
 - `padded`: one document a row, padded on the right, with an `attention_mask`.
 - `packed`: several documents a row, kept apart by `position_ids` that restart at 0. There is no
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-__all__ = ["IGNORE_INDEX", "Collator", "Layout", "choose_layout"]
+__all__ = ["IGNORE_INDEX", "Collator", "JudgedCollator", "Layout", "PairCollator", "choose_layout"]
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy passes over
 
@@ -86,3 +86,86 @@ def _pad_positions(positions: list[torch.Tensor]) -> torch.Tensor:
     """Give the padding of each row positions of its own from 0 on: a last document that nobody reads."""
     width = max(len(row) for row in positions)
     return torch.stack([torch.cat([row, torch.arange(width - len(row))]) for row in positions])
+
+
+class PairCollator:
+    """Builds a micro-batch of preferences from rows of `preference_tokens.build_pair_rows`.
+
+    Args:
+        pad_token_id: the id that fills a row; never trained.
+
+    The chosen answers come first and then, in the same order, the rejected ones, as TRL's trainers want them.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor | int]:
+        """Build the batch from B rows.
+
+        Returns:
+            `input_ids`, `attention_mask` and `completion_mask` (1 where trained), each (2B, T) and int64, padded on
+            the right; `num_real_tokens`; `ref_chosen_logps` and `ref_rejected_logps`, (B,) and float32, where the
+            rows have them.
+        """
+        ids = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+        labels = [row["chosen_labels"] for row in rows] + [row["rejected_labels"] for row in rows]
+        return {
+            **_build_answers(ids, labels, self.pad_token_id),
+            "num_real_tokens": sum(len(row_ids) for row_ids in ids),
+            **_pass_on(rows, ("ref_chosen_logps", "ref_rejected_logps")),
+        }
+
+
+class JudgedCollator:
+    """Builds a micro-batch of judged answers from rows of `preference_tokens.build_judged_rows`.
+
+    Args:
+        pad_token_id: the id that fills a row; never trained.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor | int]:
+        """Build the batch from B rows.
+
+        Returns:
+            `input_ids`, `attention_mask` and `completion_mask` (1 where trained), each (B, T) and int64, padded on the
+            right; the same with `KL_` before their names, for the prompts with other rows' answers; `label`, (B,)
+            and bool; `num_real_tokens`, without those of the KL; `ref_logps` and `ref_KL_logps`, (B,) and float32,
+            where the rows have them.
+        """
+        ids = [row["input_ids"] for row in rows]
+        kl = _build_answers(
+            [row["kl_input_ids"] for row in rows], [row["kl_labels"] for row in rows], self.pad_token_id
+        )
+        return {
+            **_build_answers(ids, [row["labels"] for row in rows], self.pad_token_id),
+            **{f"KL_{name}": values for name, values in kl.items()},
+            "label": torch.tensor([row["desirable"] for row in rows], dtype=torch.bool),
+            "num_real_tokens": sum(len(row_ids) for row_ids in ids),
+            **_pass_on(rows, ("ref_logps", "ref_KL_logps")),
+        }
+
+
+def _build_answers(
+    ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad_token_id: int
+) -> dict[str, torch.Tensor]:
+    """Build ids and masks as TRL names them, padded on the right."""
+    id_rows = [torch.tensor(row, dtype=torch.long) for row in ids]
+    trained_rows = [(torch.tensor(row, dtype=torch.long) != IGNORE_INDEX).long() for row in labels]
+    return {
+        "input_ids": _pad(id_rows, pad_token_id),
+        "attention_mask": _pad([torch.ones_like(row) for row in id_rows], 0),
+        "completion_mask": _pad(trained_rows, 0),
+    }
+
+
+def _pass_on(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Pass on the numbers that rows bring along, e.g. the reference's log-probabilities."""
+    return {
+        column: torch.tensor([float(row[column]) for row in rows], dtype=torch.float32)
+        for column in columns
+        if column in rows[0]
+    }

@@ -9,7 +9,21 @@ from typing import Any
 
 from finetune.errors import DataError
 
-__all__ = ["Conversation", "Document", "Example", "Message", "Origin", "RowError", "from_json", "to_json"]
+__all__ = [
+    "Compared",
+    "Conversation",
+    "Document",
+    "Example",
+    "Judged",
+    "Message",
+    "Origin",
+    "Preference",
+    "RowError",
+    "from_json",
+    "judged_from_json",
+    "preference_from_json",
+    "to_json",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +93,49 @@ class Document:
     origin: Origin | None = None
 
 
-Example = Conversation | Document
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one prompt, the better one `chosen`.
+
+    Both conversations begin with the prompt's turns; the assistant's among those have weight 0, so that what is
+    trained is what the two differ in.
+    """
+
+    chosen: Conversation
+    rejected: Conversation
+    origin: Origin | None = None
 
 
-def to_json(example: Example) -> str:
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A conversation whose last answer was found good (`desirable`) or bad; earlier answers have weight 0."""
+
+    conversation: Conversation
+    desirable: bool
+    origin: Origin | None = None
+
+
+Example = Conversation | Document  # rendered as one text
+Compared = Preference | Judged  # made of conversations
+
+
+def to_json(example: Example | Compared) -> str:
     """Write an example as one JSON object; its origin is kept beside it, not in it."""
-    if isinstance(example, Document):
-        return json.dumps({"text": example.text}, ensure_ascii=False)
+    return json.dumps(_to_value(example), ensure_ascii=False)
+
+
+def _to_value(example: Example | Compared) -> dict[str, Any]:
+    match example:
+        case Document():
+            return {"text": example.text}
+        case Preference():
+            return {"chosen": _to_value(example.chosen), "rejected": _to_value(example.rejected)}
+        case Judged():
+            return {"judged": _to_value(example.conversation), "desirable": example.desirable}
     value: dict[str, Any] = {"messages": [_to_dict(message) for message in example.messages]}
     if example.tools:
         value["tools"] = example.tools
-    return json.dumps(value, ensure_ascii=False)
+    return value
 
 
 def _to_dict(message: Message) -> dict[str, Any]:
@@ -108,9 +154,23 @@ def _to_dict(message: Message) -> dict[str, Any]:
 
 
 def from_json(text: str, origin: Origin | None = None) -> Example:
-    """Read what `to_json` wrote."""
+    """Read a conversation or a document that `to_json` wrote."""
     value = json.loads(text)
-    if "text" in value:
-        return Document(value["text"], origin)
+    return Document(value["text"], origin) if "text" in value else _to_conversation(value, origin)
+
+
+def preference_from_json(text: str, origin: Origin | None = None) -> Preference:
+    """Read a preference that `to_json` wrote."""
+    value = json.loads(text)
+    return Preference(_to_conversation(value["chosen"], origin), _to_conversation(value["rejected"], origin), origin)
+
+
+def judged_from_json(text: str, origin: Origin | None = None) -> Judged:
+    """Read a judged conversation that `to_json` wrote."""
+    value = json.loads(text)
+    return Judged(_to_conversation(value["judged"], origin), value["desirable"], origin)
+
+
+def _to_conversation(value: dict[str, Any], origin: Origin | None) -> Conversation:
     messages = (Message(**{**turn, "tool_calls": tuple(turn.get("tool_calls", ()))}) for turn in value["messages"])
     return Conversation(tuple(messages), tuple(value.get("tools", ())), origin)

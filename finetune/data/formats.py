@@ -1,38 +1,93 @@
 """The formats of rows: which columns each has, how one is recognised, and a row to its example.
 
 `auto` takes the first format of `FORMATS` whose columns are all there, so a set that carries
-conversations beside flat columns is read as conversations.
+conversations beside flat columns is read as conversations. It looks among those that give the kind of
+example that is wanted, so `messages` beside `label` are conversations to one and verdicts to another.
 """
 
 import difflib
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune.data.examples import Conversation, Document, Example, Message, Origin, RowError, from_json, to_json
-from finetune.data.turns import check_order, check_text, to_messages, to_tools, to_turns
+from finetune.data.examples import (
+    Compared,
+    Conversation,
+    Document,
+    Example,
+    Message,
+    Origin,
+    Preference,
+    RowError,
+    from_json,
+    to_json,
+)
+from finetune.data.preference_formats import (
+    from_dialogues,
+    from_judged,
+    from_judged_messages,
+    from_openai_preference,
+    from_orca,
+    from_preference,
+    from_prompt,
+    from_ranking,
+    from_sharegpt_preference,
+    unpair,
+)
+from finetune.data.turns import build_conversation, check_text, to_messages, to_prompt, to_turns
 from finetune.errors import DataError, RecipeError
 
 __all__ = [
     "FORMATS",
+    "KINDS",
     "Format",
     "Kind",
+    "KindFacts",
     "build_column_error",
     "check_mapping",
     "find_format",
     "from_json",
     "map_columns",
-    "to_example",
+    "to_examples",
     "to_json",
 ]
 
-Kind = Literal["conversation", "document"]
+Kind = Literal["conversation", "document", "preference", "judged", "prompt"]
+
+
+@dataclass(frozen=True, slots=True)
+class KindFacts:
+    """What is to be known of a kind of example.
+
+    Attributes:
+        plural: for messages.
+        read_from: the kinds of format that give it, looked through in this order.
+        usual_format: the one whose columns a mapping is proposed for.
+    """
+
+    plural: str
+    read_from: tuple[Kind, ...]
+    usual_format: str
+
+
+KINDS: dict[Kind, KindFacts] = {
+    "conversation": KindFacts("conversations", ("conversation",), "alpaca"),
+    "document": KindFacts("documents", ("document",), "text"),
+    "preference": KindFacts("preferences", ("preference",), "preference"),
+    "judged": KindFacts("judged answers", ("judged", "preference"), "judged"),
+    "prompt": KindFacts("prompts", ("conversation", "prompt"), "prompt"),
+}
 
 # Names that other sets give to what we call instruction and output, for the mapping to try.
 _USUAL_NAMES = {
     "instruction": ("question", "query", "prompt", "problem", "user", "input", "source"),
     "output": ("answer", "response", "completion", "solution", "assistant", "target", "reply", "chosen"),
     "text": ("content", "document", "body", "article", "story", "code"),
+    "prompt": ("question", "instruction", "query", "problem", "input"),
+    "completion": ("answer", "response", "output"),
+    "label": ("kto_tag", "desirable", "rating", "thumbs_up"),
+    "chosen": ("preferred", "better", "accepted", "positive", "winner"),
+    "rejected": ("dispreferred", "worse", "refused", "negative", "loser"),
 }
 
 
@@ -44,31 +99,18 @@ class Format:
         kind: what its rows become.
         required: columns that every row has.
         optional: columns that are read where they are.
-        convert: columns to example.
+        convert: columns to example; a ranking holds several.
     """
 
     kind: Kind
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    convert: Callable[[Mapping[str, Any], Origin], Example]
+    convert: Callable[[Mapping[str, Any], Origin], Example | Compared | list[Preference]]
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read."""
         return self.required + self.optional
-
-
-def _build_conversation(messages: list[Message], row: Mapping[str, Any], origin: Origin) -> Conversation:
-    """Put the row's own `system` first, check the order and add the tools."""
-    system = row.get("system")
-    if system is not None and not isinstance(system, str):
-        check_text(system, "`system`", origin)
-    if system and not system.isspace():
-        if messages and messages[0].role == "system":
-            raise RowError(origin, "two system messages", ": one in the column `system`, one among the turns")
-        messages = [Message("system", system), *messages]
-    check_order(messages, origin)
-    return Conversation(tuple(messages), to_tools(row.get("tools"), origin), origin)
 
 
 def _from_alpaca(row: Mapping[str, Any], origin: Origin) -> Conversation:
@@ -78,7 +120,7 @@ def _from_alpaca(row: Mapping[str, Any], origin: Origin) -> Conversation:
     instruction = check_text(row["instruction"], "`instruction`", origin)
     output = _check_answer(row["output"], "`output`", origin)
     question = Message("user", instruction, given if given.strip() else "")
-    return _build_conversation([question, Message("assistant", output)], row, origin)
+    return build_conversation([question, Message("assistant", output)], row, origin)
 
 
 def _check_answer(value: Any, what: str, origin: Origin) -> str:
@@ -88,31 +130,24 @@ def _check_answer(value: Any, what: str, origin: Origin) -> str:
 
 
 def _from_sharegpt(row: Mapping[str, Any], origin: Origin) -> Conversation:
-    return _build_conversation(to_turns(row["conversations"], origin), row, origin)
+    return build_conversation(to_turns(row["conversations"], origin), row, origin)
 
 
 def _from_messages(row: Mapping[str, Any], origin: Origin) -> Conversation:
-    return _build_conversation(to_messages(row["messages"], "messages", origin), row, origin)
+    return build_conversation(to_messages(row["messages"], "messages", origin), row, origin)
 
 
 def _from_prompt_completion(row: Mapping[str, Any], origin: Origin) -> Conversation:
     """Join prompt and completion, each a text or a list of messages; answers inside the prompt are not trained."""
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list):
-        asked = [_untrained(message) for message in to_messages(prompt, "prompt", origin)]
-    else:
-        asked = [Message("user", check_text(prompt, "`prompt`", origin))]
+    completion = row["completion"]
+    asked = to_prompt(row["prompt"], origin)
     if isinstance(completion, list):
         answered = to_messages(completion, "completion", origin)
     else:
         answered = [Message("assistant", _check_answer(completion, "`completion`", origin))]
     if not any(message.role == "assistant" for message in answered):
         raise RowError(origin, "no answer: `completion` has no turn of the assistant")
-    return _build_conversation(asked + answered, row, origin)
-
-
-def _untrained(message: Message) -> Message:
-    return replace(message, weight=0) if message.role == "assistant" else message
+    return build_conversation(asked + answered, row, origin)
 
 
 def _from_text(row: Mapping[str, Any], origin: Origin) -> Document:
@@ -125,6 +160,19 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format("conversation", ("instruction", "output"), ("input", "system"), _from_alpaca),
     "prompt_completion": Format("conversation", ("prompt", "completion"), ("system", "tools"), _from_prompt_completion),
     "text": Format("document", ("text",), (), _from_text),
+    "preference": Format("preference", ("prompt", "chosen", "rejected"), ("system", "tools"), from_preference),
+    "openai_preference": Format(
+        "preference", ("input", "preferred_output", "non_preferred_output"), (), from_openai_preference
+    ),
+    "sharegpt_preference": Format(
+        "preference", ("conversations", "chosen", "rejected"), ("system", "tools"), from_sharegpt_preference
+    ),
+    "orca": Format("preference", ("question", "chosen", "rejected"), ("system",), from_orca),
+    "dialogues": Format("preference", ("chosen", "rejected"), ("system", "tools"), from_dialogues),
+    "ranking": Format("preference", ("prompt", "answers"), ("scores", "ranks", "system", "tools"), from_ranking),
+    "judged": Format("judged", ("prompt", "completion", "label"), ("system", "tools"), from_judged),
+    "judged_messages": Format("judged", ("messages", "label"), ("system", "tools"), from_judged_messages),
+    "prompt": Format("prompt", ("prompt",), ("answer", "system", "tools"), from_prompt),
 }
 
 
@@ -137,14 +185,17 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     return mapped | {name: row[own] for name, own in columns.items() if own in row}
 
 
-def to_example(row: Mapping[str, Any], format: str, columns: Mapping[str, str], origin: Origin) -> Example:
-    """Convert a row.
+def to_examples(
+    row: Mapping[str, Any], format: str, columns: Mapping[str, str], origin: Origin, kind: Kind
+) -> Sequence[Example | Compared]:
+    """Convert a row, to one example in most formats.
 
     Args:
         row: column -> value; null counts as absent.
         format: a name in `FORMATS`.
         columns: the format's column -> the row's.
-        origin: where the row stands, for the example and for faults.
+        origin: where the row stands, for the examples and for faults.
+        kind: what is wanted of the row, one that its format can give.
 
     Raises:
         RowError: a column is missing, or what it holds cannot be trained on.
@@ -157,14 +208,32 @@ def to_example(row: Mapping[str, Any], format: str, columns: Mapping[str, str], 
             expected = " + ".join(columns.get(part, part) for part in shape.required)
             found = f"; found {_list_names(row)}, expected {expected}"
             raise RowError(origin, f"no `{own}`" if own not in row else f"`{own}` is null", found)
-    return shape.convert(mapped, origin)
+    converted = shape.convert(mapped, origin)
+    examples = converted if isinstance(converted, list) else [converted]
+    return [part for example in examples for part in _to_kind(example, kind, origin)]
+
+
+def _to_kind(example: Example | Compared, kind: Kind, origin: Origin) -> Sequence[Example | Compared]:
+    """Check that an example serves as the kind that is wanted, or make it that."""
+    if isinstance(example, Preference) and kind == "judged":
+        return unpair(example)
+    if isinstance(example, Conversation):
+        roles = {message.role for message in example.messages}
+        if kind == "conversation" and "assistant" not in roles:
+            raise RowError(origin, "no answer: the assistant has no turn")
+        if kind == "prompt" and "user" not in roles:
+            raise RowError(origin, "no question: the user has no turn")
+    return [example]
 
 
 def find_format(columns: Collection[str], kind: Kind) -> str | None:
-    """Find the first format of a kind whose columns are all there."""
-    return next(
-        (name for name, shape in FORMATS.items() if shape.kind == kind and set(shape.required) <= set(columns)), None
-    )
+    """Find the first format that gives a kind and whose columns are all there."""
+    return next((name for name, shape in _find_shapes(kind).items() if set(shape.required) <= set(columns)), None)
+
+
+def _find_shapes(kind: Kind) -> dict[str, Format]:
+    """Find the formats that give a kind, in the order in which they are tried."""
+    return {name: shape for source in KINDS[kind].read_from for name, shape in FORMATS.items() if shape.kind == source}
 
 
 def check_mapping(columns: Mapping[str, str], format: str, setting: str) -> None:
@@ -196,13 +265,18 @@ def build_column_error(
             f"{place}: no column `{absent[0]}`, which `{setting}.columns` names; found {_list_names(columns)}.\n"
             + (f"  Did you mean `{near[0]}`?" if near else f"  Name one of these under `{setting}.columns`.")
         )
-    shapes = [shape for shape in FORMATS.values() if shape.kind == kind] if format == "auto" else [FORMATS[format]]
-    needed = shapes[0].required if len(shapes) == 1 else FORMATS["alpaca"].required
+    shapes = list(_find_shapes(kind).values()) if format == "auto" else [FORMATS[format]]
+    needed = shapes[0].required if len(shapes) == 1 else FORMATS[KINDS[kind].usual_format].required
     suggestion = f"`{setting}.columns: {_suggest(columns, needed)}`"
     if format == "auto" and kind == "conversation" and find_format(columns, "document"):
         return DataError(
             f"{place}: plain text has no answers to train on; found {_list_names(columns)}.\n"
             f"  Text alone is trained by `objective: pretrain`; else name the columns: {suggestion}"
+        )
+    if format == "auto" and kind in ("preference", "judged") and find_format(columns, "conversation"):
+        return DataError(
+            f"{place}: these rows say nothing of which answers are good; found {_list_names(columns)}.\n"
+            f"  Answers alone are trained by `objective: sft`; else name the columns: {suggestion}"
         )
     return DataError(
         f"{place}: the columns fit no format: found {_list_names(columns)}.\n"

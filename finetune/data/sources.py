@@ -12,11 +12,22 @@ from itertools import islice
 from typing import Any
 
 import datasets
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from finetune.data.examples import Conversation, Origin, RowError, to_json
+from finetune.data.examples import Compared, Conversation, Example, Origin, RowError, to_json
 from finetune.data.files import Folder, find_files, hash_file, read_rows
-from finetune.data.formats import FORMATS, Kind, build_column_error, check_mapping, find_format, map_columns, to_example
+from finetune.data.formats import (
+    FORMATS,
+    KINDS,
+    Kind,
+    build_column_error,
+    check_mapping,
+    find_format,
+    map_columns,
+    to_examples,
+)
 from finetune.data.hub import load_hub_rows
 from finetune.data.mixing import mix_rows, split_rows
 from finetune.data.row_cache import build_key, read_cached, write_cached
@@ -61,6 +72,7 @@ class _Account:
     """What became of the rows of a source."""
 
     rows: int = 0
+    examples: int = 0
     unanswered: int = 0
     bad: dict[str, list[str]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -73,7 +85,8 @@ class _Account:
 
     def to_report(self) -> dict[str, Any]:
         reasons = {reason: {"rows": self.counts[reason], "first": places} for reason, places in self.bad.items()}
-        return {"rows": self.rows, "bad_rows": sum(self.counts.values()), "bad_reasons": reasons}
+        several = {"examples": self.examples} if self.examples != self.rows else {}
+        return {"rows": self.rows, **several, "bad_rows": sum(self.counts.values()), "bad_reasons": reasons}
 
 
 def load_examples(
@@ -88,7 +101,7 @@ def load_examples(
 
     Args:
         sources: where the rows come from.
-        kind: `conversation`, or `document` for plain text.
+        kind: what the rows are read as, e.g. `conversation`, or `document` for plain text.
         seed: of the mix; one source is not shuffled.
         on_bad_rows: `error` stops at the first row that cannot be used, `skip` counts it.
         setting: where the sources stand in the recipe, for messages.
@@ -124,7 +137,8 @@ def split_examples(loaded: LoadedExamples, fraction: float, seed: int) -> tuple[
     Raises:
         DataError: there is only one row.
     """
-    num_rows = len(loaded.dataset)
+    row_of = _number_rows(loaded)
+    num_rows = len(np.unique(row_of))
     if num_rows < 2:
         raise DataError(
             f"{loaded.report['sources'][0]['path']}: one row cannot be split into training and evaluation.\n"
@@ -133,13 +147,22 @@ def split_examples(loaded: LoadedExamples, fraction: float, seed: int) -> tuple[
     sides = zip(("train", "held_out"), split_rows(num_rows, fraction, seed), strict=True)
     train, held_out = (
         LoadedExamples(
-            dataset=loaded.dataset.select(indices),
-            report={**loaded.report, "split": {"side": side, "rows": len(indices), "of": num_rows, "seed": seed}},
+            dataset=loaded.dataset.select(np.flatnonzero(np.isin(row_of, rows))),
+            report={**loaded.report, "split": {"side": side, "rows": len(rows), "of": num_rows, "seed": seed}},
             fingerprint=_hash(["split", loaded.fingerprint, side, fraction, seed]),
         )
-        for side, indices in sides
+        for side, rows in sides
     )
     return train, held_out
+
+
+def _number_rows(loaded: LoadedExamples) -> NDArray[np.int64]:
+    """Number the row of each example from 0, so that those of one row, and its prompt, stay on one side."""
+    if not any("examples" in source for source in loaded.report["sources"]):
+        return np.arange(len(loaded.dataset))
+    numbers: dict[tuple[str, int], int] = {}
+    places = zip(loaded.dataset["source"], loaded.dataset["row"], strict=True)
+    return np.array([numbers.setdefault(place, len(numbers)) for place in places])
 
 
 def _hash(parts: list[Any]) -> str:
@@ -148,10 +171,12 @@ def _hash(parts: list[Any]) -> str:
 
 def _load_source(source: SourceSettings, kind: Kind, on_bad_rows: str, setting: str) -> LoadedExamples:
     check_mapping(source.columns, source.format, setting)
-    if source.format != "auto" and FORMATS[source.format].kind != kind:
+    if source.format != "auto" and FORMATS[source.format].kind not in KINDS[kind].read_from:
+        given, wanted = KINDS[FORMATS[source.format].kind].plural, KINDS[kind].plural
         raise RecipeError(
-            f"`{setting}.format: {source.format}` gives {FORMATS[source.format].kind}s, and {kind}s are wanted.\n"
-            "  `objective: sft` takes conversations, `objective: pretrain` plain text."
+            f"`{setting}.format: {source.format}` gives {given}, and {wanted} are wanted.\n"
+            "  `objective: sft` takes conversations, `objective: pretrain` plain text; dpo, orpo and reward take\n"
+            "  preferences, kto takes those or judged answers, rloo and grpo take prompts or conversations."
         )
     opened = _open_hub(source, setting) if not is_local(source.path) else _open_files(source, find_files(source.path))
     decides = {
@@ -213,7 +238,7 @@ def _convert_and_cache(
             "notes": opened.facts["notes"] + (ends if account.unanswered else []),
         }
 
-    return write_cached(key, _convert(opened, source, format, on_bad_rows, account), build_report)
+    return write_cached(key, _convert(opened, source, format, kind, on_bad_rows, account), build_report)
 
 
 def _choose_format(
@@ -252,7 +277,7 @@ def _to_error(fault: RowError) -> DataError:
 
 
 def _convert(
-    opened: _Opened, source: SourceSettings, format: str, on_bad_rows: str, account: _Account
+    opened: _Opened, source: SourceSettings, format: str, kind: Kind, on_bad_rows: str, account: _Account
 ) -> Iterator[tuple[str, str, int]]:
     """Convert rows until the limit, noting each in the account; the first bad one ends it where the recipe says so."""
     for name, row in tqdm(opened.read(), desc=source.path, unit=" rows", leave=False, disable=None):
@@ -260,17 +285,23 @@ def _convert(
         try:
             if isinstance(row, BadRow):
                 raise RowError(origin, row.reason, row.detail)
-            example = to_example(row.columns, format, source.columns, origin)
+            examples = to_examples(row.columns, format, source.columns, origin, kind)
         except RowError as fault:
             if on_bad_rows == "error":
                 raise _to_error(fault) from None
             account.note(fault)
             continue
         account.rows += 1
-        account.unanswered += isinstance(example, Conversation) and example.messages[-1].role != "assistant"
-        yield to_json(example), name, row.number
+        account.examples += len(examples)
+        for example in examples:
+            account.unanswered += kind == "conversation" and _ends_unanswered(example)
+            yield to_json(example), name, row.number
         if account.rows == source.limit:
             return
+
+
+def _ends_unanswered(example: Example | Compared) -> bool:
+    return isinstance(example, Conversation) and example.messages[-1].role != "assistant"
 
 
 def _say_nothing_left(path: str, account: _Account) -> str:

@@ -2,16 +2,29 @@
 
 In go the list under `conversations`, `messages`, `prompt` or `completion`; out come `Message`s whose
 roles, contents, tool calls and order hold, or a `RowError` that names the row and the reason.
+A conversation is put together here too, from its turns and what stands beside them in the row.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from finetune.data.examples import Message, Origin, RowError
+from finetune.data.examples import Conversation, Message, Origin, RowError
 from finetune.data.strict_json import Row, StrictDecoder
 
-__all__ = ["check_order", "check_text", "to_list", "to_messages", "to_tools", "to_turns"]
+__all__ = [
+    "build_conversation",
+    "check_order",
+    "check_text",
+    "leave_untrained",
+    "read_json",
+    "to_list",
+    "to_messages",
+    "to_prompt",
+    "to_tools",
+    "to_turns",
+]
 
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -51,7 +64,7 @@ def to_list(value: Any, column: str, origin: Origin) -> list[dict[str, Any]]:
         RowError: the text is not JSON, the value no list, or an item no object.
     """
     if isinstance(value, str):
-        value = _read_json(value, f"`{column}`", origin)
+        value = read_json(value, f"`{column}`", origin)
     if not isinstance(value, list):
         raise RowError(origin, f"`{column}` is not a list", f" but {_name_type(value)}")
     for place, item in enumerate(value, 1):
@@ -60,8 +73,12 @@ def to_list(value: Any, column: str, origin: Origin) -> list[dict[str, Any]]:
     return value
 
 
-def _read_json(text: str, what: str, origin: Origin) -> Any:
-    """Read JSON that stands as text in a column, by the rules of the files."""
+def read_json(text: str, what: str, origin: Origin) -> Any:
+    """Read JSON that stands as text in a column, by the rules of the files.
+
+    Raises:
+        RowError: it is broken.
+    """
     try:
         # The decoder gives rows; the value becomes the one column of a row.
         row, end = StrictDecoder().decode(f'{{"value":{text}}}', origin.row)
@@ -92,7 +109,7 @@ def _to_turn(turn: Mapping[str, Any], place: int, origin: Origin) -> Message:
     value = check_text(turn.get("value"), f"the {turn['from']} turn", origin)
     if role != "function_call":
         return Message(role, value)
-    calls = _read_json(value, "a function_call turn", origin)
+    calls = read_json(value, "a function_call turn", origin)
     return Message("assistant", "", tool_calls=_to_calls(calls if isinstance(calls, list) else [calls], origin))
 
 
@@ -178,7 +195,7 @@ def _to_call(call: Any, origin: Origin) -> dict[str, Any]:
         raise RowError(origin, "a tool call without a `name`")
     arguments = function.get("arguments")
     if isinstance(arguments, str) and arguments.strip():
-        arguments = _read_json(arguments, "a tool call's `arguments`", origin)
+        arguments = read_json(arguments, "a tool call's `arguments`", origin)
     arguments = arguments or {}
     if not isinstance(arguments, dict):
         raise RowError(origin, "a tool call's `arguments` are not an object", f" but {_name_type(arguments)}")
@@ -217,7 +234,7 @@ def check_order(messages: Sequence[Message], origin: Origin) -> None:
     A tool call is followed by one or more results, and those by the assistant.
 
     Raises:
-        RowError: the first turn out of order, or no turn of the assistant.
+        RowError: the first turn out of order, or no turns.
     """
     state = "start"
     for place, message in enumerate(messages, 1):
@@ -234,5 +251,32 @@ def check_order(messages: Sequence[Message], origin: Origin) -> None:
         state = turn
     if not messages:
         raise RowError(origin, "a conversation without turns")
-    if not any(message.role == "assistant" for message in messages):
-        raise RowError(origin, "no answer: the assistant has no turn")
+
+
+def build_conversation(messages: Sequence[Message], row: Mapping[str, Any], origin: Origin) -> Conversation:
+    """Put the row's own `system` first, check the order and add the row's `tools`.
+
+    Raises:
+        RowError: two system messages, a turn out of order, or tools that are none.
+    """
+    system = row.get("system")
+    if system is not None and not isinstance(system, str):
+        check_text(system, "`system`", origin)
+    if system and not system.isspace():
+        if messages and messages[0].role == "system":
+            raise RowError(origin, "two system messages", ": one in the column `system`, one among the turns")
+        messages = [Message("system", system), *messages]
+    check_order(messages, origin)
+    return Conversation(tuple(messages), to_tools(row.get("tools"), origin), origin)
+
+
+def to_prompt(value: Any, origin: Origin) -> list[Message]:
+    """Convert a prompt, a text or a list of messages; answers inside it are not trained."""
+    if isinstance(value, list):
+        return leave_untrained(to_messages(value, "prompt", origin))
+    return [Message("user", check_text(value, "`prompt`", origin))]
+
+
+def leave_untrained(messages: Sequence[Message]) -> list[Message]:
+    """Give the assistant's turns weight 0."""
+    return [replace(message, weight=0) if message.role == "assistant" else message for message in messages]

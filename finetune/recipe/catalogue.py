@@ -1,4 +1,4 @@
-"""The libraries' own settings: every field of TRL's SFTConfig and of each PEFT method's config.
+"""The libraries' own settings: every field of TRL's trainer configs and of each PEFT method's config.
 
 In goes `catalogue.json`, which is committed, so that any of these settings is checked at once:
 importing the libraries takes six seconds. Out come JSON Schemas, one a field, with the library's
@@ -7,6 +7,7 @@ does the same and fails when the two differ.
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
@@ -19,6 +20,7 @@ __all__ = [
     "EMBEDDING_METHODS",
     "PROMPT_METHODS",
     "QUANTIZABLE_METHODS",
+    "TRAINER_CONFIGS",
     "UNTRAINABLE_METHODS",
     "Catalogue",
     "build_catalogue",
@@ -27,6 +29,18 @@ __all__ = [
 ]
 
 CATALOGUE_PATH = Path(__file__).with_name("catalogue.json")
+
+# The config of TRL that each objective's trainer takes.
+TRAINER_CONFIGS = {
+    "sft": "SFTConfig",
+    "pretrain": "SFTConfig",
+    "dpo": "DPOConfig",
+    "kto": "KTOConfig",
+    "orpo": "ORPOConfig",
+    "reward": "RewardConfig",
+    "rloo": "RLOOConfig",
+    "grpo": "GRPOConfig",
+}
 
 # Methods of PEFT 0.21.2 whose layers take a bitsandbytes base: those with layers of their own for it (lora, adalora,
 # ia3, hira, pvera, randlora, road, vera) and those on PEFT's QuantizationBackend (boft, miss, oft, shira).
@@ -60,13 +74,19 @@ class Catalogue:
 
     Attributes:
         made_from: version of each library it was made from.
-        trainer: field of TRL's SFTConfig -> its schema.
+        trainer: field that all of TRL's configs have alike -> its schema.
+        configs: TRL's config -> field that is its own, or differs in type or default -> its schema.
         methods: PEFT method in lower case -> field of its config -> its schema.
     """
 
     made_from: dict[str, str]
     trainer: dict[str, dict[str, Any]]
+    configs: dict[str, dict[str, dict[str, Any]]]
     methods: dict[str, dict[str, dict[str, Any]]]
+
+    def find_trainer_fields(self, objective: str) -> dict[str, dict[str, Any]]:
+        """Every field of the config that an objective's trainer takes."""
+        return self.trainer | self.configs[TRAINER_CONFIGS[objective]]
 
 
 @cache
@@ -81,11 +101,17 @@ def build_catalogue() -> Catalogue:
 
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-    from trl import SFTConfig
 
+    configs = {name: _describe_fields(config) for name, config in _import_trainer_configs().items()}
+    first, *others = configs.values()
+    shared = {name: schema for name, schema in first.items() if all(other.get(name) == schema for other in others)}
     return Catalogue(
         made_from={library: version(library) for library in ("peft", "transformers", "trl")},
-        trainer=_describe_fields(SFTConfig),
+        trainer=shared,
+        configs={
+            config: {name: schema for name, schema in schemas.items() if name not in shared}
+            for config, schemas in configs.items()
+        },
         methods={
             PeftType(method).value.lower(): _describe_fields(config)
             for method, config in sorted(PEFT_TYPE_TO_CONFIG_MAPPING.items())
@@ -93,16 +119,34 @@ def build_catalogue() -> Catalogue:
     )
 
 
+def _import_trainer_configs() -> dict[str, type]:
+    """Import TRL's configs; the one of ORPO comes from its experimental part, which says so at every import."""
+    import trl
+    from trl.import_utils import TRLExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TRLExperimentalWarning)
+        from trl.experimental.orpo import ORPOConfig
+    return {
+        name: ORPOConfig if name == "ORPOConfig" else getattr(trl, name)
+        for name in dict.fromkeys(TRAINER_CONFIGS.values())
+    }
+
+
 def render_catalogue(catalogue: Catalogue) -> str:
     """Render a catalogue as JSON with one field a line, so that a diff reads."""
-    methods = [f"  {_json(name)}: {_render_fields(schemas, 3)}" for name, schemas in catalogue.methods.items()]
     return (
         "{\n"
         f' "made_from": {_json(catalogue.made_from)},\n'
         f' "trainer": {_render_fields(catalogue.trainer, 2)},\n'
-        ' "methods": {\n' + ",\n".join(methods) + "\n }\n"
+        f' "configs": {_render_groups(catalogue.configs)},\n'
+        f' "methods": {_render_groups(catalogue.methods)}\n'
         "}\n"
     )
+
+
+def _render_groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    return "{\n" + ",\n".join(f"  {_json(name)}: {_render_fields(group, 3)}" for name, group in groups.items()) + "\n }"
 
 
 def _render_fields(schemas: Mapping[str, Any], indent: int) -> str:

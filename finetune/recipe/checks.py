@@ -9,10 +9,19 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from finetune.recipe.catalogue import UNTRAINABLE_METHODS
+from finetune.recipe.catalogue import TRAINER_CONFIGS, UNTRAINABLE_METHODS
 from finetune.recipe.faults import Fault, quote, to_line_number
-from finetune.recipe.json_schema import FULL, Schema, build_adapter_schema, build_schema, find_methods, resolve
+from finetune.recipe.json_schema import (
+    FULL,
+    Schema,
+    build_adapter_schema,
+    build_schema,
+    build_training_schema,
+    find_methods,
+    resolve,
+)
 from finetune.recipe.nearest import find_nearest
+from finetune.recipe.recipe_view import SOURCES, find_objective
 from finetune.recipe.suggestions import Explanation, explain_key, list_names
 from finetune.recipe.yaml_lines import Node
 
@@ -37,21 +46,32 @@ def find_faults(tree: Node) -> list[Fault]:
     if not isinstance(tree.value, dict):
         found = "is empty" if tree.value is None else f"holds {_found(tree)} instead of settings"
         return [Fault(tree.place, f"the recipe {found}.", ("It needs at least: name, model, data.",))]
-    return _check(tree, build_schema(), "", None)
+    return _check(tree, build_schema(), "", find_objective(tree) or "")
 
 
-def _check(node: Node, schema: Schema, path: str, method: str | None) -> list[Fault]:
-    """Check a value, and all within it, against its schema."""
+def _check(node: Node, schema: Schema, path: str, chosen: str) -> list[Fault]:
+    """Check a value, and all within it, against its schema.
+
+    Args:
+        node: the value.
+        schema: what it may be.
+        path: of the value, `section.key`.
+        chosen: what decides which settings an open section has: within `adapter` the method, elsewhere the
+            objective; "" where there is no such objective.
+    """
     if path == "adapter" and isinstance(node.value, dict):
         return _check_adapter(node)
+    if path == "training" and isinstance(node.value, dict):
+        # Of an unknown objective the name alone is a fault.
+        return _check_group(node, build_training_schema(chosen), path, chosen) if chosen in TRAINER_CONFIGS else []
     schema = resolve(schema)
     alternatives = [resolve(part) for part in schema.get("anyOf", [schema])]
     fitting = [part for part in alternatives if _fits(node, part)]
     if not fitting:
         return [_wrong_type(node, alternatives, schema, path)]
     if isinstance(node.value, dict):
-        return _check_group(node, _closest_group(node.value, fitting), path, method)
-    results = [_check_value(node, part, path, method) for part in fitting]
+        return _check_group(node, _closest_group(node.value, fitting), path, chosen)
+    results = [_check_value(node, part, path, chosen) for part in fitting]
     if not all(results):
         return []
     choices = list(chain.from_iterable(part.get("enum", ()) for part in fitting))
@@ -76,7 +96,7 @@ def _check_adapter(node: Node) -> list[Fault]:
     ]
 
 
-def _check_group(node: Node, schema: Schema, path: str, method: str | None) -> list[Fault]:
+def _check_group(node: Node, schema: Schema, path: str, chosen: str) -> list[Fault]:
     assert isinstance(node.value, dict)
     properties: dict[str, Schema] = schema.get("properties", {})
     others = schema.get("additionalProperties", "properties" not in schema)
@@ -84,12 +104,12 @@ def _check_group(node: Node, schema: Schema, path: str, method: str | None) -> l
     for key, child in node.value.items():
         child_path = f"{path}.{key}".lstrip(".")
         if key in properties:
-            faults += _check(child, properties[key], child_path, method)
+            faults += _check(child, properties[key], child_path, chosen)
         elif others is False:
             is_explained = len(faults) < _MAX_EXPLAINED
-            faults.append(_unknown_key(key, child, path, list(properties) if is_explained else [], method))
+            faults.append(_unknown_key(key, child, path, list(properties) if is_explained else [], chosen))
         else:
-            faults += _check(child, others if isinstance(others, dict) else {}, child_path, method)
+            faults += _check(child, others if isinstance(others, dict) else {}, child_path, chosen)
     meant = set(chain.from_iterable(fault.settings for fault in faults))
     for key in schema.get("required", ()):
         setting = f"{path}.{key}".lstrip(".")
@@ -99,7 +119,7 @@ def _check_group(node: Node, schema: Schema, path: str, method: str | None) -> l
     return faults
 
 
-def _check_value(node: Node, schema: Schema, path: str, method: str | None) -> list[Fault]:
+def _check_value(node: Node, schema: Schema, path: str, chosen: str) -> list[Fault]:
     """Check a scalar, or a list and what it holds."""
     if isinstance(node.value, list):
         items = schema.get("items", {})
@@ -107,7 +127,7 @@ def _check_value(node: Node, schema: Schema, path: str, method: str | None) -> l
             return [_fault(node.place, f"`{path}` is an empty list.", schema.get("description", ""))]
         return list(
             chain.from_iterable(
-                _check(item, items, f"{path}[{number}]", method) for number, item in enumerate(node.value)
+                _check(item, items, f"{path}[{number}]", chosen) for number, item in enumerate(node.value)
             )
         )
     choices = [schema["const"]] if "const" in schema else schema.get("enum")
@@ -162,15 +182,15 @@ def _closest_group(values: dict[str, Node], groups: Sequence[Schema]) -> Schema:
     )
 
 
-def _unknown_key(key: str, node: Node, path: str, known: Sequence[str], method: str | None) -> Fault:
+def _unknown_key(key: str, node: Node, path: str, known: Sequence[str], chosen: str) -> Fault:
     section = re.sub(r"\[\d+\]", "", path)
     if section == "data.eval" and key == "fraction":
         what = "`data.eval` is either a fraction of the training rows or a source of its own, not both."
         return _fault(node.key_place, what, "Keep `fraction`, or `path` and what belongs to it.")
-    if method == FULL:
+    if chosen == FULL:
         what = f"`adapter` has no setting {quote(key)} with method full, which trains every weight."
         return _fault(node.key_place, what, "Take the line out, or choose a method: lora.")
-    explanation = explain_key(key, section, known, method) if known else Explanation(())
+    explanation = explain_key(key, section, known, chosen) if known else Explanation(())
     owner = f"`{path}` has" if path else "a recipe has"
     what = f"{owner} no setting {quote(key)}."
     return Fault(node.key_place, what, explanation.advice, to_line_number(node.key_place), explanation.settings)
@@ -209,7 +229,7 @@ def _how_to_write(node: Node, alternatives: Sequence[Schema], path: str) -> str:
     types = set(_types_of(alternatives))
     if value is None:
         return "Leave the line out, or fill it."
-    if "object" in types and isinstance(value, str) and path in ("data.train", "data.eval", "evaluation.questions"):
+    if "object" in types and isinstance(value, str) and path in SOURCES:
         return f"Write {{path: {value}}}." if _is_short(value) else "Write {path: …}."
     if "array" in types and isinstance(value, str):
         return f"Write [{value}]." if _is_short(value) else "Write it in [ ]."

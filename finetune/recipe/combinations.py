@@ -6,11 +6,14 @@ along with those of single settings; out come faults at the line of the setting 
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from finetune.recipe.adapter_combinations import find_adapter_conflicts
 from finetune.recipe.faults import Fault, quote
-from finetune.recipe.recipe_view import RecipeView
+from finetune.recipe.objective_combinations import find_objective_conflicts
+from finetune.recipe.preference_combinations import find_preference_conflicts
+from finetune.recipe.recipe_view import SOURCES, RecipeView
+from finetune.recipe.reference_combinations import find_reference_conflicts
+from finetune.recipe.reinforcement_combinations import find_reinforcement_conflicts
 from finetune.recipe.training_combinations import find_training_conflicts
 from finetune.recipe.yaml_lines import Node
 
@@ -30,8 +33,11 @@ def find_conflicts(tree: Node, *, defaults_filled: bool = False) -> list[Fault]:
         _check_remote_code,
         find_adapter_conflicts,
         _check_shares,
-        _check_text,
+        find_objective_conflicts,
         find_training_conflicts,
+        find_reference_conflicts,
+        find_preference_conflicts,
+        find_reinforcement_conflicts,
     )
     return [fault for check in checks for fault in check(settings)]
 
@@ -64,38 +70,8 @@ def _check_remote_code(settings: RecipeView) -> Iterator[Fault]:
 
 def _check_shares(settings: RecipeView) -> Iterator[Fault]:
     """Check that only sources of a mix have a share in it."""
-    for source in ("data.train", "data.eval", "evaluation.questions"):
+    for source in SOURCES:
         weight = settings.value(f"{source}.weight")
         if weight is not None and not (settings.defaults_filled and weight == 1):
             what = f"`{source}.weight` is a share in a mix, and this source stands alone."
             yield settings.fault(f"{source}.weight", what, "Take the line out; a mix is a list under `data.train`.")
-
-
-def _check_text(settings: RecipeView) -> Iterator[Fault]:
-    """Check that plain text and conversations are not mixed up."""
-    objective = settings.value("objective")
-    if objective == "pretrain":
-        if settings.value("data.train_on") != "everything" and settings.is_typed("data.train_on"):
-            what = "`objective: pretrain` trains on every token of a text."
-            yield settings.fault("data.train_on", what, "Take the line out; for answers alone it is objective: sft.")
-        if settings.is_typed("data.template"):
-            what = "`objective: pretrain` reads plain text, which no template is put around."
-            yield settings.fault("data.template", what, "Take the line out; for conversations it is objective: sft.")
-    elif objective == "sft" and settings.value("data.too_long") == "split":
-        what = "`too_long: split` would tear a conversation; it is for `objective: pretrain`."
-        yield settings.fault("data.too_long", what, "Choose drop, truncate or error.")
-    for path, source_format in _typed_formats(settings):
-        if objective == "pretrain" and source_format not in ("auto", "text"):
-            what = f"`objective: pretrain` reads plain text; `format: {source_format}` holds conversations."
-            yield settings.fault(path, what, "Set format: text, or objective: sft.")
-        if objective == "sft" and source_format == "text":
-            what = "`format: text` has no answers to train on; `objective: sft` needs conversations."
-            yield settings.fault(path, what, "Set objective: pretrain, or another format.")
-
-
-def _typed_formats(settings: RecipeView) -> Iterator[tuple[str, Any]]:
-    for path in ("data.train", "data.eval"):
-        sources = settings.value(path)
-        for source in sources if isinstance(sources, list) else [sources]:
-            if isinstance(source, dict) and isinstance(source.get("format"), str):
-                yield (f"{path}.format" if sources is source else path), source["format"]

@@ -6,6 +6,7 @@ renders both again and fails when they differ from the files.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from finetune.recipe.catalogue import (
     EMBEDDING_METHODS,
     PROMPT_METHODS,
     QUANTIZABLE_METHODS,
+    TRAINER_CONFIGS,
     UNTRAINABLE_METHODS,
     read_catalogue,
 )
@@ -22,12 +24,14 @@ from finetune.recipe.json_schema import (
     Schema,
     build_adapter_schema,
     build_editor_schema,
+    build_training_schema,
     find_methods,
     find_properties,
     resolve,
 )
-from finetune.recipe.ownership import OTHER_TOOLS, OWNED_TRAINER_FIELDS
-from finetune.recipe.schema import TrainingSettings
+from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
+from finetune.recipe.ownership import OTHER_TOOLS, OWNED_BY_OBJECTIVE, OWNED_TRAINER_FIELDS, Instead
+from finetune.recipe.schema import AdapterSettings, TrainingSettings
 
 __all__ = ["render_editor_schema", "render_manual"]
 
@@ -60,7 +64,8 @@ _SECTIONS = {
     "model": "`model`",
     "adapter": "`adapter`",
     "data": "`data`",
-    "data.train": "A source: `data.train`, `data.eval`, `evaluation.questions`",
+    "data.train": "A source: `data.train`, `data.eval`, `evaluation.questions`, `evaluation.preferences`",
+    "rewards": "A part of `rewards`",
     "evaluation": "`evaluation`",
     "training": "`training`",
 }
@@ -82,7 +87,8 @@ def _render_json(value: object, levels: int, indent: str = "") -> str:
 
 def render_manual() -> str:
     """Render `docs/recipe.md`."""
-    return "\n".join([_INTRODUCTION, *_render_sections(), *_render_methods(), *_render_trainer(), *_render_names()])
+    parts = (_render_sections, _render_defaults, _render_methods, _render_trainer, _render_owned, _render_names)
+    return "\n".join([_INTRODUCTION, *chain.from_iterable(part() for part in parts)])
 
 
 def _render_sections() -> Iterator[str]:
@@ -91,7 +97,7 @@ def _render_sections() -> Iterator[str]:
         if section == "":
             settings = {name: schema for name, schema in settings.items() if "$ref" not in schema}
         if section == "adapter":
-            settings = {"method": settings["method"]}
+            settings = {name: settings[name] for name in AdapterSettings.model_fields}
         if section == "training":
             settings = {name: settings[name] for name in TrainingSettings.model_fields}
         required = _required(section)
@@ -104,7 +110,7 @@ def _render_sections() -> Iterator[str]:
 
 
 def _required(section: str) -> set[str]:
-    required = {"": {"name"}, "data": {"train"}, "data.train": {"path"}, "model": set[str]()}
+    required: dict[str, set[str]] = {"": {"name"}, "data": {"train"}, "data.train": {"path"}, "rewards": {"function"}}
     return required.get(section, set())
 
 
@@ -118,9 +124,10 @@ def _render_methods() -> Iterator[str]:
         "| method | 4-bit | its settings |\n|---|---|---|"
     )
     for method in find_methods():
-        names = [name for name in build_adapter_schema(method)["properties"] if name != "method"]
-        settings = _backticked(names) if names else "none: all weights are trained"
-        yield f"| `{method}` | {_can_be_quantized(method)} | {settings} |"
+        settings = build_adapter_schema(method)["properties"]
+        names = [name for name in settings if name not in AdapterSettings.model_fields]
+        listed = _backticked(names) if names else "none: all weights are trained"
+        yield f"| `{method}` | {_can_be_quantized(method)} | {listed} |"
     refused = "; ".join(f"`{method}` ({reason})" for method, reason in UNTRAINABLE_METHODS.items())
     wanting_data, wanting_16_bits = ", ".join(STARTS_WANTING_DATA), " and ".join(STARTS_WANTING_16_BITS)
     yield (
@@ -137,19 +144,72 @@ def _can_be_quantized(method: str) -> str:
     return "yes" if method in QUANTIZABLE_METHODS | EMBEDDING_METHODS and method != FULL else "no"
 
 
-def _render_trainer() -> Iterator[str]:
-    library = f"TRL {read_catalogue().made_from['trl']}'s SFTConfig"
+def _render_defaults() -> Iterator[str]:
     yield (
-        f"## Further settings of `training`\n\nThe other fields of {library}, by its names, with its defaults.\n\n"
-        "| setting | takes | default |\n|---|---|---|"
+        "## Defaults by objective\n\nThese go by the objective; a recipe's `resolved.json` holds the value taken.\n\n"
+        f"| setting | {' | '.join(TRAINER_CONFIGS)} |\n|---|{'---|' * len(TRAINER_CONFIGS)}"
     )
-    for name, schema in find_properties("training").items():
-        if name not in TrainingSettings.model_fields:
-            yield f"| `{name}` | {_describe(schema)} | `{_to_yaml(schema.get('default'))}` |"
-    yield f"\nThese fields of {library} are decided elsewhere:\n\n| field | instead | |\n|---|---|---|"
-    for name, instead in OWNED_TRAINER_FIELDS.items():
-        yield f"| `{name}` | {f'`{instead.setting}`' if instead.setting else '–'} | {_escape(instead.hint)} |"
+    for setting in dict.fromkeys(chain.from_iterable(DEFAULTS_BY_OBJECTIVE.values())):
+        section, name = setting.split(".")
+        usual = find_properties(section)[name]["default"]
+        values = [DEFAULTS_BY_OBJECTIVE.get(objective, {}).get(setting, usual) for objective in TRAINER_CONFIGS]
+        yield f"| `{setting}` | {' | '.join(f'`{_to_yaml(value)}`' for value in values)} |"
     yield ""
+
+
+def _render_trainer() -> Iterator[str]:
+    trl = f"TRL {read_catalogue().made_from['trl']}"
+    takers = {
+        config: [name for name, its in TRAINER_CONFIGS.items() if its == config] for config in TRAINER_CONFIGS.values()
+    }
+    configs = ", ".join(f"{config} ({', '.join(objectives)})" for config, objectives in takers.items())
+    shared, own = _split_training()
+    yield (
+        f"## Further settings of `training`\n\nThe other fields of the objective's config in {trl}, by its names, with "
+        f"its defaults: {configs}. Those that all objectives take:\n\n| setting | takes | default |\n|---|---|---|"
+    )
+    for name, schema in shared.items():
+        yield f"| `{name}` | {_describe(schema)} | `{_to_yaml(schema.get('default'))}` |"
+    yield "\nThose of some objectives:\n\n| setting | objectives | takes | default |\n|---|---|---|---|"
+    for name, objectives, schema in own:
+        default = _to_yaml(schema.get("default"))
+        yield f"| `{name}` | {', '.join(objectives)} | {_describe(schema)} | `{default}` |"
+    yield ""
+
+
+def _split_training() -> tuple[dict[str, Schema], list[tuple[str, list[str], Schema]]]:
+    """Split the libraries' settings into those that every objective has alike, and the rest with their objectives."""
+    by_objective = {objective: build_training_schema(objective)["properties"] for objective in TRAINER_CONFIGS}
+    shared: dict[str, Schema] = {}
+    own: list[tuple[str, list[str], Schema]] = []
+    for name in find_properties("training"):
+        found: dict[str, list[str]] = {}
+        for objective, settings in by_objective.items():
+            if name in settings and name not in TrainingSettings.model_fields:
+                found.setdefault(json.dumps(settings[name]), []).append(objective)
+        for text, objectives in found.items():
+            if len(objectives) == len(TRAINER_CONFIGS):
+                shared[name] = json.loads(text)
+            else:
+                own.append((name, objectives, json.loads(text)))
+    return shared, own
+
+
+def _render_owned() -> Iterator[str]:
+    yield (
+        "## Fields of TRL that are decided elsewhere\n\nUnder `training` each of these is answered with what stands "
+        "here.\n\n| field | instead | |\n|---|---|---|"
+    )
+    for name, instead in OWNED_TRAINER_FIELDS.items():
+        yield f"| `{name}` | {_render_instead(instead)} |"
+    for objective, fields in OWNED_BY_OBJECTIVE.items():
+        for name, instead in fields.items():
+            yield f"| `{name}`, under {objective} | {_render_instead(instead)} |"
+    yield ""
+
+
+def _render_instead(instead: Instead) -> str:
+    return f"{f'`{instead.setting}`' if instead.setting else '–'} | {_escape(instead.hint)}"
 
 
 def _render_names() -> Iterator[str]:
@@ -174,7 +234,7 @@ def _describe(schema: Schema) -> str:
 def _describe_part(schema: Mapping[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return ", ".join(_to_yaml(choice) for choice in schema.get("enum", [schema.get("const")]))
-    if "path" in schema.get("properties", {}):
+    if "format" in schema.get("properties", {}):
         return "a source"
     if "properties" in schema:
         return "{" + ", ".join(schema["properties"]) + "}"

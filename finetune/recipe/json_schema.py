@@ -4,12 +4,15 @@ The reader checks a recipe against it, editors complete from it (`recipes/recipe
 the docs list it, so that the three cannot differ.
 """
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from finetune.recipe.catalogue import UNTRAINABLE_METHODS, read_catalogue
-from finetune.recipe.ownership import OWNED_ADAPTER_FIELDS, OWNED_TRAINER_FIELDS
-from finetune.recipe.schema import Recipe
+from finetune.recipe.catalogue import TRAINER_CONFIGS, UNTRAINABLE_METHODS, read_catalogue
+from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
+from finetune.recipe.ownership import OWNED_ADAPTER_FIELDS, find_owned_fields
+from finetune.recipe.schema import AdapterSettings, Recipe
+from finetune.recipe.trainer_choices import narrow
 
 __all__ = [
     "FULL",
@@ -17,6 +20,7 @@ __all__ = [
     "build_adapter_schema",
     "build_editor_schema",
     "build_schema",
+    "build_training_schema",
     "find_methods",
     "find_properties",
     "resolve",
@@ -24,27 +28,26 @@ __all__ = [
 
 Schema = dict[str, Any]
 
-LOSS_TYPES = ("nll", "chunked_nll", "dft")
 FULL = "full"  # the one value of adapter.method that is no PEFT method: all weights are trained
 
 
 @cache
 def build_schema() -> Schema:
-    """Build the schema that a recipe is checked against; `adapter` is checked by method, see `build_adapter_schema`."""
+    """Build the schema that a recipe is checked against, less what the libraries add to its two open sections.
+
+    `adapter` is checked by its method, see `build_adapter_schema`, `training` by the objective, see
+    `build_training_schema`.
+    """
     schema = Recipe.model_json_schema()
     training = schema["$defs"]["TrainingSettings"]
-    ours, fields = training["properties"], read_catalogue().trainer
-    ours["lr_scheduler_type"]["enum"] = fields["lr_scheduler_type"]["enum"]
-    further = {name: field for name, field in fields.items() if name not in ours and name not in OWNED_TRAINER_FIELDS}
-    further["loss_type"] = {"enum": [*LOSS_TYPES, None], "default": None}  # a text to TRL, which knows these three
-    training["properties"] = ours | further
+    training["properties"]["lr_scheduler_type"]["enum"] = read_catalogue().trainer["lr_scheduler_type"]["enum"]
     training["additionalProperties"] = False
     return schema
 
 
 @cache
 def build_adapter_schema(method: str) -> Schema:
-    """Build the schema of `adapter` for one method: `method` and the fields of its config.
+    """Build the schema of `adapter` for one method: our settings and the fields of its config.
 
     Args:
         method: one of `find_methods`.
@@ -52,8 +55,31 @@ def build_adapter_schema(method: str) -> Schema:
     section = build_schema()["$defs"]["AdapterSettings"]
     fields = {} if method == FULL else read_catalogue().methods[method]
     further = {name: field for name, field in fields.items() if name not in OWNED_ADAPTER_FIELDS}
-    method_schema = section["properties"]["method"] | {"enum": find_methods()}
-    return section | {"properties": {"method": method_schema} | further, "additionalProperties": False}
+    ours = {name: section["properties"][name] for name in AdapterSettings.model_fields}
+    ours["method"] = ours["method"] | {"enum": find_methods()}
+    return section | {"properties": ours | further, "additionalProperties": False}
+
+
+@cache
+def build_training_schema(objective: str) -> Schema:
+    """Build the schema of `training` for one objective: our settings and the fields of its trainer's config.
+
+    Args:
+        objective: one of `TRAINER_CONFIGS`.
+    """
+    section = build_schema()["$defs"]["TrainingSettings"]
+    config, owned = TRAINER_CONFIGS[objective], find_owned_fields(objective)
+    defaults = DEFAULTS_BY_OBJECTIVE.get(objective, {})
+    ours = {
+        name: schema | {"default": defaults.get(f"training.{name}", schema["default"])}
+        for name, schema in section["properties"].items()
+    }
+    further = {
+        name: narrow(config, name, schema)
+        for name, schema in read_catalogue().find_trainer_fields(objective).items()
+        if name not in ours and name not in owned
+    }
+    return section | {"properties": ours | further}
 
 
 def find_methods() -> list[str]:
@@ -63,13 +89,14 @@ def find_methods() -> list[str]:
 
 @cache
 def find_properties(section: str) -> dict[str, Schema]:
-    """The settings of a section by its path: "", "model", "data.train", …; of `adapter` those of every method."""
+    """The settings of a section by its path: "", "model", "data.train".
+
+    Of `adapter` those of every method, of `training` those of every objective; of a setting that differs the first.
+    """
     if section == "adapter":
-        return {
-            name: schema
-            for method in find_methods()
-            for name, schema in build_adapter_schema(method)["properties"].items()
-        }
+        return _join_properties(build_adapter_schema(method) for method in find_methods())
+    if section == "training":
+        return _join_properties(build_training_schema(objective) for objective in TRAINER_CONFIGS)
     schema: Schema = build_schema()
     for key in filter(None, section.split(".")):
         schema = _object_of(schema["properties"][key])
@@ -77,9 +104,18 @@ def find_properties(section: str) -> dict[str, Schema]:
     return properties
 
 
+def _join_properties(variants: Iterable[Schema]) -> dict[str, Schema]:
+    joined: dict[str, Schema] = {}
+    for variant in variants:
+        for name, schema in variant["properties"].items():
+            joined.setdefault(name, schema)
+    return joined
+
+
 def _object_of(schema: Schema) -> Schema:
-    """The widest group of settings that a value may be: a source, where it may also be a fraction or a list."""
+    """The widest group of settings that a value may be, or a list of: a source, where it may also be a fraction."""
     alternatives = [resolve(part) for part in resolve(schema).get("anyOf", [schema])]
+    alternatives += [resolve(part["items"]) for part in alternatives if "items" in part]
     groups = [part for part in alternatives if part.get("type") == "object" and "properties" in part]
     return max(groups, key=lambda group: len(group["properties"]))
 
@@ -93,26 +129,51 @@ def resolve(schema: Schema) -> Schema:
 
 
 def build_editor_schema() -> Schema:
-    """Build `recipe.schema.json`: as `build_schema`, with the fields of each adapter method behind a condition."""
+    """Build `recipe.schema.json`: as `build_schema`, with what a method or an objective adds behind conditions."""
     schema = build_schema()
     adapter = schema["$defs"]["AdapterSettings"]
     methods = [
         {
-            "if": _has_method(method),
+            "if": _has("method", method, default="lora"),
             "then": {"properties": build_adapter_schema(method)["properties"], "additionalProperties": False},
         }
         for method in find_methods()
     ]
     defaults = adapter["properties"]["method"] | {"enum": find_methods()}
     editor_adapter = adapter | {"properties": {"method": defaults}, "allOf": methods}
+    shared = _find_shared_training()
+    training = schema["$defs"]["TrainingSettings"] | {"properties": shared}
+    objectives = [
+        {
+            "if": _has("objective", objective, default="sft"),
+            "then": {"properties": {"training": {"properties": _find_own_training(objective)}}},
+        }
+        for objective in TRAINER_CONFIGS
+    ]
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         **schema,
-        "$defs": schema["$defs"] | {"AdapterSettings": editor_adapter},
+        "allOf": objectives,
+        "$defs": schema["$defs"] | {"AdapterSettings": editor_adapter, "TrainingSettings": training},
     }
 
 
-def _has_method(method: str) -> Schema:
-    """The condition that a method is chosen; the default one also by leaving `method` out."""
-    chosen: Schema = {"properties": {"method": {"const": method}}}
-    return chosen if method == "lora" else chosen | {"required": ["method"]}
+def _find_shared_training() -> dict[str, Schema | bool]:
+    """Every setting of `training`, with its schema where all objectives have it alike."""
+    variants = [build_training_schema(objective)["properties"] for objective in TRAINER_CONFIGS]
+    return {
+        name: schema if all(variant.get(name) == schema for variant in variants) else True
+        for name, schema in find_properties("training").items()
+    }
+
+
+def _find_own_training(objective: str) -> dict[str, Schema | bool]:
+    """What an objective adds to the settings that all share; False for one that it does not have."""
+    own = build_training_schema(objective)["properties"]
+    return {name: own.get(name, False) for name, schema in _find_shared_training().items() if schema is True}
+
+
+def _has(setting: str, choice: str, *, default: str) -> Schema:
+    """The condition that a setting is of this choice; the default one also by leaving it out."""
+    chosen: Schema = {"properties": {setting: {"const": choice}}}
+    return chosen if choice == default else chosen | {"required": [setting]}

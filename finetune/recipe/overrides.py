@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from finetune.errors import RecipeError
 from finetune.recipe.faults import Fault, quote
 from finetune.recipe.places import is_local
-from finetune.recipe.recipe_view import find_node
+from finetune.recipe.recipe_view import SOURCES, find_node
 from finetune.recipe.yaml_lines import Node, read_yaml
 
 __all__ = ["COMMAND_LINE", "apply_overrides", "drop_hub_settings"]
@@ -20,7 +20,6 @@ COMMAND_LINE = "command line"
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 # A source's settings that mean something on the Hub alone.
 _HUB_SETTINGS = ("revision", "split", "subset")
-_SOURCES = ("data.train", "data.eval", "evaluation.questions")
 
 
 def apply_overrides(tree: Node, overrides: Sequence[str]) -> list[Fault]:
@@ -77,7 +76,7 @@ def drop_hub_settings(tree: Node, overrides: Sequence[str]) -> list[str]:
     """
     overridden = {override.partition("=")[0] for override in overrides}
     notices = []
-    for source in _SOURCES:
+    for source in SOURCES:
         path = find_node(tree, f"{source}.path")
         group = find_node(tree, source)
         if f"{source}.path" not in overridden or path is None or not isinstance(path.value, str) or group is None:

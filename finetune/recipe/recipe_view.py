@@ -6,7 +6,10 @@ In goes the tree of a recipe; out come values by `section.key`, and faults at th
 from functools import cache
 from typing import Any
 
+from finetune.recipe.catalogue import TRAINER_CONFIGS
 from finetune.recipe.faults import Fault, to_line_number
+from finetune.recipe.json_schema import build_training_schema
+from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
 from finetune.recipe.schema import (
     AdapterSettings,
     DataSettings,
@@ -18,7 +21,10 @@ from finetune.recipe.schema import (
 )
 from finetune.recipe.yaml_lines import Node, to_plain
 
-__all__ = ["RecipeView", "find_node"]
+__all__ = ["SOURCES", "RecipeView", "find_node", "find_objective"]
+
+# Settings that hold one place rows come from, or may.
+SOURCES = ("data.train", "data.eval", "evaluation.questions", "evaluation.preferences")
 
 
 class RecipeView:
@@ -27,15 +33,21 @@ class RecipeView:
     def __init__(self, tree: Node, defaults_filled: bool) -> None:
         self._tree = tree
         self.defaults_filled = defaults_filled
+        self.objective = find_objective(tree) or "sft"
 
     def value(self, path: str) -> Any:
         """The value of `section.key`, the default where it is not typed; None where a library has the default."""
         node = find_node(self._tree, path)
-        return _defaults().get(path) if node is None else to_plain(node)
+        return _defaults(self.objective).get(path) if node is None else to_plain(node)
+
+    def training_value(self, name: str) -> Any:
+        """The value of a setting of `training` that the objective's config has, the library's default included."""
+        node = find_node(self._tree, f"training.{name}")
+        return build_training_schema(self.objective)["properties"][name]["default"] if node is None else to_plain(node)
 
     def is_typed(self, path: str) -> bool:
         """Whether somebody typed this setting; a default in a resolved recipe was filled in."""
-        is_default = self.defaults_filled and self.value(path) == _defaults().get(path)
+        is_default = self.defaults_filled and self.value(path) == _defaults(self.objective).get(path)
         return find_node(self._tree, path) is not None and not is_default
 
     def fault(self, path: str, what: str, *advice: str) -> Fault:
@@ -45,15 +57,26 @@ class RecipeView:
 
 
 def find_node(tree: Node, path: str) -> Node | None:
-    """The value at `section.key`, None where the recipe does not hold it."""
+    """The value at `section.key`, in a list `section.0.key`; None where the recipe does not hold it."""
     node: Node | None = tree
     for key in path.split("."):
-        node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
+        value = None if node is None else node.value
+        if isinstance(value, list):
+            node = value[int(key)] if key.isdecimal() and int(key) < len(value) else None
+        else:
+            node = value.get(key) if isinstance(value, dict) else None
     return node
 
 
+def find_objective(tree: Node) -> str | None:
+    """The recipe's objective, the default one where none is typed; None where there is no such objective."""
+    node = find_node(tree, "objective")
+    name = "sft" if node is None else node.value
+    return name if isinstance(name, str) and name in TRAINER_CONFIGS else None
+
+
 @cache
-def _defaults() -> dict[str, Any]:
+def _defaults(objective: str) -> dict[str, Any]:
     sections: dict[str, type[Section]] = {
         "model": ModelSettings,
         "adapter": AdapterSettings,
@@ -64,4 +87,4 @@ def _defaults() -> dict[str, Any]:
     defaults = {name: field.default for name, field in Recipe.model_fields.items() if name not in sections}
     for section, settings in sections.items():
         defaults |= {f"{section}.{name}": field.default for name, field in settings.model_fields.items()}
-    return defaults
+    return defaults | dict(DEFAULTS_BY_OBJECTIVE.get(objective, {}))

@@ -5,13 +5,15 @@
 that a typo is answered at once.
 
 Two sections are open at one end: `adapter` takes the fields of the chosen PEFT method's config,
-`training` those of the trainer's config, by the libraries' own names and checked against the
+`training` those of the objective's trainer config, by the libraries' own names and checked against the
 catalogue (`catalogue.json`), which is generated from the installed libraries.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from finetune.recipe.objective_defaults import fill_defaults
 
 __all__ = [
     "AdapterSettings",
@@ -20,6 +22,7 @@ __all__ = [
     "EvaluationSettings",
     "ModelSettings",
     "Recipe",
+    "RewardSettings",
     "SourceSettings",
     "TrainingSettings",
 ]
@@ -104,6 +107,13 @@ class AdapterSettings(Section):
         str,
         Field(description="A PEFT method by its name in lower case (lora, ia3, vera, …), or `full` for all weights."),
     ] = "lora"
+    init_from: Annotated[
+        Name | None,
+        Field(
+            description="A run's folder or an adapter's, here or on the Hub, whose adapter is trained on; it brings "
+            "its own settings. null: a fresh adapter."
+        ),
+    ] = None
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -118,7 +128,23 @@ class SourceSettings(Section):
         Name, Field(description="Hub name, a file (.json .jsonl .csv .parquet, also .gz) or a folder of such files.")
     ]
     format: Annotated[
-        Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"],
+        Literal[
+            "auto",
+            "messages",
+            "sharegpt",
+            "alpaca",
+            "prompt_completion",
+            "text",
+            "preference",
+            "openai_preference",
+            "sharegpt_preference",
+            "orca",
+            "dialogues",
+            "ranking",
+            "judged",
+            "judged_messages",
+            "prompt",
+        ],
         Field(description="Shape of a row. auto decides by the columns and says what it found."),
     ] = "auto"
     columns: Annotated[
@@ -170,11 +196,15 @@ class DataSettings(Section):
         Literal["drop", "truncate", "split", "error"] | None,
         Field(
             description="What happens to a row of more than `max_length` tokens; always counted. split: several "
-            "rows, for `objective: pretrain` alone. null: drop for sft, split for pretrain."
+            "rows, for `objective: pretrain` alone. null: split for pretrain, drop for the others."
         ),
     ] = None
     packing: Annotated[
-        bool, Field(description="Fill rows of `max_length` with several documents, kept apart by their positions.")
+        bool,
+        Field(
+            description="Fill rows of `max_length` with several documents, kept apart by their positions; for sft and "
+            "pretrain alone."
+        ),
     ] = True
     special_tokens_in_data: Annotated[
         Literal["escape", "error", "allow"],
@@ -196,6 +226,20 @@ class EvaluationSettings(Section):
         SourceSettings | None,
         Field(description="Rows whose last answer is the reference; scored before and after training."),
     ] = None
+    preferences: Annotated[
+        SourceSettings | None,
+        Field(
+            description="Held-out pairs: how often the chosen answer is the likelier one, before and after. null: "
+            "those of `data.eval` where the objective reads pairs."
+        ),
+    ] = None
+    answer_pattern: Annotated[
+        Name | None,
+        Field(
+            description="A Python regular expression: what its first group finds in an answer is scored, e.g. the last "
+            "word of a sentence; an answer without a match is scored whole. null: the whole answer."
+        ),
+    ] = None
     metric: Annotated[
         Literal["exact_match"],
         Field(description="exact_match: equal after trimming spaces, case and one final full stop."),
@@ -207,8 +251,29 @@ class EvaluationSettings(Section):
     ] = 3
 
 
+class RewardSettings(Section):
+    """One part of what reinforcement learning is rewarded with: a built-in function, or a trained reward model."""
+
+    function: Annotated[
+        Literal["exact_match", "regex", "json", "length", "reward_model"],
+        Field(
+            description="exact_match: equal to the row's own answer. regex: `pattern` is found. json: the answer is "
+            "valid JSON. length: between `min_tokens` and `max_tokens`. reward_model: the score of the model in `path`."
+        ),
+    ]
+    weight: Annotated[float, Field(description="What the function's value, 0 to 1 or a score, is multiplied by.")] = 1.0
+    pattern: Annotated[
+        Name | None, Field(description="For regex: a Python regular expression, searched for in the answer.")
+    ] = None
+    min_tokens: Annotated[int | None, Field(ge=0, description="For length: tokens of an answer at least.")] = None
+    max_tokens: Annotated[int | None, Field(ge=1, description="For length: tokens of an answer at most.")] = None
+    path: Annotated[
+        Name | None, Field(description="For reward_model: the folder of a run of `objective: reward`, or its adapter.")
+    ] = None
+
+
 class TrainingSettings(Section):
-    """The trainer. Beside these: any field of TRL's SFTConfig by its own name."""
+    """The trainer. Beside these: any field of the objective's config in TRL, by its own name."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
@@ -221,9 +286,12 @@ class TrainingSettings(Section):
     gradient_accumulation_steps: Annotated[
         int, Field(ge=1, description="Micro-batches whose gradients make one optimizer step.")
     ] = 4
-    learning_rate: Annotated[float, Field(gt=0, description="Peak learning rate; 1e-4 to 2e-4 is usual for LoRA.")] = (
-        2e-4
-    )
+    learning_rate: Annotated[
+        float,
+        Field(
+            gt=0, description="Peak learning rate; for sft with LoRA 1e-4 to 2e-4 is usual, for preferences far less."
+        ),
+    ] = 2e-4
     lr_scheduler_type: Annotated[
         str, Field(description="Transformers' name of the schedule: cosine, linear, constant, …")
     ] = "cosine"
@@ -274,8 +342,11 @@ class Recipe(Section):
         ),
     ]
     objective: Annotated[
-        Literal["sft", "pretrain"],
-        Field(description="sft: answers to prompts. pretrain: plain text, every token trained."),
+        Literal["sft", "pretrain", "dpo", "kto", "orpo", "reward", "rloo", "grpo"],
+        Field(
+            description="sft: answers to prompts. pretrain: plain text, every token trained. dpo, kto, orpo: answers "
+            "preferred over others. reward: a model that scores answers. rloo, grpo: reinforcement by `rewards`."
+        ),
     ] = "sft"
     seed: Annotated[
         int, Field(ge=0, lt=2**32, description="Seed of the split, the shuffling, the adapter's start and dropout.")
@@ -283,8 +354,16 @@ class Recipe(Section):
     model: Annotated[ModelSettings, Field(description="The base model.")]
     adapter: Annotated[AdapterSettings, Field(description="What is trained.")] = AdapterSettings()
     data: Annotated[DataSettings, Field(description="The rows.")]
+    rewards: Annotated[
+        list[RewardSettings], Field(description="What rloo and grpo are rewarded with; the parts are added up.")
+    ] = []
     evaluation: Annotated[EvaluationSettings, Field(description="Questions and samples.")] = EvaluationSettings()
     training: Annotated[TrainingSettings, Field(description="The trainer.")] = TrainingSettings()
     output_dir: Annotated[
         Name, Field(description="Folder that run folders are made in: a disk, a mounted drive, a volume.")
     ] = "outputs"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: Any) -> Any:
+        return fill_defaults(values) if isinstance(values, dict) else values

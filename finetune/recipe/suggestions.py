@@ -8,14 +8,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from finetune.recipe.json_schema import FULL, build_adapter_schema, find_methods, find_properties
+from finetune.recipe.catalogue import TRAINER_CONFIGS
+from finetune.recipe.json_schema import (
+    FULL,
+    build_adapter_schema,
+    build_training_schema,
+    find_methods,
+    find_properties,
+)
 from finetune.recipe.nearest import find_nearest
-from finetune.recipe.ownership import OTHER_TOOLS, OWNED_ADAPTER_FIELDS, OWNED_TRAINER_FIELDS, Instead
+from finetune.recipe.ownership import OTHER_TOOLS, OWNED_ADAPTER_FIELDS, Instead, find_owned_fields
 
 __all__ = ["Explanation", "explain_key", "list_names"]
 
 # Searched in this order for a setting that stands in the wrong place.
-_SECTIONS = ("", "model", "data", "training", "evaluation", "data.train", "adapter", "data.eval")
+_SECTIONS = ("", "model", "data", "training", "evaluation", "data.train", "adapter", "data.eval", "rewards")
 _MAX_LISTED_LENGTH = 100
 
 
@@ -27,22 +34,25 @@ class Explanation:
     settings: tuple[str, ...] = ()
 
 
-def explain_key(key: str, section: str, known: Sequence[str], method: str | None = None) -> Explanation:
+def explain_key(key: str, section: str, known: Sequence[str], chosen: str = "") -> Explanation:
     """Explain a key that its section does not have.
 
     Args:
         key: as typed.
         section: where it stands: "", "adapter", "data.train", …
         known: the section's own settings.
-        method: the adapter's method, for a key under `adapter`.
+        chosen: what decides which settings the section has: under `adapter` the method, under `training` the
+            objective.
     """
-    owned = {"adapter": OWNED_ADAPTER_FIELDS, "training": OWNED_TRAINER_FIELDS}.get(section, {})
+    owned = {"adapter": OWNED_ADAPTER_FIELDS, "training": find_owned_fields(chosen)}.get(section, {})
     if key in owned:
         return _explain_instead(owned[key])
     if section == "adapter" and (methods := _methods_with(key)):
         return Explanation(
-            (f"It is a setting of {list_names(methods)}; the method here is {method}.", _settings(known))
+            (f"It is a setting of {list_names(methods)}; the method here is {chosen}.", _settings(known))
         )
+    if section == "training" and (objectives := _objectives_with(key)):
+        return Explanation((f"It is a setting of {list_names(objectives)}; the objective here is {chosen}.",))
     name = key.lower().replace("-", "_")
     if name != key and name in known:
         return _explain_nearest([name], section, known)
@@ -117,3 +127,7 @@ def _methods_with(name: str) -> list[str]:
     return [
         method for method in find_methods() if method != FULL and name in build_adapter_schema(method)["properties"]
     ]
+
+
+def _objectives_with(name: str) -> list[str]:
+    return [objective for objective in TRAINER_CONFIGS if name in build_training_schema(objective)["properties"]]

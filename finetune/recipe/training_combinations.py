@@ -3,7 +3,7 @@
 The libraries refuse the same, but once the weights are loaded or at the first step.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune.recipe.faults import Fault, quote
@@ -11,7 +11,7 @@ from finetune.recipe.nearest import find_nearest
 from finetune.recipe.recipe_view import RecipeView
 from finetune.recipe.suggestions import list_names
 
-__all__ = ["SCHEDULES", "Schedule", "find_training_conflicts"]
+__all__ = ["SCHEDULES", "ReadWith", "Schedule", "find_training_conflicts", "find_unread_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,9 @@ def _check_schedule(settings: RecipeView) -> Iterator[Fault]:
 
 
 def _check_loss(settings: RecipeView) -> Iterator[Fault]:
+    """Check the loss of sft and pretrain; two modules of their own know those of preferences and reinforcement."""
+    if settings.objective not in ("sft", "pretrain"):
+        return
     loss, has_liger = settings.value("training.loss_type"), settings.value("training.use_liger_kernel") is True
     smoothing = settings.value("training.label_smoothing_factor")
     if smoothing not in (None, 0) and (loss != "nll" or has_liger):
@@ -125,3 +128,24 @@ def _check_loss(settings: RecipeView) -> Iterator[Fault]:
     if loss == "chunked_nll" and has_liger:
         what = "`loss_type: chunked_nll` and `use_liger_kernel` exclude each other: both compute the loss in chunks."
         yield settings.fault("training.loss_type", what, "Keep one of the two.")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadWith:
+    """A setting of `training` that is read while another one has certain values, and passed over otherwise."""
+
+    name: str
+    other: str
+    values: tuple[str | bool, ...]
+
+
+def find_unread_settings(settings: RecipeView, table: Sequence[ReadWith]) -> Iterator[Fault]:
+    """Find typed settings that would have no effect."""
+    for rule in table:
+        path = f"training.{rule.name}"
+        typed = settings.training_value(rule.other)
+        chosen = typed if isinstance(typed, list) else [typed]
+        if settings.is_typed(path) and not any(value in rule.values for value in chosen):
+            with_what = " or ".join("true" if value is True else str(value) for value in rule.values)
+            what = f"`{rule.name}` is read with `{rule.other}: {with_what}` alone."
+            yield settings.fault(path, what, f"Take the line out, or set training.{rule.other}.")

@@ -1,10 +1,10 @@
-"""Packed documents do not read each other; nothing but real tokens is counted or trained."""
+"""Packed documents do not read each other; nothing but real tokens is counted or trained; pairs lie as TRL has them."""
 
 import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from finetune.data.batches import IGNORE_INDEX, Collator, choose_layout
+from finetune.data.batches import IGNORE_INDEX, Collator, JudgedCollator, PairCollator, choose_layout
 
 DOCUMENTS = [[1, 5, 6, 7, 2], [1, 8, 9, 2], [1, 10, 11, 12, 13, 2], [1, 14, 2]]
 
@@ -94,3 +94,66 @@ def test_flash_attention_takes_flat_batches_and_others_follow_packing():
     assert choose_layout(packing=False, attention="flash_attention_2") == "flat"
     assert choose_layout(packing=True, attention="sdpa") == "packed"
     assert choose_layout(packing=False, attention="sdpa") == "padded"
+
+
+PAIRS = [
+    {
+        "chosen_ids": [1, 5, 6, 7, 2],
+        "chosen_labels": [IGNORE_INDEX, IGNORE_INDEX, 6, 7, 2],
+        "rejected_ids": [1, 5, 8, 2],
+        "rejected_labels": [IGNORE_INDEX, IGNORE_INDEX, 8, 2],
+    },
+    {
+        "chosen_ids": [1, 9, 2],
+        "chosen_labels": [IGNORE_INDEX, 9, 2],
+        "rejected_ids": [1, 10, 11, 2],
+        "rejected_labels": [IGNORE_INDEX, 10, 11, 2],
+    },
+]
+JUDGED = [
+    {
+        "input_ids": [1, 5, 6, 2],
+        "labels": [IGNORE_INDEX, IGNORE_INDEX, 6, 2],
+        "kl_input_ids": [1, 5, 8, 9, 2],
+        "kl_labels": [IGNORE_INDEX, IGNORE_INDEX, 8, 9, 2],
+        "desirable": True,
+    },
+    {
+        "input_ids": [1, 8, 9, 2],
+        "labels": [IGNORE_INDEX, 8, 9, 2],
+        "kl_input_ids": [1, 6, 2],
+        "kl_labels": [IGNORE_INDEX, 6, 2],
+        "desirable": False,
+    },
+]
+
+
+def test_chosen_answers_lie_above_the_rejected_ones_and_only_answers_are_marked():
+    batch = PairCollator(pad_token_id=31)(PAIRS)
+    assert batch["input_ids"].tolist() == [[1, 5, 6, 7, 2], [1, 9, 2, 31, 31], [1, 5, 8, 2, 31], [1, 10, 11, 2, 31]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]
+    assert batch["completion_mask"].tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 1, 1, 1, 0]]
+    assert batch["num_real_tokens"] == 16
+    assert all(batch[name].dtype == torch.int64 for name in ("input_ids", "attention_mask", "completion_mask"))
+    assert "ref_chosen_logps" not in batch
+
+
+def test_the_references_log_probabilities_come_along_where_rows_have_them():
+    rows = [row | {"ref_chosen_logps": -1.5 - n, "ref_rejected_logps": -3.0} for n, row in enumerate(PAIRS)]
+    batch = PairCollator(pad_token_id=0)(rows)
+    torch.testing.assert_close(batch["ref_chosen_logps"], torch.tensor([-1.5, -2.5]))
+    torch.testing.assert_close(batch["ref_rejected_logps"], torch.tensor([-3.0, -3.0]))
+    judged = JudgedCollator(pad_token_id=0)([row | {"ref_logps": -1.0, "ref_KL_logps": -2.0} for row in JUDGED])
+    torch.testing.assert_close(judged["ref_logps"], torch.tensor([-1.0, -1.0]))
+    torch.testing.assert_close(judged["ref_KL_logps"], torch.tensor([-2.0, -2.0]))
+
+
+def test_judged_answers_lie_beside_those_of_other_rows():
+    batch = JudgedCollator(pad_token_id=31)(JUDGED)
+    assert batch["input_ids"].tolist() == [[1, 5, 6, 2], [1, 8, 9, 2]]
+    assert batch["completion_mask"].tolist() == [[0, 0, 1, 1], [0, 1, 1, 1]]
+    assert batch["KL_input_ids"].tolist() == [[1, 5, 8, 9, 2], [1, 6, 2, 31, 31]]
+    assert batch["KL_attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch["KL_completion_mask"].tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]
+    assert batch["label"].tolist() == [True, False]
+    assert batch["num_real_tokens"] == 8

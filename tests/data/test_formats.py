@@ -5,7 +5,7 @@ import json
 import pytest
 
 from finetune.data.examples import Conversation, Document, Message, Origin
-from finetune.data.formats import FORMATS, check_mapping, find_format, from_json, to_example, to_json
+from finetune.data.formats import FORMATS, check_mapping, find_format, from_json, to_examples, to_json
 from finetune.errors import DataError, RecipeError
 
 HERE = Origin("rows.jsonl", 7)
@@ -14,7 +14,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 
 
 def convert(row: dict, format: str, **columns: str):
-    example = to_example(row, format, columns, HERE)
+    (example,) = to_examples(row, format, columns, HERE, FORMATS[format].kind)
     # Whatever a row becomes is the same after it lay on the disk.
     assert from_json(to_json(example), HERE) == example
     return example
@@ -160,7 +160,7 @@ def test_auto_looks_for_text_alone_where_documents_are_wanted():
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_row_without_its_columns_is_a_data_error_with_its_line(name):
     with pytest.raises(DataError, match=r"^rows.jsonl:7: no `"):
-        to_example({"other": "x"}, name, {}, HERE)
+        to_examples({"other": "x"}, name, {}, HERE, FORMATS[name].kind)
 
 
 def test_a_mapping_from_a_name_that_no_format_has_is_a_recipe_error_with_the_nearest():
@@ -172,6 +172,6 @@ def test_a_mapping_from_a_name_that_no_format_has_is_a_recipe_error_with_the_nea
 
 def test_a_message_has_place_reason_and_detail():
     with pytest.raises(DataError) as caught:
-        to_example({"messages": [{"role": "narrator"}]}, "messages", {}, HERE)
+        to_examples({"messages": [{"role": "narrator"}]}, "messages", {}, HERE, "conversation")
     expected = 'rows.jsonl:7: unknown role "narrator" (turn 1); known: system, developer, user, assistant, tool.'
     assert str(caught.value) == expected

@@ -13,6 +13,7 @@ from finetune.recipe.catalogue import (
     EMBEDDING_METHODS,
     PROMPT_METHODS,
     QUANTIZABLE_METHODS,
+    TRAINER_CONFIGS,
     UNTRAINABLE_METHODS,
     build_catalogue,
     read_catalogue,
@@ -20,9 +21,18 @@ from finetune.recipe.catalogue import (
     to_json_schema,
 )
 from finetune.recipe.documents import EDITOR_SCHEMA_PATH, MANUAL_PATH, render_editor_schema, render_manual
-from finetune.recipe.json_schema import LOSS_TYPES, find_methods, find_properties
-from finetune.recipe.ownership import OWNED_ADAPTER_FIELDS, OWNED_TRAINER_FIELDS
-from finetune.recipe.schema import TrainingSettings
+from finetune.recipe.json_schema import build_editor_schema, build_training_schema, find_methods
+from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
+from finetune.recipe.ownership import (
+    OWNED_ADAPTER_FIELDS,
+    OWNED_BY_OBJECTIVE,
+    OWNED_TRAINER_FIELDS,
+    find_owned_fields,
+)
+from finetune.recipe.preference_combinations import LOSSES_WITH_DIVERGENCES
+from finetune.recipe.row_kinds import FORMAT_KINDS, KIND_OF_OBJECTIVE, READ_FROM
+from finetune.recipe.schema import Recipe, SourceSettings, TrainingSettings
+from finetune.recipe.trainer_choices import CLOSED_LISTS
 from finetune.recipe.training_combinations import SCHEDULES
 
 
@@ -39,11 +49,66 @@ def test_what_is_made_from_the_schema_is_fresh(path: Path, rendered: Callable[[]
     assert path.read_text(encoding="utf-8") == rendered(), "python -m finetune.recipe.documents"
 
 
-def test_every_setting_of_the_trainer_is_ours_or_passed_on_or_pointed_elsewhere() -> None:
-    ours, fields = set(TrainingSettings.model_fields), set(read_catalogue().trainer)
+@pytest.mark.parametrize("objective", TRAINER_CONFIGS)
+def test_every_setting_of_a_trainer_is_ours_or_passed_on_or_pointed_elsewhere(objective: str) -> None:
+    ours, fields = set(TrainingSettings.model_fields), set(read_catalogue().find_trainer_fields(objective))
+    owned = set(find_owned_fields(objective))
     assert ours - fields == {"early_stopping_patience"}
-    assert set(find_properties("training")) == ours | (fields - set(OWNED_TRAINER_FIELDS))
+    assert set(build_training_schema(objective)["properties"]) == ours | (fields - owned)
+    assert set(OWNED_BY_OBJECTIVE.get(objective, ())) <= fields
+
+
+def test_every_field_that_we_decide_is_one_of_some_trainer() -> None:
+    fields = {name for objective in TRAINER_CONFIGS for name in read_catalogue().find_trainer_fields(objective)}
     assert set(OWNED_TRAINER_FIELDS) - fields == {"push_to_hub_token"}
+    assert set(DEFAULTS_BY_OBJECTIVE) <= set(TRAINER_CONFIGS)
+
+
+def test_every_objective_has_a_config_and_rows_that_it_reads() -> None:
+    objectives = set(Recipe.model_json_schema()["properties"]["objective"]["enum"])
+    assert set(TRAINER_CONFIGS) == set(KIND_OF_OBJECTIVE) == objectives
+    assert set(TRAINER_CONFIGS.values()) == set(read_catalogue().configs)
+
+
+def test_no_field_of_a_trainer_stands_in_the_catalogue_twice() -> None:
+    catalogue = read_catalogue()
+    for fields in catalogue.configs.values():
+        assert not set(fields) & set(catalogue.trainer)
+
+
+def test_the_formats_that_an_objective_reads_are_those_of_the_data() -> None:
+    from finetune.data.formats import FORMATS, KINDS
+
+    assert dict(FORMAT_KINDS) == {name: shape.kind for name, shape in FORMATS.items()}
+    assert {kind: set(kinds) for kind, kinds in READ_FROM.items()} == {
+        kind: set(facts.read_from) for kind, facts in KINDS.items()
+    }
+    choices = SourceSettings.model_json_schema()["properties"]["format"]["enum"]
+    assert set(choices) == {"auto", *FORMAT_KINDS}
+
+
+def test_the_editor_takes_and_refuses_settings_by_the_objective() -> None:
+    jsonschema = pytest.importorskip("jsonschema")  # comes with the extra `notebook`
+    validator = jsonschema.Draft7Validator(build_editor_schema())
+
+    def is_taken(objective: str, **training: object) -> bool:
+        recipe = {
+            "name": "small",
+            "objective": objective,
+            "model": {"model_name_or_path": "org/base"},
+            "data": {"train": {"path": "rows.jsonl"}},
+            "training": training,
+        }
+        return bool(validator.is_valid(recipe))
+
+    assert is_taken("sft", loss_type="nll", weight_decay=0.1)
+    assert is_taken("dpo", loss_type=["sigmoid", "sft"], beta=0.2, weight_decay=0.1)
+    assert is_taken("grpo", num_generations=4)
+    assert not is_taken("sft", beta=0.2)
+    assert not is_taken("dpo", loss_type="nll")
+    assert not is_taken("dpo", num_generations=4)
+    assert not is_taken("grpo", num_generations=1)
+    assert not is_taken("dpo", bta=0.2)
 
 
 def test_every_method_exists_and_its_bookkeeping_is_ours() -> None:
@@ -76,11 +141,40 @@ def test_the_schedules_take_and_need_what_transformers_says() -> None:
 def test_the_losses_are_those_that_trl_knows() -> None:
     from trl.trainer import sft_trainer
 
-    source = getsource(sft_trainer)
-    assert all(f'args.loss_type == "{name}"' in source for name in LOSS_TYPES)
+    source, losses = getsource(sft_trainer), set(CLOSED_LISTS["SFTConfig"]["loss_type"]) - {None}
+    assert all(f'args.loss_type == "{name}"' in source for name in losses)
     words = re.search(r"Supported values are ([^{}]*?)\.\"", source)
     assert words is not None
-    assert set(re.findall(r"'(\w+)'", words[1])) == set(LOSS_TYPES)
+    assert set(re.findall(r"'(\w+)'", words[1])) == losses
+
+
+def test_the_losses_and_divergences_of_preferences_are_those_that_trl_knows() -> None:
+    from trl.trainer import dpo_trainer
+
+    source = getsource(dpo_trainer)
+    assert find_compared(source, "loss_type") == set(CLOSED_LISTS["DPOConfig"]["loss_type"])
+    assert find_compared(source, "f_divergence_type") == set(CLOSED_LISTS["DPOConfig"]["f_divergence_type"])
+    words = re.search(r"f_divergence_loss_types = {(.*?)}", source)
+    assert words is not None
+    assert set(re.findall(r'"(\w+)"', words[1])) == set(LOSSES_WITH_DIVERGENCES)
+
+
+def test_the_choices_of_reinforcement_are_those_that_trl_knows() -> None:
+    from trl import GRPOConfig
+    from trl.trainer import grpo_trainer
+
+    source, told = getsource(grpo_trainer), getsource(GRPOConfig)
+    for field, choices in CLOSED_LISTS["GRPOConfig"].items():
+        assert find_compared(source, field) <= set(choices)
+        meaning = told.split(f"        {field} (`str`")[1]
+        assert all(f'"{choice}"' in meaning for choice in choices), field
+
+
+def find_compared(source: str, name: str) -> set[str]:
+    """Names that a trainer compares a field with."""
+    compared = re.findall(rf'\b{name} == "(\w+)"', source)
+    listed = re.findall(rf'\b{name} in \[((?:"\w+"(?:, )?)+)\]', source)
+    return {*compared, *(choice for choices in listed for choice in re.findall(r'"(\w+)"', choices))}
 
 
 @pytest.mark.parametrize(

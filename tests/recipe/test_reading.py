@@ -153,7 +153,7 @@ CONFLICTS = [
     (["objective=pretrain", "data.train.format=text", "data.train_on=answers"], "trains on every token of a text."),
     (["objective=pretrain", "data.train.format=text", "data.template=alpaca"], "which no template is put around."),
     (["objective=pretrain"], "`format: alpaca` holds conversations."),
-    (["data.train.format=text"], "`format: text` has no answers to train on"),
+    (["data.train.format=text"], "`objective: sft` reads conversations; `format: text` holds plain text."),
     (["data.too_long=split"], "would tear a conversation"),
     (["data.eval.path=x.json"], "either a fraction of the training rows or a source of its own, not both."),
 ]  # fmt: skip
@@ -340,7 +340,9 @@ def test_every_shipped_recipe_is_read_and_its_resolved_form_says_the_same(path: 
 def test_every_shipped_recipe_begins_with_its_command_hardware_and_sources(path: Path) -> None:
     head = [line for line in path.read_text().splitlines()[:20] if line.startswith("#")]
     assert head[0] == "# yaml-language-server: $schema=recipe.schema.json"
-    assert any(f"python -m finetune.sft recipes/{path.name}" in line for line in head)
+    objective = read_recipe(path).objective
+    verb = "sft" if objective == "pretrain" else objective
+    assert any(f"python -m finetune.{verb} recipes/{path.name}" in line for line in head)
     assert any(line.startswith("# Hardware: ") for line in head)
     assert any(line.startswith("# Numbers: ") for line in head)
 

@@ -1,0 +1,112 @@
+"""What the objective asks of the rows and of the evaluation: formats, which tokens are trained, what is answered."""
+
+import re
+from collections.abc import Iterator
+
+from finetune.recipe.faults import Fault
+from finetune.recipe.recipe_view import RecipeView
+from finetune.recipe.row_kinds import FORMAT_KINDS, HOLDS, KIND_OF_OBJECTIVE, READ_FROM, find_formats
+from finetune.recipe.suggestions import list_names
+
+__all__ = ["find_objective_conflicts", "find_pattern_faults"]
+
+# Why no token is chosen, or packed, by the recipe.
+_TRAINS = {
+    "dpo": "compares the last answers of a pair",
+    "kto": "judges the last answer of a row",
+    "orpo": "compares the last answers of a pair",
+    "reward": "scores the last answers of a pair",
+    "rloo": "trains the answers that it generates",
+    "grpo": "trains the answers that it generates",
+}
+
+
+def find_objective_conflicts(settings: RecipeView) -> Iterator[Fault]:
+    """Find settings of `data` and `evaluation` that the objective has no use for."""
+    for check in (_check_formats, _check_text, _check_whole_rows, _check_evaluation):
+        yield from check(settings)
+
+
+def _check_formats(settings: RecipeView) -> Iterator[Fault]:
+    objective = f"`objective: {settings.objective}`"
+    kind = KIND_OF_OBJECTIVE[settings.objective]
+    asked = [
+        ("data.train", objective, kind),
+        ("data.eval", objective, kind),
+        ("evaluation.questions", "`evaluation.questions`", "conversation"),
+        ("evaluation.preferences", "`evaluation.preferences`", "preference"),
+    ]
+    for section, reader, wanted in asked:
+        for path, name in _find_typed_formats(settings, section):
+            if FORMAT_KINDS.get(name, wanted) not in READ_FROM[wanted]:
+                what = f"{reader} reads {HOLDS[wanted]}; `format: {name}` holds {HOLDS[FORMAT_KINDS[name]]}."
+                yield settings.fault(path, what, f"Choose auto, {list_names(find_formats(wanted))}.")
+
+
+def _find_typed_formats(settings: RecipeView, section: str) -> Iterator[tuple[str, str]]:
+    value = settings.value(section)
+    sources = enumerate(value) if isinstance(value, list) else [(None, value)]
+    for number, source in sources:
+        if isinstance(source, dict) and isinstance(source.get("format"), str):
+            yield f"{section}.format" if number is None else f"{section}.{number}.format", source["format"]
+
+
+def _check_text(settings: RecipeView) -> Iterator[Fault]:
+    """Check that what belongs to conversations is not asked of plain text, nor the other way round."""
+    if settings.objective != "pretrain":
+        if settings.value("data.too_long") == "split":
+            what = "`too_long: split` would tear a conversation; it is for `objective: pretrain`."
+            yield settings.fault("data.too_long", what, "Choose drop, truncate or error.")
+        return
+    if settings.value("data.train_on") != "everything" and settings.is_typed("data.train_on"):
+        what = "`objective: pretrain` trains on every token of a text."
+        yield settings.fault("data.train_on", what, "Take the line out; for answers alone it is objective: sft.")
+    if settings.is_typed("data.template"):
+        what = "`objective: pretrain` reads plain text, which no template is put around."
+        yield settings.fault("data.template", what, "Take the line out; for conversations it is objective: sft.")
+
+
+def _check_whole_rows(settings: RecipeView) -> Iterator[Fault]:
+    """Check that rows which are compared or answered are neither packed nor trained whole."""
+    trains = _TRAINS.get(settings.objective)
+    if trains is None:
+        return
+    if settings.value("data.packing") is True:
+        what = f"`objective: {settings.objective}` {trains}, so rows cannot be packed together."
+        yield settings.fault("data.packing", what, "Take the line out.")
+    if settings.value("data.train_on") == "everything":
+        what = f"`objective: {settings.objective}` {trains}; `train_on: everything` would train the prompts."
+        yield settings.fault("data.train_on", what, "Take the line out.")
+
+
+def _check_evaluation(settings: RecipeView) -> Iterator[Fault]:
+    if settings.objective == "reward":
+        scores = "`objective: reward` trains a model that scores answers and gives none"
+        if settings.value("evaluation.questions") is not None:
+            what = f"{scores}, so `evaluation.questions` cannot be asked."
+            yield settings.fault("evaluation.questions", what, "Held-out pairs: data.eval, or evaluation.preferences.")
+        if settings.is_typed("evaluation.num_samples") and settings.value("evaluation.num_samples") != 0:
+            yield settings.fault("evaluation.num_samples", f"{scores}, so there are no samples.", "Take the line out.")
+    yield from find_pattern_faults(settings, "evaluation.answer_pattern", has_group=True)
+
+
+def find_pattern_faults(settings: RecipeView, path: str, *, has_group: bool = False) -> Iterator[Fault]:
+    """Find what is wrong with a regular expression.
+
+    Args:
+        settings: the recipe.
+        path: of the expression, `section.key`.
+        has_group: whether it has to say, in brackets, which part of what it finds is meant.
+    """
+    pattern, name = settings.value(path), re.sub(r"\.(\d+)", r"[\1]", path)
+    if not isinstance(pattern, str):
+        return
+    try:
+        num_groups = re.compile(pattern).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        what = f"`{name}` is no regular expression of Python's: {error}."
+        yield settings.fault(path, what, r"Signs such as ( [ * + ? . stand for themselves behind a backslash: \(")
+        return
+    if has_group and num_groups == 0:
+        what = f"`{name}` has no group, so it says not which part of an answer is scored."
+        yield settings.fault(path, what, r"Put brackets around that part, e.g. (\w+)\W*$ for the last word.")

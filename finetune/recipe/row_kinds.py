@@ -1,0 +1,55 @@
+"""Which rows an objective reads: the kind of example it wants, and the formats that give one.
+
+The formats themselves are in `data.formats`; a test holds the two together.
+"""
+
+from collections.abc import Mapping
+
+__all__ = ["FORMAT_KINDS", "HOLDS", "KIND_OF_OBJECTIVE", "READ_FROM", "find_formats"]
+
+KIND_OF_OBJECTIVE: Mapping[str, str] = {
+    "sft": "conversation",
+    "pretrain": "document",
+    "dpo": "preference",
+    "kto": "judged",
+    "orpo": "preference",
+    "reward": "preference",
+    "rloo": "prompt",
+    "grpo": "prompt",
+}
+# From pairs come judged answers too, and from conversations prompts.
+READ_FROM: Mapping[str, tuple[str, ...]] = {
+    "conversation": ("conversation",),
+    "document": ("document",),
+    "preference": ("preference",),
+    "judged": ("judged", "preference"),
+    "prompt": ("conversation", "prompt"),
+}
+FORMAT_KINDS: Mapping[str, str] = {
+    "messages": "conversation",
+    "sharegpt": "conversation",
+    "alpaca": "conversation",
+    "prompt_completion": "conversation",
+    "text": "document",
+    "preference": "preference",
+    "openai_preference": "preference",
+    "sharegpt_preference": "preference",
+    "orca": "preference",
+    "dialogues": "preference",
+    "ranking": "preference",
+    "judged": "judged",
+    "judged_messages": "judged",
+    "prompt": "prompt",
+}
+HOLDS: Mapping[str, str] = {
+    "conversation": "conversations",
+    "document": "plain text",
+    "preference": "pairs of answers",
+    "judged": "judged answers",
+    "prompt": "prompts",
+}
+
+
+def find_formats(kind: str) -> list[str]:
+    """Find the formats that give a kind of example."""
+    return [name for source in READ_FROM[kind] for name, given in FORMAT_KINDS.items() if given == source]
