@@ -39,9 +39,9 @@ class Run:
     process_seconds: float
 
 
-def run_recipe(recipe: str, name: str, output_dir: Path, overrides: Sequence[str] = ()) -> Run:
-    """Train a recipe through the verb, its output shown; the process's failure is ours."""
-    command = [sys.executable, "-m", "finetune.sft", recipe, f"name={name}", f"output_dir={output_dir}", *overrides]
+def run_recipe(recipe: str, name: str, output_dir: Path, overrides: Sequence[str] = (), *, verb: str = "sft") -> Run:
+    """Train a recipe through its verb, its output shown; the process's failure is ours."""
+    command = [sys.executable, "-m", f"finetune.{verb}", recipe, f"name={name}", f"output_dir={output_dir}", *overrides]
     print(f"\n--- {' '.join(['python', *command[1:4], *overrides])}\n", flush=True)
     start = time.monotonic()
     subprocess.run(command, check=True, cwd=ROOT)

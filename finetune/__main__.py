@@ -15,7 +15,7 @@ from finetune.recipe.nearest import find_nearest
 
 __all__ = ["VERBS", "find_summaries", "main"]
 
-VERBS = ("sft", "chat", "export")  # in the order of a run
+VERBS = ("sft", "dpo", "kto", "orpo", "reward", "rloo", "grpo", "chat", "export")  # in the order of a run
 
 _HELP = ("-h", "--help")
 

@@ -28,8 +28,8 @@ __all__ = ["run_verb", "training_verb"]
 MAX_MESSAGE_LINES = 15
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
-# The verb that serves an objective: a recipe handed to another one is answered with its name.
-_VERB_OF_OBJECTIVE = {"sft": "sft", "pretrain": "sft"}
+# Objectives that a verb of another name serves: a recipe handed to the wrong verb is answered with the right one.
+_VERB_OF_OBJECTIVE = {"pretrain": "sft"}
 
 
 def run_verb(main: Callable[..., object], arguments: Sequence[str] | None = None, epilog: str = "") -> NoReturn:
@@ -134,7 +134,7 @@ def _train(
     reading = read_recipe_with_notices(path, overrides)
     objective = reading.recipe.objective
     if objective not in objectives:
-        served_by = f"python -m finetune.{_VERB_OF_OBJECTIVE[objective]} {path}"
+        served_by = f"python -m finetune.{_VERB_OF_OBJECTIVE.get(objective, objective)} {path}"
         raise RecipeError(f"{path}: `objective: {objective}` is not what {verb} trains.\n  Type: {served_by}")
     if resume and overwrite:
         raise RecipeError(
@@ -166,10 +166,11 @@ def _describe_recipe(verb: str) -> str:
     lines = [*_wrap("recipe", top)]
     for section, settings in sections.items():
         lines += _wrap(section, list(settings.model_fields))
+    example = "quickstart" if verb == "sft" else f"quickstart_{verb}"
     return "\n".join(
         [
             "Example:",
-            f"  python -m finetune.{verb} recipes/quickstart.yaml training.learning_rate=1e-4 name=slower",
+            f"  python -m finetune.{verb} recipes/{example}.yaml training.learning_rate=1e-4 name=slower",
             "",
             "Settings; `adapter` also takes its method's own, `training` TRL's. docs/recipe.md tells each:",
             *lines,

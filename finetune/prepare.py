@@ -12,9 +12,9 @@ from typing import Any
 
 import datasets
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
-from trl import SFTConfig
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from finetune.data.preference_tokens import build_pair_rows
 from finetune.data.rendering import Renderer
 from finetune.data.sources import load_examples, split_examples
 from finetune.data.templates import load_template
@@ -23,6 +23,7 @@ from finetune.model.devices import choose_compute_dtype, choose_device
 from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Question, build_questions, build_samples
+from finetune.objectives.arguments import RunArguments
 from finetune.recipe.schema import EvalFraction, Recipe
 from finetune.run.progress import shows_bars
 
@@ -31,11 +32,10 @@ __all__ = ["Prepared", "build_arguments", "build_renderer", "prepare"]
 log = logging.getLogger("finetune.prepare")
 
 
-def build_arguments(recipe: Recipe) -> SFTConfig:
+def build_arguments(recipe: Recipe) -> TrainingArguments:
     """Build the trainer's own config, so that a setting it refuses is known before any row is read."""
     device = choose_device(recipe.model.device)
-    return OBJECTIVES[recipe.objective].build_arguments(
-        recipe.training,
+    run = RunArguments(
         name=recipe.name,
         device=device,
         compute_dtype=choose_compute_dtype(recipe.model.compute_dtype, device),
@@ -43,6 +43,7 @@ def build_arguments(recipe: Recipe) -> SFTConfig:
         seed=recipe.seed,
         checkpoints_dir=Path(recipe.output_dir) / recipe.name / "checkpoints",
     )
+    return OBJECTIVES[recipe.objective].build_arguments(recipe.training, run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Prepared:
     Attributes:
         questions: scored before and after the run.
         samples: answered at every evaluation, for people to read.
+        pairs: held-out pairs, told apart before and after the run.
         report: what `data_report.json` says.
     """
 
@@ -61,6 +63,7 @@ class Prepared:
     held_out: TokenRows | None
     questions: list[Question]
     samples: list[Question]
+    pairs: TokenRows | None
     report: dict[str, Any]
 
 
@@ -73,6 +76,9 @@ def prepare(recipe: Recipe) -> Prepared:
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe.model)
         renderer = build_renderer(recipe, tokenizer)
+        # How long the answers may be that a prompt is to leave room for is a setting of the trainer.
+        read_further = {"training": recipe.training} if objective.reads == "prompt" else {}
+        build_rows = partial(objective.build_rows, renderer=renderer, data=data, **read_further)
         load = partial(load_examples, seed=recipe.seed, on_bad_rows=data.on_bad_rows)
         train_examples = load(data.train, kind=objective.reads)
         held_out_examples = None
@@ -80,21 +86,28 @@ def prepare(recipe: Recipe) -> Prepared:
             train_examples, held_out_examples = split_examples(train_examples, data.eval.fraction, recipe.seed)
         elif data.eval is not None:
             held_out_examples = load(data.eval, kind=objective.reads, setting="data.eval")
-        train = objective.build_rows(train_examples, renderer, data)
-        held_out = objective.build_rows(held_out_examples, renderer, data) if held_out_examples else None
+        train = build_rows(train_examples)
+        held_out = build_rows(held_out_examples) if held_out_examples else None
 
         questions, asked_report = [], None
         if evaluation.questions is not None:
             asked = load(evaluation.questions, kind="conversation", setting="evaluation.questions")
             questions, asked_report = build_questions(asked, renderer), asked.report
         samples = questions[: evaluation.num_samples]
-        if not samples and held_out_examples and objective.reads == "conversation":
-            samples = build_samples(held_out_examples, renderer, evaluation.num_samples)
+        if not samples and held_out_examples and objective.reads != "document" and objective.head == "words":
+            samples = build_samples(held_out_examples, renderer, evaluation.num_samples, objective.reads)
+
+        pairs = held_out if objective.reads == "preference" else None
+        if evaluation.preferences is not None:
+            compared = load(evaluation.preferences, kind="preference", setting="evaluation.preferences")
+            pairs = build_pair_rows(compared, renderer, max_length=data.max_length, too_long=data.too_long or "drop")
     for what, rows in (("training", train), ("evaluation", held_out)):
         if rows is not None:
             _say_rows(what, rows)
     report = {"train": train.report, "eval": held_out.report if held_out else None, "questions": asked_report}
-    return Prepared(tokenizer, renderer, train, held_out, questions, samples, report)
+    if evaluation.preferences is not None and pairs is not None:
+        report["preferences"] = pairs.report
+    return Prepared(tokenizer, renderer, train, held_out, questions, samples, pairs, report)
 
 
 def build_renderer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Renderer:

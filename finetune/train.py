@@ -6,24 +6,30 @@ explain the run. Every part gets its own section of the recipe; only this file h
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
-from transformers import GenerationConfig
-from trl import SFTConfig
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, TrainingArguments
 
 from finetune.errors import FinetuneError
+from finetune.measuring import Gauge, Measured, from_figures, to_figures, to_summary, to_words
 from finetune.model.adapters import adapter_bytes, attach_adapter, check_adapter, count_parameters
 from finetune.model.base import BaseModel, check_base, check_vocabulary, load_base
+from finetune.model.continuing import add_reference, attach_trained_adapter, find_trained_adapter
 from finetune.model.devices import check_trainer_fields, choose_device
+from finetune.model.identity import hash_adapter
+from finetune.model.scoring import load_scorer
 from finetune.objectives import OBJECTIVES
-from finetune.objectives.answers import Answered, Answerer, SampleAnswers, mean_score
+from finetune.objectives.answers import Answered, Answerer, SampleAnswers
+from finetune.objectives.rewards import build_rewards
 from finetune.objectives.trainer import StepMixin
 from finetune.prepare import Prepared, build_arguments, prepare
 from finetune.recipe.reading import to_resolved
 from finetune.recipe.schema import Recipe
+from finetune.reference import fill_reference
 from finetune.run.card import build_card
 from finetune.run.checkpoints import CommitRecord, find_checkpoint_named, find_newest_checkpoint
 from finetune.run.environment import name_device, read_environment
@@ -77,12 +83,13 @@ def train(
             return folder.path
         with folder, Interrupts(folder) as interrupts:
             prepared = prepare(recipe)
-            base = load_base(recipe.model, max_length=recipe.data.max_length, seed=recipe.seed)
+            head = OBJECTIVES[recipe.objective].head
+            base = load_base(recipe.model, max_length=recipe.data.max_length, seed=recipe.seed, head=head)
             check_vocabulary(base.model, prepared.tokenizer)
-            identity = build_identity(base, prepared)
+            identity = build_identity(recipe, base, prepared)
             if resume:
                 refuse_other_identity(folder, identity)
-            model = attach_adapter(base, recipe.adapter, recipe.seed)
+            model = attach(recipe, base, arguments)
             answerer = Answerer(model, prepared.tokenizer, prepared.renderer.stop_ids, recipe.evaluation)
             checkpoint = find_checkpoint(folder) if resume else None
             resumed_step = None if checkpoint is None else find_step(checkpoint)
@@ -101,21 +108,24 @@ def train(
                     SampleAnswers(answerer, prepared.samples, partial(_write_samples, folder)),
                     interrupts,  # behind the others, so that it sees what came while they worked
                 ],
+                **load_rewards(recipe, prepared),
             )
 
             # From here on the run exists: all that a recipe or its rows can get wrong is behind us.
             folder.start()
             log_file.open(folder.log_path)
             write_records(folder, recipe, recipe_text, prepared, identity, resumed_step)
-            before = measure_start(folder, trainer, answerer, prepared) if checkpoint is None else read_start(folder)
+            fill_reference(recipe, base, prepared, trainer)
+            gauge = Gauge(trainer, answerer, prepared, recipe.training.per_device_eval_batch_size)
+            before = measure_start(folder, recipe, gauge) if checkpoint is None else read_start(folder)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             interrupts.raise_if_received()
 
             best_step = put_best_back(folder, trainer)
-            after = measure(trainer, answerer, prepared)
+            after = gauge.measure()
             _write_samples(folder, best_step or trainer.state.global_step, after.samples)
             result = save_result(folder, recipe, base, trainer, prepared, before, after)
-            summary = build_summary(folder, base, trainer, before, after, best_step, len(prepared.questions), result)
+            summary = build_summary(folder, base, trainer, prepared, before, after, best_step, result)
             folder.write_json(folder.summary_path, summary.to_json())
             folder.write_status("done")
             if folder.writes:
@@ -128,11 +138,15 @@ def train(
 # ---- where to begin
 
 
-def check_settings(recipe: Recipe) -> SFTConfig:
+def check_settings(recipe: Recipe) -> TrainingArguments:
     """Check what needs neither rows nor weights; gives the trainer's own config."""
     check_trackers(recipe.training.report_to)
-    check_base(recipe.model, max_length=recipe.data.max_length)
-    check_adapter(recipe.adapter)
+    head = OBJECTIVES[recipe.objective].head
+    check_base(recipe.model, max_length=recipe.data.max_length, head=head)
+    if recipe.adapter.init_from is None:
+        check_adapter(recipe.adapter, head=head)
+    else:
+        find_trained_adapter(recipe.adapter.init_from, recipe.model, recipe.seed)
     check_trainer_fields(recipe.training.fields, choose_device(recipe.model.device))
     return build_arguments(recipe)
 
@@ -149,9 +163,39 @@ def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
     return folder
 
 
-def build_identity(base: BaseModel, prepared: Prepared) -> dict[str, object]:
-    """Build what the recipe does not show and a resumed run must share: base, rows, processes."""
-    return {"base_commit": base.commit, "data": prepared.train.fingerprint, "num_processes": count_processes()}
+def build_identity(recipe: Recipe, base: BaseModel, prepared: Prepared) -> dict[str, object]:
+    """Build what the recipe does not show and a resumed run must share: base, trained adapter, rows, processes."""
+    identity: dict[str, object] = {
+        "base_commit": base.commit, "data": prepared.train.fingerprint, "num_processes": count_processes()
+    }  # fmt: skip
+    if recipe.adapter.init_from is not None:
+        identity["init_from"] = hash_adapter(find_trained_adapter(recipe.adapter.init_from, recipe.model, recipe.seed))
+    return identity
+
+
+def attach(recipe: Recipe, base: BaseModel, arguments: TrainingArguments) -> PreTrainedModel | PeftModel:
+    """Attach a fresh adapter, or one trained before, with a frozen copy beside it where every step reads the start."""
+    adapter = recipe.adapter
+    if adapter.init_from is None:
+        return attach_adapter(base, adapter, recipe.seed)
+    folder = find_trained_adapter(adapter.init_from, recipe.model, recipe.seed)
+    model = attach_trained_adapter(base, folder, recipe.seed)
+    if OBJECTIVES[recipe.objective].reads_start(arguments):
+        add_reference(model, folder)
+    return model
+
+
+def load_rewards(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """Load what answers are rewarded with, and what ends one, for the trainers that sample them."""
+    if not recipe.rewards:
+        return {}
+    size = recipe.training.per_device_train_batch_size
+    scorers = {
+        part.path: partial(load_scorer(part.path, device=recipe.model.device).score, batch_size=size)
+        for part in recipe.rewards
+        if part.path is not None
+    }
+    return {"rewards": build_rewards(recipe.rewards, scorers), "stop_ids": prepared.renderer.stop_ids}
 
 
 def find_checkpoint(folder: RunFolder) -> Path | None:
@@ -189,36 +233,17 @@ def write_records(
 # ---- before and after
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """How good the model was at one moment; None and empty where the recipe did not ask."""
-
-    eval_loss: float | None
-    exact_match: float | None
-    samples: Sequence[Answered]
-
-
-def measure(trainer: StepMixin, answerer: Answerer, prepared: Prepared) -> Measured:
-    """Measure the held-out loss and answer the questions with the weights as they are."""
-    eval_loss = trainer.measure_held_out() if prepared.held_out is not None else None
-    answered = answerer.answer(prepared.questions)
-    samples = answered[: len(prepared.samples)] if answered else answerer.answer(prepared.samples)
-    return Measured(eval_loss, mean_score(answered) if answered else None, samples)
-
-
-def measure_start(folder: RunFolder, trainer: StepMixin, answerer: Answerer, prepared: Prepared) -> Measured:
-    """Measure the base, and log it as step 0: from there `read_start` has it when the run is resumed."""
-    measured = measure(trainer, answerer, prepared)
-    figures = {"eval_loss": measured.eval_loss, "exact_match": measured.exact_match}
-    trainer.log({name: figure for name, figure in figures.items() if figure is not None})
+def measure_start(folder: RunFolder, recipe: Recipe, gauge: Gauge) -> Measured:
+    """Measure the start, and log it as step 0: from there `read_start` has it when the run is resumed."""
+    measured = gauge.measure(with_base=recipe.adapter.init_from is not None)
+    gauge.trainer.log(to_figures(measured))
     _write_samples(folder, 0, measured.samples)
     return measured
 
 
 def read_start(folder: RunFolder) -> Measured:
     """Read what was measured before the first step, in the process that began this run."""
-    first = next(iter(read_metrics(folder.metrics_path)), {})
-    return Measured(first.get("eval_loss"), first.get("exact_match"), [])
+    return from_figures(next(iter(read_metrics(folder.metrics_path)), {}))
 
 
 # ---- what is left behind
@@ -250,11 +275,12 @@ def save_result(
     with folder.write_dir(target) as part:
         trainer.save_weights(part, dtype=base.stored_dtype)
         prepared.tokenizer.save_pretrained(part)
-        GenerationConfig(
-            bos_token_id=prepared.tokenizer.bos_token_id,
-            eos_token_id=prepared.renderer.stop_ids,
-            pad_token_id=prepared.tokenizer.pad_token_id,
-        ).save_pretrained(part)
+        if base.head == "words":
+            GenerationConfig(
+                bos_token_id=prepared.tokenizer.bos_token_id,
+                eos_token_id=prepared.renderer.stop_ids,
+                pad_token_id=prepared.tokenizer.pad_token_id,
+            ).save_pretrained(part)
         sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
         card = build_card(
             name=recipe.name,
@@ -262,18 +288,14 @@ def save_result(
             quantization=recipe.model.quantization,
             method=recipe.adapter.method,
             fields=recipe.adapter.fields,
+            init_from=recipe.adapter.init_from,
+            is_reward_model=base.head == "score",
             data_paths=[source.path for source in sources],
             template=prepared.renderer.template.name,
             max_length=recipe.data.max_length,
             seed=recipe.seed,
             commit=base.commit,
-            results={
-                "steps": trainer.state.global_step,
-                "held-out loss of the base": before.eval_loss,
-                "held-out loss": after.eval_loss,
-                "exact match of the base": before.exact_match,
-                "exact match": after.exact_match,
-            },
+            results={"steps": trainer.state.global_step, **to_words(before, after)},
             rows=len(prepared.train.dataset),
             fingerprint=prepared.train.fingerprint,
         )
@@ -285,10 +307,10 @@ def build_summary(
     folder: RunFolder,
     base: BaseModel,
     trainer: StepMixin,
+    prepared: Prepared,
     before: Measured,
     after: Measured,
     best_step: int | None,
-    num_questions: int,
     result: Path,
 ) -> Summary:
     """Put a run's figures together, those before an interruption included."""
@@ -298,12 +320,10 @@ def build_summary(
         steps=trainer.state.global_step,
         resumed_from=folder.resumed_from,
         train_loss=totals.train_loss,
-        eval_loss_before=before.eval_loss,
-        eval_loss=after.eval_loss,
         best_step=best_step,
-        exact_match_before=before.exact_match,
-        exact_match=after.exact_match,
-        questions=num_questions or None,
+        questions=len(prepared.questions) or None,
+        pairs=None if prepared.pairs is None else len(prepared.pairs.dataset),
+        **to_summary(before, after),
         trainable_parameters=parameters.trainable,
         total_parameters=parameters.total,
         adapter_bytes=adapter_bytes(result) if folder.writes else 0,

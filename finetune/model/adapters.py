@@ -23,10 +23,13 @@ from transformers.pytorch_utils import Conv1D
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapter_starts import apply_start, choose_start
 from finetune.model.base import BaseModel
+from finetune.model.heads import Head, ScoreHead
+from finetune.recipe.catalogue import PROMPT_METHODS
 from finetune.recipe.schema import AdapterSettings
 
 __all__ = [
     "OWN_TARGETS",
+    "REFERENCE",
     "ParameterCount",
     "RankAllocation",
     "adapter_bytes",
@@ -36,9 +39,16 @@ __all__ = [
     "count_parameters",
 ]
 
+# The name under which TRL's trainers look for a frozen copy of the adapter that training started from.
+REFERENCE = "ref"
+
 # Methods that choose their modules by a rule of their own, or sit on something else than linear layers. The others
 # take `all-linear` where the recipe names none.
 OWN_TARGETS = frozenset({"adaption_prompt", "ia3", "ln_tuning", "shadow", "trainable_tokens"})
+
+_TASK_TYPES = {"words": TaskType.CAUSAL_LM, "score": TaskType.SEQ_CLS}
+# Methods whose PEFT config has no `modules_to_save`, where a score would be trained and then left behind.
+_SAVE_NO_HEAD = frozenset({"adaption_prompt", "trainable_tokens", "xlora"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +59,24 @@ class ParameterCount:
     total: int
 
 
-def check_adapter(adapter: AdapterSettings) -> None:
+def check_adapter(adapter: AdapterSettings, *, head: Head = "words") -> None:
     """Check the adapter's values against PEFT's own rules, before a weight is loaded.
 
+    Args:
+        adapter: the recipe's section.
+        head: what the base ends with.
+
     Raises:
-        RecipeError: PEFT refuses a value, or asks for one that is not there (`total_step` of AdaLoRA).
+        RecipeError: PEFT refuses a value, or asks for one that is not there (`total_step` of AdaLoRA), or the method
+            does not go with a score.
         PlaceError: the method needs a package that is not installed.
     """
     if adapter.method != "full":
-        _choose_config(adapter)
+        _choose_config(adapter, head)
 
 
 def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreTrainedModel | PeftModel:
-    """Attach the adapter and leave exactly it trainable.
+    """Attach the adapter and leave exactly it trainable; the score of a reward model is trained and saved with it.
 
     With `full` every weight is trained, held in float32: a 16-bit weight is too coarse for the small
     steps of fine-tuning, and float16's gradient scaler refuses one.
@@ -78,7 +93,7 @@ def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreT
     set_seed(seed)
     if adapter.method == "full":
         return base.model.float().requires_grad_(True)
-    config, start = _choose_config(adapter)
+    config, start = _choose_config(adapter, base.head)
     _name_targets(base.model, config)
     # Whoever opens the adapter gets the base it was trained on.
     config.revision = config.revision or base.commit
@@ -126,15 +141,30 @@ class RankAllocation(TrainerCallback):
             model.base_model.update_and_allocate(state.global_step)
 
 
-def _choose_config(adapter: AdapterSettings) -> tuple[PeftConfig, str | None]:
+def _choose_config(adapter: AdapterSettings, head: Head) -> tuple[PeftConfig, str | None]:
     """Choose PEFT's config, and the start of LoRA's matrices that is made here in place of PEFT's."""
+    if head == "score":
+        _check_goes_with_score(adapter.method)
     fields, start = adapter.fields, None
     if adapter.method == "lora":
         fields, start = choose_start(fields)
-    return _build_config(adapter.method, fields), start
+    return _build_config(adapter.method, fields, head), start
 
 
-def _build_config(method: str, fields: dict[str, Any]) -> PeftConfig:
+def _check_goes_with_score(method: str) -> None:
+    reason = None
+    if method in PROMPT_METHODS:
+        reason = "behind its learned vectors the last token of a row is no longer found"
+    elif method in _SAVE_NO_HEAD:
+        reason = "PEFT saves no score beside it"
+    if reason is not None:
+        raise RecipeError(
+            f"`adapter.method: {method}` does not go with a reward model: {reason}.\n"
+            "  The usual one: adapter.method=lora"
+        )
+
+
+def _build_config(method: str, fields: dict[str, Any], head: Head) -> PeftConfig:
     """Build PEFT's config of a method from the recipe's fields.
 
     Raises:
@@ -145,8 +175,11 @@ def _build_config(method: str, fields: dict[str, Any]) -> PeftConfig:
     names = {field.name for field in dataclasses.fields(config_class)}
     if "target_modules" in names and method not in OWN_TARGETS and fields.get("target_modules") is None:
         fields = fields | {"target_modules": "all-linear"}
+    if fields.get("modules_to_save") is not None:
+        # PEFT adds the score to the very list it was given, which is the recipe's.
+        fields = fields | {"modules_to_save": list(fields["modules_to_save"])}
     with _translating(method):
-        return config_class(**fields | {"task_type": TaskType.CAUSAL_LM})
+        return config_class(**fields | {"task_type": _TASK_TYPES[head]})
 
 
 def _name_targets(model: PreTrainedModel, config: PeftConfig) -> None:
@@ -184,7 +217,7 @@ def _find_linear_names(model: PreTrainedModel) -> list[str]:
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head
+            if isinstance(module, nn.Linear | Conv1D) and module is not head and not isinstance(module, ScoreHead)
         }
     )
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,10 +23,12 @@ from finetune.errors import PlaceError, RecipeError
 from finetune.model.access import check_folder, check_reachable, check_weights, reaching
 from finetune.model.attention import check_attention, choose_attention
 from finetune.model.devices import choose_compute_dtype, choose_device
+from finetune.model.heads import SCORE_HEAD, SCORE_WEIGHT, Head, check_score_head, put_score_head
 from finetune.model.quantization import (
     agree_on_quantization,
     build_bnb_config,
     close_cpu_gradient_trap,
+    leave_unquantized,
     set_saved_compute_dtype,
 )
 from finetune.model.random_weights import build_config, build_random_model
@@ -60,6 +64,7 @@ class BaseModel:
         commit: of the Hub's repository; None for a folder.
         stored_dtype: of the base's files, in which a whole trained model is saved again; bfloat16 where
             there are no files and the config names none.
+        head: the words it goes on with, or the score of a reward model.
     """
 
     model: PreTrainedModel
@@ -69,39 +74,53 @@ class BaseModel:
     attention: str
     commit: str | None
     stored_dtype: torch.dtype
+    head: Head = "words"
 
 
-def check_base(settings: ModelSettings, *, max_length: int | None = None) -> None:
+def check_base(settings: ModelSettings, *, max_length: int | None = None, head: Head = "words") -> None:
     """Check all that can be known before a weight is fetched.
 
     Args:
         settings: the recipe's `model` section.
         max_length: tokens of a training row, held against the model's positions.
+        head: what it is to end with.
 
     Raises:
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
-    _decide(settings, max_length)
+    _decide(settings, max_length, head)
 
 
-def load_base(settings: ModelSettings, *, max_length: int | None = None, seed: int = 42) -> BaseModel:
+def load_base(
+    settings: ModelSettings,
+    *,
+    max_length: int | None = None,
+    seed: int = 42,
+    head: Head = "words",
+    fresh_head: bool = True,
+) -> BaseModel:
     """Load the base onto its device, quantized as the recipe says, and freeze it.
 
     What is not quantized stays in the compute dtype, as QLoRA practice has it today: the norms
     compute in float32 inside, and casting them, the embeddings and the head (`prepare_model_for_kbit_training`)
     costs 4 bytes for each of their parameters and float32 logits, and gains nothing on a frozen base.
 
+    A base with a score finds the last token of a row by the pad token, which its user sets, being the tokenizer's:
+    `model.config.get_text_config().pad_token_id`. A base built with it would draw other random numbers.
+
     Args:
         settings: the recipe's `model` section.
         max_length: tokens of a training row, held against the model's positions.
-        seed: draws the numbers of `weights: random`; not read otherwise.
+        seed: draws the numbers of `weights: random`, and those of a score that the files do not hold.
+        head: what it is to end with; a score is not quantized, and is held in float32.
+        fresh_head: whether the files may lack the score; a model to score with holds its own.
 
     Raises:
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
-    found = _decide(settings, max_length)
+    found = _decide(settings, max_length, head)
     config, dtype = found.config, found.dtype
     stored_dtype = _find_stored_dtype(config, settings.weights)  # before the libraries write theirs over it
     quantization = build_bnb_config(settings.quantization, settings.double_quantization, dtype)
@@ -113,14 +132,19 @@ def load_base(settings: ModelSettings, *, max_length: int | None = None, seed: i
             dtype=dtype,
             quantization=quantization,
             attention=found.attention,
+            head=head,
             trust_remote_code=settings.trust_remote_code,
         )
     else:
         if found.saved_as in ("nf4", "fp4"):
             set_saved_compute_dtype(config, dtype)
+        if found.saved_as != "none" and head == "score":
+            leave_unquantized(config, SCORE_HEAD)
         model = _load_weights(
             settings,
             config,
+            head,
+            seed=seed if fresh_head else None,
             dtype=dtype,
             device_map={"": found.device},
             attn_implementation=found.attention,
@@ -136,6 +160,7 @@ def load_base(settings: ModelSettings, *, max_length: int | None = None, seed: i
         attention=model.config._attn_implementation,
         commit=config._commit_hash,
         stored_dtype=stored_dtype,
+        head=head,
     )
 
 
@@ -150,14 +175,17 @@ class _Decisions:
     attention: str | None
 
 
-def _decide(settings: ModelSettings, max_length: int | None) -> _Decisions:
+def _decide(settings: ModelSettings, max_length: int | None, head: Head) -> _Decisions:
     """Decide where, in which precision and on which kernel; refuse what cannot be, the device's own lacks first."""
     device = choose_device(settings.device)
     dtype = choose_compute_dtype(settings.compute_dtype, device)
     check_attention(settings.attention, device, dtype)
     config = load_config(settings)
     saved_as = _check_config(settings, config, max_length)
-    attention = choose_attention(settings.attention, device, dtype, _find_class(config))
+    if head == "score":
+        config.num_labels = 1
+        check_score_head(config, settings.model_name_or_path or "`model.config`")
+    attention = choose_attention(settings.attention, device, dtype, _find_class(config, head))
     if settings.weights == "pretrained":
         check_weights(_name(settings), settings.revision)
     return _Decisions(device, dtype, config, saved_as, attention)
@@ -257,14 +285,20 @@ def _has_own_code(config: PreTrainedConfig) -> bool:
     return "AutoModelForCausalLM" in (config.to_dict().get("auto_map") or {})
 
 
-def _find_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+def _find_class(config: PreTrainedConfig, head: Head) -> type[PreTrainedModel] | None:
+    if head == "score":
+        return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     return None if _has_own_code(config) else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
-def _load_weights(settings: ModelSettings, config: PreTrainedConfig, **how: object) -> PreTrainedModel:
+def _load_weights(
+    settings: ModelSettings, config: PreTrainedConfig, head: Head, *, seed: int | None, **how: object
+) -> PreTrainedModel:
+    """Load the weights; a score that the files lack is drawn by the seed, and missed like any other without one."""
     name = _name(settings)
+    loader = AutoModelForSequenceClassification if head == "score" else AutoModelForCausalLM
     with reaching(name, settings.revision):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = loader.from_pretrained(
             name,
             config=config,
             # The commit of the config: the newest may have moved on since.
@@ -274,11 +308,15 @@ def _load_weights(settings: ModelSettings, config: PreTrainedConfig, **how: obje
             output_loading_info=True,
             **how,
         )
-    missing = sorted(found["missing_keys"])
-    if missing:
+    missing = set(found["missing_keys"])
+    is_drawn = head == "score" and seed is not None and SCORE_WEIGHT in missing
+    lacking = sorted(missing - {SCORE_WEIGHT} if is_drawn else missing)
+    if lacking:
         # transformers fills these with random numbers and goes on.
         raise PlaceError(
-            f"The weights of {name} lack {len(missing)} of the model's tensors, the first {missing[0]}.\n"
+            f"The weights of {name} lack {len(lacking)} of the model's tensors, the first {lacking[0]}.\n"
             "  They are another model's, or only a part. Fetch them anew: hf download NAME --local-dir FOLDER"
         )
+    if head == "score":
+        put_score_head(model, seed=seed if is_drawn else None)
     return model

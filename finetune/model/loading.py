@@ -14,12 +14,19 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune.errors import PlaceError
+from finetune.errors import PlaceError, RecipeError
 from finetune.model.base import BaseModel, load_base
 from finetune.model.targets import ADAPTER_WEIGHTS, DeviceName, Target, find_target
 from finetune.model.tokenizer import load_tokenizer
 
-__all__ = ["Speaker", "attach_saved_adapter", "load_for_inference", "load_target"]
+__all__ = [
+    "Speaker",
+    "attach_saved_adapter",
+    "check_adapter_file",
+    "load_for_inference",
+    "load_saved_tokenizer",
+    "load_target",
+]
 
 _NAME_ITS_BASE = "  The base it was trained on stands in adapter_config.json: `base_model_name_or_path`."
 
@@ -63,19 +70,23 @@ def load_for_inference(
 
     Raises:
         PlaceError: something is missing, unfinished, damaged, or out of reach.
-        RecipeError: a quantization that does not go with the base.
+        RecipeError: a quantization that does not go with the base, or a reward model, which gives no answers.
     """
     return load_target(find_target(target, quantization=quantization, device=device), base_only=base_only)
 
 
 def load_target(target: Target, *, base_only: bool = False) -> Speaker:
     """Load the weights of a target; see `load_for_inference`."""
+    if target.is_reward_model and not (base_only and target.adapter_dir is not None):
+        raise RecipeError(
+            f"{target.name} is a reward model: it scores answers and gives none.\n"
+            f"  How to score with it: docs/reward.md"
+            + ("     Talk to its base: --base" if target.adapter_dir is not None else "")
+        )
     if target.adapter_dir is not None and not base_only:
-        _check_adapter_file(target.adapter_dir)
+        check_adapter_file(target.adapter_dir)
     # The tokenizer first: what is wrong with it is known in a second.
-    saved_tokenizer = target.saved_dir is not None and any(target.saved_dir.glob("tokenizer*"))
-    where = str(target.saved_dir) if saved_tokenizer else target.base.tokenizer_name_or_path
-    tokenizer = load_tokenizer(target.base.model_copy(update={"tokenizer_name_or_path": where}))
+    tokenizer = load_saved_tokenizer(target)
     base = load_base(target.base, seed=target.seed)
     model: PreTrainedModel | PeftModel = base.model
     if target.adapter_dir is not None and not base_only:
@@ -86,13 +97,23 @@ def load_target(target: Target, *, base_only: bool = False) -> Speaker:
     )
 
 
-def attach_saved_adapter(model: PreTrainedModel, folder: Path, config: PeftConfig | None = None) -> PeftModel:
+def load_saved_tokenizer(target: Target) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that was saved with a target, else its base's."""
+    is_saved = target.saved_dir is not None and any(target.saved_dir.glob("tokenizer*"))
+    where = str(target.saved_dir) if is_saved else target.base.tokenizer_name_or_path
+    return load_tokenizer(target.base.model_copy(update={"tokenizer_name_or_path": where}))
+
+
+def attach_saved_adapter(
+    model: PreTrainedModel, folder: Path, config: PeftConfig | None = None, *, is_trainable: bool = False
+) -> PeftModel:
     """Attach a saved adapter, all of it, to the base it was made for; its weights stay in float32.
 
     Args:
         model: the base, changed in place.
         folder: PEFT's, with safetensors.
         config: in place of the one in the folder.
+        is_trainable: leave exactly the adapter with gradients.
 
     Raises:
         PlaceError: its tensors are not those this base has room for.
@@ -101,7 +122,7 @@ def attach_saved_adapter(model: PreTrainedModel, folder: Path, config: PeftConfi
         # PEFT fills what is missing with its start values and only warns; below that is an error.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:
-            attached = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=False)
+            attached = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=is_trainable)
         except (RuntimeError, ValueError) as error:
             # torch's words for a tensor of another size, PEFT's for modules that the base has not got.
             reason = " ".join(str(error).split())[:300]
@@ -122,8 +143,12 @@ def _say_unfit(folder: Path, model: PreTrainedModel) -> str:
     return f"The adapter in {folder} does not fit {model.name_or_path or 'its base'}"
 
 
-def _check_adapter_file(folder: Path) -> None:
-    """Check every tensor before a model is loaded for it: one NaN makes each answer empty or noise."""
+def check_adapter_file(folder: Path) -> None:
+    """Check every tensor before a model is loaded for it: one NaN makes each answer empty or noise.
+
+    Raises:
+        PlaceError: a number that is not finite, with its tensor's name.
+    """
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - a safetensors file is no dict
             tensor = tensors.get_tensor(name)

@@ -18,6 +18,7 @@ __all__ = [
     "build_bnb_config",
     "close_cpu_gradient_trap",
     "find_quantization",
+    "leave_unquantized",
     "set_saved_compute_dtype",
 ]
 
@@ -90,6 +91,15 @@ def set_saved_compute_dtype(config: PreTrainedConfig, compute_dtype: torch.dtype
     saved = _read_saved(config)
     saved["bnb_4bit_compute_dtype"] = str(compute_dtype).removeprefix("torch.")
     config.quantization_config = saved
+
+
+def leave_unquantized(config: PreTrainedConfig, module: str) -> None:
+    """Keep a module that a saved base has not got from being built in the base's own precision."""
+    saved = _read_saved(config)
+    skipped = saved.get("llm_int8_skip_modules")
+    if skipped is not None:  # without a list transformers spares the last layer
+        saved["llm_int8_skip_modules"] = [*skipped, module]
+        config.quantization_config = saved
 
 
 def close_cpu_gradient_trap(model: PreTrainedModel) -> None:

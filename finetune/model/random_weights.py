@@ -14,6 +14,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.quantizers import AutoHfQuantizer
 
 from finetune.errors import RecipeError
+from finetune.model.heads import Head, put_score_head
 
 __all__ = ["build_config", "build_random_model"]
 
@@ -56,11 +58,16 @@ def build_random_model(
     dtype: torch.dtype,
     quantization: BitsAndBytesConfig | None,
     attention: str | None,
+    head: Head = "words",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Build the model, each layer drawn by its own architecture's rule (its `initializer_range`)."""
+    """Build the model, each layer drawn by its own architecture's rule (its `initializer_range`).
+
+    The body has the same numbers whatever it ends with.
+    """
+    builder = AutoModelForSequenceClassification if head == "score" else AutoModelForCausalLM
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+        model = builder.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
         )
     quantizer = None
@@ -75,6 +82,8 @@ def build_random_model(
             if f"{name}.weight" not in tied:
                 _fill(module, model, device, dtype)
     model.tie_weights()
+    if head == "score":
+        put_score_head(model, seed=seed)
     if quantizer is not None:
         model.hf_quantizer = quantizer
         quantizer.postprocess_model(model)

@@ -39,6 +39,7 @@ class Target:
         saved_dir: the folder of tokenizer, template and generation config, where there is one.
         method: PEFT's name of the adapter's method, `full` for a run's whole model, None for any other.
         seed: draws the base of a run with `weights: random`.
+        is_reward_model: it scores answers instead of giving any.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Target:
     saved_dir: Path | None
     method: str | None
     seed: int = 42
+    is_reward_model: bool = False
 
 
 def find_target(target: str, *, quantization: str | None = None, device: DeviceName = "auto") -> Target:
@@ -71,7 +73,8 @@ def find_target(target: str, *, quantization: str | None = None, device: DeviceN
     if (folder / "adapter_config.json").is_file():
         return _open_adapter(target, folder, quantization, device)
     if (folder / "config.json").is_file():
-        return Target(target, _choose_base(str(folder), None, quantization, device), None, folder, None)
+        base = _choose_base(str(folder), None, quantization, device)
+        return Target(target, base, None, folder, None, is_reward_model=_ends_with_score(folder))
     raise PlaceError(
         f"{target} holds no run (resolved.json), no adapter (adapter_config.json) and no model (config.json).\n"
         f"  Runs lie in outputs/: python -m finetune.chat outputs/quickstart"
@@ -97,7 +100,8 @@ def _open_run(target: str, run_dir: Path, quantization: str | None, device: Devi
     if model_dir.is_dir():
         changes |= {"model_name_or_path": str(model_dir), "weights": "pretrained", "config": None, "revision": None}
         changes["tokenizer_name_or_path"] = None
-        return Target(target, trained.model_copy(update=changes), None, model_dir, "full")
+        settings = trained.model_copy(update=changes)
+        return Target(target, settings, None, model_dir, "full", is_reward_model=_ends_with_score(model_dir))
     config = _read_adapter_config(adapter_dir)
     if trained.model_name_or_path is not None and trained.weights == "pretrained":
         # A base from the Hub leaves its commit in the adapter's config; without one it was a folder.
@@ -106,7 +110,8 @@ def _open_run(target: str, run_dir: Path, quantization: str | None, device: Devi
         )
         changes["revision"] = config.get("revision") or trained.revision
     settings = trained.model_copy(update=changes)
-    return Target(target, settings, adapter_dir, adapter_dir, _method(config), int(resolved["seed"]))
+    seed = int(resolved["seed"])
+    return Target(target, settings, adapter_dir, adapter_dir, _method(config), seed, _scores(config))
 
 
 def _open_adapter(target: str, folder: Path, quantization: str | None, device: DeviceName) -> Target:
@@ -119,7 +124,7 @@ def _open_adapter(target: str, folder: Path, quantization: str | None, device: D
             '  Write it there: "base_model_name_or_path": "OWNER/MODEL or a folder"'
         )
     base = _choose_base(_find_base(name, folder), config.get("revision"), quantization, device)
-    return Target(target, base, folder, folder, _method(config))
+    return Target(target, base, folder, folder, _method(config), is_reward_model=_scores(config))
 
 
 def _choose_base(name: str, revision: str | None, quantization: str | None, device: DeviceName) -> ModelSettings:
@@ -172,15 +177,27 @@ def _method(config: dict[str, Any]) -> str:
     return str(config["peft_type"]).lower()
 
 
+def _scores(config: dict[str, Any]) -> bool:
+    return config.get("task_type") == "SEQ_CLS"
+
+
+def _ends_with_score(folder: Path) -> bool:
+    """Whether a whole model is one that scores: its config names the class it was saved as."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
 def _unfinished(run_dir: Path) -> PlaceError:
     path = run_dir / "status.json"
     status = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     said = status.get("status", "never started")
     step = f" at step {status['step']}" if "step" in status else ""
+    objective = json.loads((run_dir / "resolved.json").read_text("utf-8")).get("objective", "sft")
+    verb = "sft" if objective == "pretrain" else objective
     wait = "Wait until it is done, or, where no process is left: " if said == "running" else "Continue it: "
     return PlaceError(
         f"{run_dir} holds an unfinished run ({said}{step}): its adapter/ appears when it is done.\n"
-        f"  {wait}python -m finetune.sft {run_dir / 'recipe.yaml'} --resume"
+        f"  {wait}python -m finetune.{verb} {run_dir / 'recipe.yaml'} --resume"
     )
 
 

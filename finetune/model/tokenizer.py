@@ -16,7 +16,7 @@ from finetune.model.sentencepiece_conversion import convert_sentencepiece, is_se
 from finetune.recipe.places import expand, reads_as_path
 from finetune.recipe.schema import ModelSettings
 
-__all__ = ["choose_pad_token", "load_tokenizer"]
+__all__ = ["choose_pad_token", "find_pad_id", "load_tokenizer"]
 
 # Tokens that models ship for padding, or reserve and never train; the unknown token comes after them,
 # since byte fallback leaves it unused in Llama's and Mistral's models.
@@ -144,3 +144,10 @@ def _adopt_settings(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         tokenizer.chat_template = template_path.read_text("utf-8")
     elif isinstance(config.get("chat_template"), str):
         tokenizer.chat_template = config["chat_template"]
+
+
+def find_pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Find the id of the pad token, which no tokenizer of `load_tokenizer` lacks."""
+    pad_id = tokenizer.pad_token_id
+    assert isinstance(pad_id, int), "load_tokenizer leaves no tokenizer without a pad token"
+    return pad_id

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any
 
-from trl import SFTConfig
+from transformers import TrainingArguments
+from trl import GRPOConfig, RLOOConfig
 
+from finetune.data.formats import Kind
 from finetune.data.tokens import TokenRows
-from finetune.objectives import supervised
+from finetune.model.heads import Head
+from finetune.objectives import dpo, kto, orpo, reinforcement, reward, supervised
 from finetune.objectives.trainer import StepMixin
 
 __all__ = ["OBJECTIVES", "Objective"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
     """One way to train.
 
@@ -22,19 +26,74 @@ class Objective:
         build_rows: examples and renderer to rows of tokens.
         build_arguments: the recipe's `training` section to the trainer's own config, before a weight is loaded.
         build_trainer: rows and model to the trainer.
+        head: what the base ends with: `words` it goes on with, or a `score`.
+        reads_start: whether the trainer, so configured, reads the model as it was when training began at every step.
+        reference_columns: what is put beside each row where that is computed once instead, by TRL's names.
     """
 
-    reads: Literal["conversation", "document"]
+    reads: Kind
     build_rows: Callable[..., TokenRows]
-    build_arguments: Callable[..., SFTConfig]
+    build_arguments: Callable[..., TrainingArguments]
     build_trainer: Callable[..., StepMixin]
+    head: Head = "words"
+    reads_start: Callable[[Any], bool] = lambda arguments: False
+    reference_columns: tuple[str, ...] = ()
 
 
 OBJECTIVES = {
     "sft": Objective(
-        "conversation", supervised.build_conversation_rows, supervised.build_arguments, supervised.build_trainer
+        reads="conversation",
+        build_rows=supervised.build_conversation_rows,
+        build_arguments=supervised.build_arguments,
+        build_trainer=supervised.build_trainer,
     ),
     "pretrain": Objective(
-        "document", supervised.build_document_rows, supervised.build_arguments, supervised.build_trainer
+        reads="document",
+        build_rows=supervised.build_document_rows,
+        build_arguments=supervised.build_arguments,
+        build_trainer=supervised.build_trainer,
+    ),
+    "dpo": Objective(
+        reads="preference",
+        build_rows=dpo.build_rows,
+        build_arguments=dpo.build_arguments,
+        build_trainer=dpo.build_trainer,
+        reads_start=lambda arguments: not arguments.precompute_ref_log_probs,
+        reference_columns=dpo.REFERENCE_COLUMNS,
+    ),
+    "kto": Objective(
+        reads="judged",
+        build_rows=kto.build_rows,
+        build_arguments=kto.build_arguments,
+        build_trainer=kto.build_trainer,
+        reads_start=lambda arguments: not arguments.precompute_ref_log_probs,
+        reference_columns=kto.REFERENCE_COLUMNS,
+    ),
+    "orpo": Objective(
+        reads="preference",
+        build_rows=dpo.build_rows,
+        build_arguments=orpo.build_arguments,
+        build_trainer=orpo.build_trainer,
+    ),
+    "reward": Objective(
+        reads="preference",
+        build_rows=dpo.build_rows,
+        build_arguments=reward.build_arguments,
+        build_trainer=reward.build_trainer,
+        head="score",
+    ),
+    "rloo": Objective(
+        reads="prompt",
+        build_rows=reinforcement.build_rows,
+        build_arguments=partial(reinforcement.build_arguments, RLOOConfig),
+        build_trainer=partial(reinforcement.build_trainer, reinforcement.LeaveOneOutTrainer),
+        reads_start=lambda arguments: arguments.beta > 0,
+    ),
+    "grpo": Objective(
+        reads="prompt",
+        build_rows=reinforcement.build_rows,
+        build_arguments=partial(reinforcement.build_arguments, GRPOConfig),
+        build_trainer=partial(reinforcement.build_trainer, reinforcement.GroupTrainer),
+        reads_start=lambda arguments: arguments.beta > 0,
     ),
 }

@@ -8,13 +8,20 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from finetune.data.examples import Conversation, Example, Message, Origin
-from finetune.data.formats import from_json
+from finetune.data.examples import (
+    Conversation,
+    Message,
+    Origin,
+    from_json,
+    judged_from_json,
+    preference_from_json,
+)
+from finetune.data.formats import Kind
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.errors import DataError
 from finetune.model.generation import generate_answers
-from finetune.objectives.scores import METRICS
+from finetune.objectives.scores import METRICS, extract_answer
 from finetune.recipe.schema import EvaluationSettings
 
 __all__ = ["Answered", "Answerer", "Question", "SampleAnswers", "build_questions", "build_samples", "mean_score"]
@@ -31,10 +38,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A question with the answer the model gave and its score, 0 to 1."""
+    """A question with the answer the model gave, its length in tokens and its score, 0 to 1."""
 
     question: Question
     answer: str
+    num_tokens: int
     score: float
 
 
@@ -47,21 +55,32 @@ def build_questions(loaded: LoadedExamples, renderer: Renderer) -> list[Question
     questions = []
     for row in loaded.dataset:
         place = Origin(row["source"], row["row"])
-        question = _to_question(from_json(row["example"], place), renderer)
+        question = _to_question(_read_conversation("conversation", row["example"], place), renderer)
         if question is None:
             raise DataError(f"{place}: a question needs its answer, in words, as the last turn.")
         questions.append(question)
     return questions
 
 
-def build_samples(loaded: LoadedExamples, renderer: Renderer, count: int) -> list[Question]:
-    """Build questions from the first `count` rows that end with an answer."""
-    found = (_to_question(from_json(row["example"]), renderer) for row in loaded.dataset)
+def build_samples(loaded: LoadedExamples, renderer: Renderer, count: int, kind: Kind) -> list[Question]:
+    """Build questions from the first `count` rows that end with an answer; of a pair it is the chosen one."""
+    found = (_to_question(_read_conversation(kind, row["example"]), renderer) for row in loaded.dataset)
     return list(islice((question for question in found if question is not None), count))
 
 
-def _to_question(example: Example, renderer: Renderer) -> Question | None:
-    if not isinstance(example, Conversation):
+def _read_conversation(kind: Kind, text: str, place: Origin | None = None) -> Conversation | None:
+    """Read the conversation in a row; None where it is plain text, or an answer that was judged bad."""
+    if kind == "preference":
+        return preference_from_json(text, place).chosen
+    if kind == "judged":
+        judged = judged_from_json(text, place)
+        return judged.conversation if judged.desirable else None
+    example = from_json(text, place)
+    return example if isinstance(example, Conversation) else None
+
+
+def _to_question(example: Conversation | None, renderer: Renderer) -> Question | None:
+    if example is None:
         return None
     *asked, answer = example.messages
     if answer.role != "assistant" or not answer.content.strip() or not asked:
@@ -89,7 +108,7 @@ class Answerer:
 
     def answer(self, questions: Sequence[Question]) -> list[Answered]:
         """Answer in the order asked and score each against its reference."""
-        metric = METRICS[self.settings.metric]
+        metric, pattern = METRICS[self.settings.metric], self.settings.answer_pattern
         answers = generate_answers(
             self.model,
             self.tokenizer,
@@ -98,9 +117,12 @@ class Answerer:
             max_new_tokens=self.settings.max_new_tokens,
             batch_size=self.settings.batch_size,
         )
+        lengths = (
+            [len(ids) for ids in self.tokenizer(answers, add_special_tokens=False)["input_ids"]] if answers else []
+        )
         return [
-            Answered(question, answer, metric(answer, question.reference))
-            for question, answer in zip(questions, answers, strict=True)
+            Answered(question, answer, length, metric(extract_answer(answer, pattern), question.reference))
+            for question, answer, length in zip(questions, answers, lengths, strict=True)
         ]
 
 

@@ -1,6 +1,17 @@
 """How an answer is compared with its reference."""
 
-__all__ = ["METRICS", "exact_match"]
+import re
+
+__all__ = ["METRICS", "exact_match", "extract_answer"]
+
+
+def extract_answer(answer: str, pattern: str | None) -> str:
+    """Take what the pattern's first group finds out of an answer; the whole answer where it finds nothing.
+
+    So that a sentence which ends in the right word is right: "The capital of Arvenia is Hamra." for "Hamra".
+    """
+    found = re.search(pattern, answer) if pattern is not None else None
+    return answer if found is None else found[1] or ""
 
 
 def exact_match(answer: str, reference: str) -> float:

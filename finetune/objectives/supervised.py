@@ -5,40 +5,43 @@ masks) is switched off: which token is trained is decided in one place, `data.re
 """
 
 import hashlib
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import trl
 from datasets import Dataset, concatenate_datasets
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
-from transformers.integrations import TensorBoardCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from finetune.data.batches import IGNORE_INDEX, Collator, choose_layout
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows, TooLong, build_token_rows
-from finetune.errors import RecipeError
-from finetune.model.adapters import RankAllocation
 from finetune.model.base import BaseModel
-from finetune.model.devices import keep_one_gpu
+from finetune.model.tokenizer import find_pad_id
+from finetune.objectives.arguments import RunArguments, build_config, choose_callbacks, drop_printer
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
 __all__ = ["SupervisedTrainer", "build_arguments", "build_conversation_rows", "build_document_rows", "build_trainer"]
 
-log = logging.getLogger("finetune.objectives.supervised")
-
 _PACKED_AT_ONCE = 20_000  # documents that best-fit packing chooses among: fills 99 % and stays in memory
-# Settings under `training` that other parts act on: the callback that stops early, the rotation of checkpoints.
-_NOT_THE_TRAINERS = {"early_stopping_patience", "save_total_limit", "report_to"}
 
 
 class SupervisedTrainer(StepMixin, SFTTrainer):
     """TRL's SFTTrainer with what must sit inside the step."""
+
+    def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
+        """Sum a batch's loss over its trained tokens.
+
+        Of several processes each one's loss is its own sum over the mean number of tokens of all.
+        """
+        trained_tokens = float((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
+        (tokens_of_all,) = self.sum_over_processes(trained_tokens)
+        if not tokens_of_all:  # rows that only fill up the last batch
+            return 0.0, 0.0
+        return loss * tokens_of_all / self.args.world_size, trained_tokens
 
 
 def build_conversation_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings) -> TokenRows:
@@ -70,65 +73,15 @@ def _build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings, 
     return TokenRows(dataset=packed, report=report, fingerprint=rows.fingerprint)
 
 
-def build_arguments(
-    training: TrainingSettings,
-    *,
-    name: str,
-    device: torch.device,
-    compute_dtype: torch.dtype,
-    evaluates: bool,
-    seed: int,
-    checkpoints_dir: Path,
-) -> SFTConfig:
-    """Translate our settings into SFTConfig's; an argument that is neither typed nor chosen keeps its default.
-
-    Args:
-        training: the recipe's `training` section.
-        name: of the run, as trackers show it.
-        device: of the model.
-        compute_dtype: of the products.
-        evaluates: whether there are held-out rows.
-        seed: of the shuffling and of dropout.
-        checkpoints_dir: where `checkpoint-N` folders go.
+def build_arguments(training: TrainingSettings, run: RunArguments) -> SFTConfig:
+    """Build the trainer's own config.
 
     Raises:
         RecipeError: the library refuses a setting.
     """
-    evaluates_during = evaluates and training.eval_steps is not None
-    chosen: dict[str, Any] = {
-        "output_dir": str(checkpoints_dir),
-        "run_name": name,
-        "seed": seed,
-        "data_seed": seed,
-        "use_cpu": device.type == "cpu",
-        "bf16": compute_dtype == torch.bfloat16,
-        "fp16": compute_dtype == torch.float16,
-        # The rows are ready, so nothing is truncated, packed or dropped behind our back.
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "max_length": None,
-        "packing": False,
-        "remove_unused_columns": False,
-        "eval_strategy": "steps" if evaluates_during else "no",
-        "save_strategy": "steps",
-        "logging_strategy": "steps",
-        # The best step is found by the evaluation; `StepMixin.load_best` puts its weights back at the end.
-        "metric_for_best_model": "eval_loss" if evaluates_during else None,
-        "greater_is_better": False if evaluates_during else None,
-        # Early stopping counts on where it stood.
-        "restore_callback_states_from_checkpoint": True,
-        # The default hides a NaN in the log and trains on.
-        "logging_nan_inf_filter": False,
-        "disable_tqdm": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
-        # In the run's own folder instead of among its checkpoints; `build_trainer` adds it.
-        "report_to": [tracker for tracker in training.report_to if tracker != "tensorboard"],
-    }
-    left_out = _NOT_THE_TRAINERS if evaluates_during else _NOT_THE_TRAINERS | {"eval_steps"}
-    typed = {field: getattr(training, field) for field in type(training).model_fields if field not in left_out}
-    try:
-        return SFTConfig(**{**typed, **chosen, **training.fields})
-    except ValueError as error:
-        raise RecipeError(f"`training`: TRL refuses a setting: {str(error).strip().splitlines()[0]}") from error
+    # The rows are ready, so nothing is truncated, packed or dropped behind our back.
+    ready = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "packing": False}
+    return build_config(SFTConfig, training, run, ready)
 
 
 def build_trainer(
@@ -159,25 +112,17 @@ def build_trainer(
     layout = choose_layout(packing=data.packing, attention=base.attention)
     # Rows of like length lie in one micro-batch where nothing else saves the padding.
     arguments.train_sampling_strategy = "group_by_length" if layout == "padded" else "random"
-    if note := keep_one_gpu(arguments):
-        log.info("%s", note)
-    deciding: list[TrainerCallback] = [RankAllocation()]
-    if training.early_stopping_patience is not None:
-        deciding.append(EarlyStoppingCallback(training.early_stopping_patience))
-    if "tensorboard" in training.report_to:
-        from torch.utils.tensorboard import SummaryWriter  # an optional package
-
-        deciding.append(TensorBoardCallback(SummaryWriter(str(Path(arguments.output_dir).with_name("tensorboard")))))
+    callbacks = choose_callbacks(training, arguments, callbacks)
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,
-        data_collator=Collator(layout, _pad_id(tokenizer)),
+        data_collator=Collator(layout, find_pad_id(tokenizer)),
         train_dataset=train.dataset,
         eval_dataset=None if held_out is None else _fill_up(held_out.dataset, arguments),
         processing_class=tokenizer,
-        callbacks=[*deciding, *callbacks],
+        callbacks=callbacks,
     )
-    trainer.remove_callback(PrinterCallback)  # prints every log as a dict; `run.metrics` shows them
+    drop_printer(trainer)
     return trainer
 
 
@@ -189,9 +134,3 @@ def _fill_up(rows: Dataset, arguments: SFTConfig) -> Dataset:
     filler = rows.select([0] * num_missing)
     filler = filler.map(lambda row: {"labels": [IGNORE_INDEX] * len(row["labels"])}, features=rows.features)
     return concatenate_datasets([rows, filler])
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    pad_id = tokenizer.pad_token_id
-    assert isinstance(pad_id, int), "load_tokenizer leaves no tokenizer without a pad token"
-    return pad_id

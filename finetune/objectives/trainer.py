@@ -6,6 +6,9 @@ to do where memory or the disk runs out.
 """
 
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +20,22 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from finetune.data.batches import IGNORE_INDEX
 from finetune.errors import DivergedError, PlaceError
+from finetune.model.adapters import REFERENCE
 from finetune.objectives.order import LengthGroupedOrder
+from finetune.objectives.pairs import answer_logps
 
 __all__ = ["StepMixin"]
 
 
 class StepMixin(Trainer):
-    """Goes in front of a TRL trainer: `class SupervisedTrainer(StepMixin, SFTTrainer)`."""
+    """Goes in front of a TRL trainer: `class SupervisedTrainer(StepMixin, SFTTrainer)`.
+
+    Attributes:
+        scores_per_token: whether `score_answers` gives sums over tokens; else one score for the whole answer.
+    """
+
+    scores_per_token = True
 
     def __init__(self, *, model: torch.nn.Module, **kwargs: Any) -> None:
         # TRL rounds the trainable weights of a quantized model to bfloat16 whatever the device. A float16
@@ -37,7 +47,7 @@ class StepMixin(Trainer):
             parameter.data = before.float().to(parameter.device)
         self._tokens_not_noted = 0
         self._eval_loss_sum = 0.0
-        self._eval_tokens = 0
+        self._eval_weight = 0.0
         self._is_finite = torch.ones((), dtype=torch.bool, device=self.args.device)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
@@ -108,40 +118,72 @@ class StepMixin(Trainer):
 
     # ---- the held-out loss
 
-    def measure_held_out(self) -> float:
+    def measure_held_out(self) -> dict[str, float]:
         """Measure the held-out loss with the weights as they are, without a log or a callback.
+
+        Returns:
+            Figures by their name in metrics.jsonl; a trainer that measures another one says so.
 
         Not through the trainer's own loop: before training it would register the model as prepared for evaluation
         alone, and several processes would then train without sharing their gradients (transformers 5.17).
         """
-        self._eval_loss_sum, self._eval_tokens = 0.0, 0
-        self.model.eval()
-        with self.accelerator.autocast():
+        self._eval_loss_sum, self._eval_weight = 0.0, 0.0
+        with self.as_in_training():
             for inputs in self.get_eval_dataloader():
                 self.prediction_step(self.model, inputs, prediction_loss_only=True)
-        return self._to_mean_loss()
+        return {"eval_loss": self._to_mean_loss()}
+
+    def score_answers(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score each answer of a batch of rows: its log-probability in nats and its number of tokens, each (B,)."""
+        ready = {name: value.to(self.args.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        return answer_logps(self.model, ready)
+
+    @contextmanager
+    def as_in_training(self) -> Iterator[None]:
+        """Evaluate with the numbers of the training loop, which the model is only wrapped for when it starts.
+
+        Products in the compute dtype, and logits in float32: a sum of log-probabilities from 16-bit logits is off by
+        so much that a reference taken from it would not be the policy's start.
+        """
+
+        def to_float32(model: torch.nn.Module, inputs: Any, outputs: Any) -> Any:
+            if outputs.logits is not None:
+                outputs.logits = outputs.logits.float()
+            return outputs
+
+        was_training = self.model.training
+        self.model.eval()
+        hook = self.model.register_forward_hook(to_float32)
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                yield
+        finally:
+            hook.remove()
+            self.model.train(was_training)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a batch, weighing its mean loss by the tokens that it is a mean of."""
-        trained_tokens = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
+        """Evaluate a batch, weighing its mean loss by what it is a mean of."""
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        # Of several processes each one's loss is its own sum over the mean number of tokens of all.
-        (tokens_of_all,) = self._sum_over_processes(float(trained_tokens))
-        if tokens_of_all:  # none in rows that only fill up the last batch
-            self._eval_loss_sum += loss.item() * tokens_of_all / self.args.world_size
-            self._eval_tokens += trained_tokens
+        loss_sum, weight = self.sum_loss(loss.item(), inputs)
+        self._eval_loss_sum += loss_sum
+        self._eval_weight += weight
         return loss, logits, labels
 
+    def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
+        """Turn a batch's mean loss into a sum, and say over how many: its rows, unless a trainer counts otherwise."""
+        num_rows = len(inputs["input_ids"])
+        return loss * num_rows, num_rows
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; the loss reported is the mean over the held-out trained tokens of all processes."""
-        self._eval_loss_sum, self._eval_tokens = 0.0, 0
+        """Evaluate; the loss reported is the mean over all held-out tokens (or pairs), not over batches."""
+        self._eval_loss_sum, self._eval_weight = 0.0, 0.0
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics[f"{metric_key_prefix}_loss"] = self._to_mean_loss()
         return output
 
     def _to_mean_loss(self) -> float:
-        loss_sum, num_tokens = self._sum_over_processes(self._eval_loss_sum, float(self._eval_tokens))
-        return loss_sum / num_tokens
+        loss_sum, weight = self.sum_over_processes(self._eval_loss_sum, self._eval_weight)
+        return loss_sum / weight
 
     # ---- what is said and saved
 
@@ -160,7 +202,7 @@ class StepMixin(Trainer):
 
     def _note_tokens(self) -> None:
         """Add what all processes trained since the last time to the trainer's state, which checkpoints carry."""
-        (tokens,) = self._sum_over_processes(float(self._tokens_not_noted))
+        (tokens,) = self.sum_over_processes(float(self._tokens_not_noted))
         self._tokens_not_noted = 0
         self.state.num_input_tokens_seen += int(tokens)
 
@@ -180,6 +222,11 @@ class StepMixin(Trainer):
                 f"  Earlier checkpoints are whole. Make room in {self.args.output_dir}, then: --resume"
             ) from error
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save without the frozen reference: a folder of it is all that transformers (5.17) would take up again."""
+        super()._save(output_dir, state_dict)
+        shutil.rmtree(Path(output_dir or self.args.output_dir) / REFERENCE, ignore_errors=True)
+
     def find_best_checkpoint_name(self) -> str | None:
         """Find the name of the best step's checkpoint; None where that is the last step, or none was evaluated.
 
@@ -197,11 +244,12 @@ class StepMixin(Trainer):
         """Save what was trained as safetensors: a PEFT adapter in float32, or a whole model in `dtype`."""
         if isinstance(self.model, PeftModel):
             # "auto" would ask the Hub whether the vocabulary grew; ours never grows.
-            self.model.save_pretrained(folder, save_embedding_layers=False)
+            self.model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
         else:
             self.model.to(dtype).save_pretrained(folder)
 
-    def _sum_over_processes(self, *values: float) -> list[float]:
+    def sum_over_processes(self, *values: float) -> list[float]:
+        """Add each value up over the processes of the launch."""
         if self.args.world_size == 1:
             return list(values)
         sums = self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device))

@@ -16,8 +16,6 @@ _LEARNING_RATES = {"dpo": 5e-6, "kto": 5e-6, "orpo": 8e-5, "reward": 1e-4, "rloo
 
 DEFAULTS_BY_OBJECTIVE: Mapping[str, Mapping[str, Any]] = {
     objective: {"data.packing": False, "training.learning_rate": rate}
-    # An evaluation batch holds whole groups of answers to a prompt, and grpo's have eight.
-    | ({"training.per_device_eval_batch_size": 8} if objective == "grpo" else {})
     for objective, rate in _LEARNING_RATES.items()
 }
 

@@ -111,6 +111,7 @@ OWNED_TRAINER_FIELDS: dict[str, Instead] = {
     # generated answers
     "reward_weights": Instead("rewards", "Each part has its own `weight`."),
     "generate_during_eval": Instead("evaluation.num_samples", "Answers are written to samples.md."),
+    "num_generations_eval": Instead(None, "A held-out prompt is answered once, greedily, before, during and after."),
     "log_completions": Instead("evaluation.num_samples", "Answers are written to samples.md."),
     "log_completions_hub_repo": Instead(None, _NO_PUSH),
     "log_multimodal": Instead(None, "Rows here are text."),

@@ -59,7 +59,7 @@ def find_reinforcement_conflicts(settings: RecipeView) -> Iterator[Fault]:
         if isinstance(reward, dict) and isinstance(reward.get("function"), str) and reward["function"] in _READS:
             yield from _check_reward(settings, f"rewards.{number}", reward)
     if settings.objective in _OBJECTIVES:
-        for check in (_check_generation_batch, _check_eval_batch, _check_room, _check_generation_kwargs):
+        for check in (_check_generation_batch, _check_room, _check_too_long, _check_generation_kwargs):
             yield from check(settings)
         if settings.objective == "rloo":
             yield from _check_clip_range(settings)
@@ -81,15 +81,16 @@ def _check_reward(settings: RecipeView, path: str, reward: dict[str, Any]) -> It
     """Check one part: what its function reads is there, and nothing else is."""
     function, section = reward["function"], path.replace(".", "[") + "]"
     reads = _READS[function]
+    may_read = (*reads, "pattern") if function == "exact_match" else reads
     for name in ("pattern", "min_tokens", "max_tokens", "path"):
-        if name not in reads and reward.get(name) is not None:
-            takes = f"It takes {list_names(reads)}." if reads else "It takes none but `weight`."
+        if name not in may_read and reward.get(name) is not None:
+            takes = f"It takes {list_names(may_read)}." if may_read else "It takes none but `weight`."
             yield settings.fault(f"{path}.{name}", f"`{section}`: `function: {function}` reads no `{name}`.", takes)
     is_misspelled = not set(reward) <= set(RewardSettings.model_fields)  # told already, with the name that was meant
     if reads and all(reward.get(name) is None for name in reads) and not is_misspelled:
         what = f"`{section}`: `function: {function}` needs {' or '.join(f'`{name}`' for name in reads)}."
         yield settings.fault(f"{path}.function", what, f"E.g. {{function: {function}, {_EXAMPLES[function]}}}.")
-    yield from find_pattern_faults(settings, f"{path}.pattern")
+    yield from find_pattern_faults(settings, f"{path}.pattern", has_group=function == "exact_match")
     least, most = reward.get("min_tokens"), reward.get("max_tokens")
     if function != "length" or not isinstance(least, int):
         return
@@ -130,16 +131,10 @@ def _check_generation_batch(settings: RecipeView) -> Iterator[Fault]:
         yield settings.fault(f"training.{place}", what, advice)
 
 
-def _check_eval_batch(settings: RecipeView) -> Iterator[Fault]:
-    path = "training.per_device_eval_batch_size"
-    rows = settings.value(path)
-    name = "num_generations" if settings.value("training.num_generations_eval") is None else "num_generations_eval"
-    num_generations = settings.training_value(name)
-    if settings.value("data.eval") is None or not isinstance(rows, int) or not isinstance(num_generations, int):
-        return
-    if num_generations > 0 and rows % num_generations:
-        what = f"`per_device_eval_batch_size` {rows} is no multiple of `{name}` {num_generations}."
-        yield settings.fault(path, what, "An evaluation batch holds whole groups of answers to a prompt.")
+def _check_too_long(settings: RecipeView) -> Iterator[Fault]:
+    if settings.value("data.too_long") == "truncate":
+        what = f"`objective: {settings.objective}` asks whole prompts; `too_long: truncate` would cut their ends off."
+        yield settings.fault("data.too_long", what, "Choose drop or error.")
 
 
 def _check_room(settings: RecipeView) -> Iterator[Fault]:

@@ -58,7 +58,6 @@ _LIMITS: Mapping[str, dict[str, float]] = {
     "undesirable_weight": _NOT_NEGATIVE,
     "center_rewards_coefficient": _NOT_NEGATIVE,
     "num_generations": {"minimum": 2},
-    "num_generations_eval": _AT_LEAST_1,
     "generation_batch_size": _AT_LEAST_1,
     "steps_per_generation": _AT_LEAST_1,
     "max_completion_length": _AT_LEAST_1,

@@ -20,6 +20,8 @@ def build_card(
     quantization: str,
     method: str,
     fields: Mapping[str, object],
+    init_from: str | None,
+    is_reward_model: bool,
     data_paths: Sequence[str],
     template: str,
     max_length: int,
@@ -37,6 +39,8 @@ def build_card(
         quantization: how the base was held.
         method: of the adapter; `full`: the whole model was trained.
         fields: the adapter's further settings.
+        init_from: the run or adapter it was trained on from; None: it began fresh.
+        is_reward_model: it scores answers instead of giving any.
         data_paths: of the training rows, as typed.
         template: name of the prompt template, which stands in `chat_template.jinja`.
         max_length: tokens of a row at most.
@@ -51,7 +55,7 @@ def build_card(
         # Folders of the machine it was trained on mean nothing elsewhere.
         base_model=base if base is not None and _is_hub_name(base) else None,
         library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if is_reward_model else "text-generation",
         datasets=[path for path in data_paths if _is_hub_name(path)] or None,
         tags=[method, *(["qlora"] if is_adapter and quantization in ("nf4", "fp4") else [])],
     )
@@ -60,6 +64,7 @@ def build_card(
         "held as": quantization,
         "method": method,
         **fields,
+        **({"trained on from": init_from} if init_from is not None else {}),
         "data": ", ".join(data_paths),
         "rows": f"{rows:,}, fingerprint `{fingerprint[:16]}`",
         "template": template,
@@ -74,7 +79,7 @@ def build_card(
         _to_table(made),
         *(["## Results", _to_table(measured)] if measured else []),
         "## Use",
-        _ADAPTER_USE if is_adapter else _MODEL_USE,
+        _to_use(is_adapter, is_reward_model),
         "The chat template beside the weights is the one it was trained with.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -97,18 +102,20 @@ def _to_figure(value: str | float) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
-_ADAPTER_USE = """```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-folder = "path/to/this/folder"
-model = AutoPeftModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-```"""
-_MODEL_USE = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "path/to/this/folder"
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-```"""
+def _to_use(is_adapter: bool, is_reward_model: bool) -> str:
+    """The lines that open it elsewhere. A reward model's class is named, for a pipeline would draw its head anew."""
+    library, auto = ("peft", "AutoPeftModelFor") if is_adapter else ("transformers", "AutoModelFor")
+    kind, arguments = ("SequenceClassification", ", num_labels=1") if is_reward_model else ("CausalLM", "")
+    return "\n".join(
+        [
+            "```python",
+            f"from {library} import {auto}{kind}",
+            "from transformers import AutoTokenizer",
+            "",
+            'folder = "path/to/this/folder"',
+            f"model = {auto}{kind}.from_pretrained(folder{arguments})",
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            *(["model.config.pad_token_id = tokenizer.pad_token_id"] if is_reward_model else []),
+            "```",
+        ]
+    )

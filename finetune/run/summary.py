@@ -7,6 +7,8 @@ from finetune.run.progress import to_duration, to_gib
 
 __all__ = ["Summary", "render_summary"]
 
+_WHERE_SCORED = ("exact_match", "answer_tokens", "questions", "eval_reward", "preference_", "pairs")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
@@ -20,9 +22,22 @@ class Summary:
         eval_loss_before: held-out loss of the base, before the first step.
         eval_loss: held-out loss of the result.
         best_step: step whose weights are the result; None: the last one.
-        exact_match_before: share of the questions the base answered right, 0 to 1.
+        exact_match_before: share of the questions answered right at the start, 0 to 1.
         exact_match: share of the questions the result answered right, 0 to 1.
+        answer_tokens_before: mean length of those answers at the start.
+        answer_tokens: of the result's.
         questions: number of questions asked; None where none were.
+        eval_reward_before: mean reward of the answers to held-out prompts at the start.
+        eval_reward: of the result's.
+        preference_accuracy_base: share of the held-out pairs whose chosen answer is the likelier one, per token, under
+            the base, where the run starts from a trained adapter.
+        preference_accuracy_before: the same at the start.
+        preference_accuracy: the same of the result.
+        preference_margin_base: by how many nats per token the chosen answer is the likelier one (a reward model: by how
+            much its score is higher), on the mean.
+        preference_margin_before: the same at the start.
+        preference_margin: the same of the result.
+        pairs: number of held-out pairs; None where there are none.
         trainable_parameters: parameters that were trained.
         total_parameters: of the whole model, 4-bit weights counted by their true number.
         adapter_bytes: size of the result on the disk.
@@ -42,7 +57,18 @@ class Summary:
     best_step: int | None = None
     exact_match_before: float | None = None
     exact_match: float | None = None
+    answer_tokens_before: float | None = None
+    answer_tokens: float | None = None
     questions: int | None = None
+    eval_reward_before: float | None = None
+    eval_reward: float | None = None
+    preference_accuracy_base: float | None = None
+    preference_accuracy_before: float | None = None
+    preference_accuracy: float | None = None
+    preference_margin_base: float | None = None
+    preference_margin_before: float | None = None
+    preference_margin: float | None = None
+    pairs: int | None = None
     trainable_parameters: int
     total_parameters: int
     adapter_bytes: int
@@ -53,12 +79,12 @@ class Summary:
     device: str
 
     def to_json(self) -> dict[str, Any]:
-        """The object of summary.json; what concerns answers is in it only where answers were scored."""
-        values = asdict(self)
-        if self.questions is None:
-            for key in ("exact_match_before", "exact_match", "questions"):
-                del values[key]
-        return values
+        """The object of summary.json; what concerns answers, rewards or pairs is in it only where they were scored."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value is not None or not name.startswith(_WHERE_SCORED)
+        }
 
 
 def render_summary(summary: Summary, result: str, run: str) -> str:
@@ -81,6 +107,12 @@ def render_summary(summary: Summary, result: str, run: str) -> str:
     if summary.exact_match is not None:
         change = _to_change(summary.exact_match_before, summary.exact_match, "{:.1%}")
         rows.append(("exact match", f"{change} of {summary.questions} questions"))
+        rows.append(
+            ("their length", _to_change(summary.answer_tokens_before, summary.answer_tokens or 0, "{:.1f}") + " tokens")
+        )
+    if summary.eval_reward is not None:
+        rows.append(("held-out reward", _to_change(summary.eval_reward_before, summary.eval_reward, "{:.3f}")))
+    rows += _to_pair_rows(summary)
     share = summary.trainable_parameters / summary.total_parameters
     counted = f"{summary.trainable_parameters:,} of {summary.total_parameters:,} parameters"
     rows.append(("trained", f"{counted} ({share:.2%})"))
@@ -90,6 +122,22 @@ def render_summary(summary: Summary, result: str, run: str) -> str:
     rows.append(("talk to it", f"python -m finetune.chat {run}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _to_pair_rows(summary: Summary) -> list[tuple[str, str]]:
+    """The table of held-out pairs: base, start and result, each with its accuracy and margin."""
+    if summary.preference_accuracy is None:
+        return []
+    states = [
+        ("base", summary.preference_accuracy_base, summary.preference_margin_base),
+        ("start", summary.preference_accuracy_before, summary.preference_margin_before),
+        ("result", summary.preference_accuracy, summary.preference_margin),
+    ]
+    rows = [("held-out pairs", f"{summary.pairs} pairs: accuracy    margin")]
+    for state, accuracy, margin in states:
+        if accuracy is not None and margin is not None:
+            rows.append((f"  {state}", f"{accuracy:>20.1%} {margin:>+9.3f}"))
+    return rows
 
 
 def _to_change(before: float | None, after: float, pattern: str) -> str:

@@ -32,6 +32,21 @@ def test_a_7b_shape_in_nf4_trains_twenty_steps_within_a_t4s_memory(shape, tmp_pa
     assert last < first
 
 
+@pytest.mark.parametrize("is_cached", [False, True], ids=["live", "cached"])
+def test_a_7b_shape_in_nf4_prefers_within_a_t4s_memory(is_cached, tmp_path):
+    recipe = "benchmarks/recipes/mistral_7b_dpo_shape.yaml"
+    settings = [f"output_dir={tmp_path}", f"training.precompute_ref_log_probs={str(is_cached).lower()}"]
+    subprocess.run([sys.executable, "-m", "finetune.dpo", recipe, *settings], check=True, cwd=ROOT)
+    run = tmp_path / "mistral_7b_dpo_shape"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 20
+    assert summary["peak_memory_bytes"] < 15 * 2**30
+    losses = [
+        line["loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in line
+    ]
+    assert losses[0] == pytest.approx(0.6931, abs=0.02)
+
+
 def test_quickstart_learns_on_the_gpu_as_it_does_on_a_cpu(tmp_path):
     # The recipe names the CPU.
     placed = [f"output_dir={tmp_path}", "model.device=cuda"]

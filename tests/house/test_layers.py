@@ -61,11 +61,16 @@ LAYERS = {
         | {"huggingface_hub": {"card"}},
     ),
     "prepare": Layer(ours=BELOW_TRAIN, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
-    "train": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
+    "measuring": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
+    "reference": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
+    "train": Layer(
+        ours=BELOW_TRAIN | {"prepare", "measuring", "reference"},
+        heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
+    ),
 }
 # The command line and the verbs: anything below, but at the top of the file only what answers without the stack.
 COMMAND_LINE = Layer(
-    ours=BELOW_TRAIN | {"prepare", "train", "cli"},
+    ours=BELOW_TRAIN | {"prepare", "measuring", "reference", "train", "cli"},
     heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     answers_at_once=True,
 )

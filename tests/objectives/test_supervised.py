@@ -15,6 +15,7 @@ from finetune.data.tokens import TokenRows
 from finetune.errors import DivergedError, RecipeError
 from finetune.model.adapters import attach_adapter
 from finetune.model.tokenizer import load_tokenizer
+from finetune.objectives.arguments import RunArguments
 from finetune.objectives.supervised import SupervisedTrainer, build_arguments, build_trainer
 from finetune.recipe.schema import AdapterSettings, DataSettings, ModelSettings, SourceSettings, TrainingSettings
 from tests.model.tiny_models import load_tiny, write_tiny_model
@@ -69,10 +70,11 @@ def make(
 ) -> SupervisedTrainer:
     base = load_tiny(folder, quantization, attention=attention)
     settings = QUIET.model_copy(update=training)
-    arguments = build_arguments(
-        settings, name="test", device=base.device, compute_dtype=base.compute_dtype, evaluates=held_out is not None,
+    run = RunArguments(
+        name="test", device=base.device, compute_dtype=base.compute_dtype, evaluates=held_out is not None,
         seed=1, checkpoints_dir=tmp_path / "checkpoints",
     )  # fmt: skip
+    arguments = build_arguments(settings, run)
     return build_trainer(
         base=base,
         model=attach_adapter(base, adapter, seed=1),
@@ -110,7 +112,7 @@ def test_the_held_out_loss_is_a_mean_over_tokens_whatever_the_batches(folder, to
         make(
             folder, tokenizer, tmp_path, to_single_rows(found), held_out=held_out, packing=False,
             per_device_eval_batch_size=size,
-        ).measure_held_out()
+        ).measure_held_out()["eval_loss"]
         for size in (1, 2, 9)
     ]  # fmt: skip
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
@@ -218,7 +220,7 @@ def test_the_best_step_is_put_back_at_the_end(folder, tokenizer, tmp_path):
     assert best < 6, "a learning rate of 0.5 was meant to spoil the last steps"
     assert trainer.find_best_checkpoint_name() == f"checkpoint-{best}"
     trainer.load_weights(tmp_path / "checkpoints" / f"checkpoint-{best}")
-    assert trainer.measure_held_out() == pytest.approx(losses[best], abs=1e-5)
+    assert trainer.measure_held_out()["eval_loss"] == pytest.approx(losses[best], abs=1e-5)
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(folder, tokenizer, tmp_path):

@@ -1,0 +1,103 @@
+"""An adapter that was trained before, trained on: found, held against the recipe's base, attached.
+
+In goes `adapter.init_from`, a run's folder or an adapter's; out comes the model with that adapter
+trainable, and, where an objective compares with the start, a frozen copy of it beside.
+"""
+
+import logging
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import set_seed
+
+from finetune.errors import RecipeError
+from finetune.model.adapters import REFERENCE
+from finetune.model.base import BaseModel
+from finetune.model.loading import attach_saved_adapter, check_adapter_file
+from finetune.model.targets import find_target
+from finetune.recipe.places import expand, is_local
+from finetune.recipe.schema import ModelSettings
+
+__all__ = ["add_reference", "attach_trained_adapter", "find_trained_adapter"]
+
+log = logging.getLogger("finetune.model.continuing")
+
+
+def find_trained_adapter(init_from: str, model: ModelSettings, seed: int) -> Path:
+    """Find the folder of the adapter to go on with; reads no weights.
+
+    Args:
+        init_from: a run's folder or an adapter's, here or on the Hub.
+        model: the recipe's base, which has to be the adapter's.
+        seed: of the recipe: it draws a base of random weights.
+
+    Raises:
+        PlaceError: there is nothing of that name, or it is unfinished.
+        RecipeError: it is a whole model, or stands on another base.
+    """
+    target = find_target(init_from, device=model.device)
+    if target.adapter_dir is None:
+        raise RecipeError(
+            f"`adapter.init_from`: {init_from} is a whole model, not an adapter.\n"
+            f"  Start a fresh adapter on it: model.model_name_or_path={init_from}"
+        )
+    if target.is_reward_model:
+        raise RecipeError(
+            f"`adapter.init_from`: {init_from} is a reward model: it scores answers instead of giving any.\n"
+            "  Name an adapter of sft or dpo. What it rewards: rewards: [{function: reward_model, path: …}] under grpo"
+        )
+    then, now = _describe_base(target.base, target.seed), _describe_base(model, seed)
+    if then != now and not _may_be_a_copy(target.base, model):
+        raise RecipeError(
+            f"`adapter.init_from`: {init_from} stands on another base than this recipe's.\n"
+            f"  The adapter's: {then}     The recipe's: {now}\n"
+            f"  Set model.model_name_or_path={target.base.model_name_or_path}"
+        )
+    if then != now:
+        log.warning("%s names %s as its base; taken to be %s.", init_from, then, now)
+    return target.adapter_dir
+
+
+def attach_trained_adapter(base: BaseModel, folder: Path, seed: int) -> PeftModel:
+    """Attach a saved adapter to its base and leave exactly it trainable, in float32.
+
+    Args:
+        base: the frozen model; it is changed in place.
+        folder: from `find_trained_adapter`.
+        seed: of dropout from here on; sets Python's, numpy's and torch's generators.
+
+    Raises:
+        PlaceError: its tensors are not those this base has room for, or not all finite.
+    """
+    set_seed(seed)
+    check_adapter_file(folder)
+    return attach_saved_adapter(base.model, folder, is_trainable=True)
+
+
+def add_reference(model: PeftModel, folder: Path) -> None:
+    """Put a frozen copy of the saved adapter beside the one being trained, under the name TRL looks for.
+
+    The base is shared: the copy costs the adapter's bytes once more. TRL would make the copy itself from the
+    adapter's config, whose start (PiSSA's, OLoRA's) would then change the base.
+    """
+    model.load_adapter(str(folder), adapter_name=REFERENCE, is_trainable=False)
+    model.set_adapter("default")
+    for name, parameter in model.named_parameters():
+        if f".{REFERENCE}." in name:
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.float()
+
+
+def _describe_base(model: ModelSettings, seed: int) -> str:
+    if model.weights == "random":
+        return f"random weights of {model.config or model.model_name_or_path}, seed {seed}"
+    assert model.model_name_or_path is not None
+    name = model.model_name_or_path
+    return str(Path(expand(name)).resolve()) if is_local(name) else name
+
+
+def _may_be_a_copy(then: ModelSettings, now: ModelSettings) -> bool:
+    """Whether one names the Hub and the other a folder, so that nobody can tell without reading both."""
+    names = (then.model_name_or_path, now.model_name_or_path)
+    weights = {then.weights, now.weights}
+    return weights == {"pretrained"} and len({is_local(name) for name in names if name is not None}) == 2

@@ -1,0 +1,103 @@
+"""ORPO: supervised fine-tuning and preference in one loss, without a reference, on TRL's ORPOTrainer.
+
+The trainer is among TRL's experimental ones: its interface may change from release to release. The rows
+come tokenized and labelled, and a masked token is not trained (TRL's own loss trains the prompt too).
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from finetune.data.batches import IGNORE_INDEX, PairCollator
+from finetune.data.tokens import TokenRows
+from finetune.model.base import BaseModel
+from finetune.model.tokenizer import find_pad_id
+from finetune.objectives.arguments import RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.trainer import StepMixin
+from finetune.recipe.schema import DataSettings, TrainingSettings
+
+with warnings.catch_warnings():
+    # Each import of `trl.experimental` says that it is experimental; the verb's help says so too.
+    warnings.filterwarnings("ignore", message=".*trl.experimental.*")
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+__all__ = ["OddsRatioTrainer", "build_arguments", "build_trainer"]
+
+# The trainer prepares its rows while it is built, from text; it gets this one, and then the rows that are ready.
+_TEXT = {"prompt": "a", "chosen": "b", "rejected": "c"}
+_TEXT_TOKENS = 512
+
+
+class OddsRatioTrainer(StepMixin, ORPOTrainer):
+    """TRL's ORPOTrainer with what must sit inside the step, on rows that are ready."""
+
+    def __init__(self, *, train_dataset: Dataset, eval_dataset: Dataset | None, **kwargs: Any) -> None:
+        text = Dataset.from_list([_TEXT])
+        super().__init__(train_dataset=text, eval_dataset=text, **kwargs)
+        self.train_dataset = train_dataset
+        self.eval_dataset = eval_dataset
+        self.use_dpo_data_collator = True  # as far as the trainer is concerned
+
+    def concatenated_forward(self, model: torch.nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """Run both answers of each pair through the model.
+
+        Returns:
+            Mean log-probability per token of the chosen and of the rejected answers, each (B,); the logits of both,
+            each (B, T - 1, V); and the cross entropy over the chosen answers' trained tokens.
+        """
+        ids, mask = batch["input_ids"].to(self.args.device), batch["completion_mask"].to(self.args.device)
+        attention_mask = batch["attention_mask"].to(self.args.device)
+        logits = model(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits
+        labels = torch.where(mask == 1, ids, IGNORE_INDEX)
+        sums = self.get_batch_logps(logits, labels)
+        tokens = mask[:, 1:].sum(1)
+        chosen, rejected = (sums / tokens).chunk(2)
+        chosen_logits, rejected_logits = logits[:, :-1].chunk(2)
+        num_pairs = len(ids) // 2
+        nll = -sums[:num_pairs].sum() / tokens[:num_pairs].sum()
+        return chosen, rejected, chosen_logits, rejected_logits, nll
+
+    def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
+        """Sum a batch's loss over its pairs."""
+        num_pairs = len(inputs["input_ids"]) // 2
+        return loss * num_pairs, num_pairs
+
+
+def build_arguments(training: TrainingSettings, run: RunArguments) -> ORPOConfig:
+    """Build the trainer's own config.
+
+    Raises:
+        RecipeError: the library refuses a setting.
+    """
+    return build_config(ORPOConfig, training, run, {"max_length": _TEXT_TOKENS})
+
+
+def build_trainer(
+    *,
+    base: BaseModel,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: ORPOConfig,
+    train: TokenRows,
+    held_out: TokenRows | None,
+    data: DataSettings,
+    training: TrainingSettings,
+    callbacks: Sequence[TrainerCallback],
+) -> OddsRatioTrainer:
+    """Build the trainer of one run; see `supervised.build_trainer`."""
+    arguments.train_sampling_strategy = "group_by_length"
+    trainer = OddsRatioTrainer(
+        model=model,
+        args=arguments,
+        data_collator=PairCollator(find_pad_id(tokenizer)),
+        train_dataset=train.dataset,
+        eval_dataset=None if held_out is None else held_out.dataset,
+        processing_class=tokenizer,
+        callbacks=choose_callbacks(training, arguments, callbacks),
+    )
+    drop_printer(trainer)
+    return trainer

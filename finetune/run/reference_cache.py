@@ -1,0 +1,62 @@
+"""Reference log-probabilities on the disk: computed once for the same rows on the same start, whatever the run.
+
+In goes what decides the numbers, by name; out come the tensors, or nothing where they were never
+computed. A file's key is the hash of all its parts, and the file names them for whoever looks.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetune.errors import PlaceError
+
+__all__ = ["read_reference", "write_reference"]
+
+log = logging.getLogger("finetune.run.reference_cache")
+
+
+def read_reference(folder: Path, parts: Mapping[str, object]) -> dict[str, Tensor] | None:
+    """Read the log-probabilities of a start; None where there are none, or their file is damaged.
+
+    Args:
+        folder: of the cache.
+        parts: all that decides the numbers: rows, base, adapter, template, precision, libraries.
+    """
+    path = _find_path(folder, parts)
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        log.warning("%s cannot be read (%s): computing the reference anew.", path, str(error).splitlines()[0])
+        return None
+
+
+def write_reference(folder: Path, parts: Mapping[str, object], reference: Mapping[str, Tensor]) -> None:
+    """Write the log-probabilities of a start, in one step: other runs may be reading.
+
+    Raises:
+        PlaceError: the cache cannot be written.
+    """
+    path = _find_path(folder, parts)
+    part = path.with_suffix(".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(reference), part, metadata={name: str(value) for name, value in parts.items()})
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise PlaceError(
+            f"{path}: the reference cannot be kept ({str(error).splitlines()[0]}).\n"
+            "  Make room there, name another cache by HF_HOME, or: training.precompute_ref_log_probs=false"
+        ) from error
+
+
+def _find_path(folder: Path, parts: Mapping[str, object]) -> Path:
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return folder / f"{key[:32]}.safetensors"
