@@ -48,13 +48,13 @@ class Gauge:
 
     Attributes:
         trainer: holds the model and the held-out rows.
-        answerer: answers the questions; None for a model that only scores.
+        answerer: answers the questions.
         prepared: the questions and the pairs.
         batch_size: pairs scored at once.
     """
 
     trainer: StepMixin
-    answerer: Answerer | None
+    answerer: Answerer
     prepared: Prepared
     batch_size: int
 
@@ -76,8 +76,6 @@ class Gauge:
         )
 
     def _answer(self) -> tuple[Sequence[Answered], Sequence[Answered]]:
-        if self.answerer is None:
-            return [], []
         answered = self.answerer.answer(self.prepared.questions)
         num_samples = len(self.prepared.samples)
         return answered, answered[:num_samples] if answered else self.answerer.answer(self.prepared.samples)

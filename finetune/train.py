@@ -131,7 +131,7 @@ def train(
             if folder.writes:
                 write_loss_plot(folder.metrics_path, folder.loss_plot_path)
             _say_answers(before.samples, after.samples)
-            log.info("%s", render_summary(summary, str(result), str(folder.path)))
+            log.info("%s", render_summary(summary, str(result), str(folder.path), talks=base.head == "words"))
     return folder.path
 
 

@@ -8,7 +8,7 @@ example that is wanted, so `messages` beside `label` are conversations to one an
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from finetune.data.examples import (
     Compared,
@@ -36,6 +36,7 @@ from finetune.data.preference_formats import (
 )
 from finetune.data.turns import build_conversation, check_text, to_messages, to_prompt, to_turns
 from finetune.errors import DataError, RecipeError
+from finetune.recipe.row_kinds import READ_FROM, Kind, find_formats
 
 __all__ = [
     "FORMATS",
@@ -51,8 +52,6 @@ __all__ = [
     "to_examples",
     "to_json",
 ]
-
-Kind = Literal["conversation", "document", "preference", "judged", "prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +70,11 @@ class KindFacts:
 
 
 KINDS: dict[Kind, KindFacts] = {
-    "conversation": KindFacts("conversations", ("conversation",), "alpaca"),
-    "document": KindFacts("documents", ("document",), "text"),
-    "preference": KindFacts("preferences", ("preference",), "preference"),
-    "judged": KindFacts("judged answers", ("judged", "preference"), "judged"),
-    "prompt": KindFacts("prompts", ("conversation", "prompt"), "prompt"),
+    "conversation": KindFacts("conversations", READ_FROM["conversation"], "alpaca"),
+    "document": KindFacts("documents", READ_FROM["document"], "text"),
+    "preference": KindFacts("preferences", READ_FROM["preference"], "preference"),
+    "judged": KindFacts("judged answers", READ_FROM["judged"], "judged"),
+    "prompt": KindFacts("prompts", READ_FROM["prompt"], "prompt"),
 }
 
 # Names that other sets give to what we call instruction and output, for the mapping to try.
@@ -96,13 +95,11 @@ class Format:
     """A shape of rows.
 
     Attributes:
-        kind: what its rows become.
         required: columns that every row has.
         optional: columns that are read where they are.
         convert: columns to example; a ranking holds several.
     """
 
-    kind: Kind
     required: tuple[str, ...]
     optional: tuple[str, ...]
     convert: Callable[[Mapping[str, Any], Origin], Example | Compared | list[Preference]]
@@ -155,24 +152,28 @@ def _from_text(row: Mapping[str, Any], origin: Origin) -> Document:
 
 
 FORMATS: dict[str, Format] = {
-    "messages": Format("conversation", ("messages",), ("tools", "system"), _from_messages),
-    "sharegpt": Format("conversation", ("conversations",), ("system", "tools"), _from_sharegpt),
-    "alpaca": Format("conversation", ("instruction", "output"), ("input", "system"), _from_alpaca),
-    "prompt_completion": Format("conversation", ("prompt", "completion"), ("system", "tools"), _from_prompt_completion),
-    "text": Format("document", ("text",), (), _from_text),
-    "preference": Format("preference", ("prompt", "chosen", "rejected"), ("system", "tools"), from_preference),
+    "messages": Format(("messages",), ("tools", "system"), _from_messages),
+    "sharegpt": Format(("conversations",), ("system", "tools"), _from_sharegpt),
+    "alpaca": Format(("instruction", "output"), ("input", "system"), _from_alpaca),
+    "prompt_completion": Format(("prompt", "completion"), ("system", "tools"), _from_prompt_completion),
+    "text": Format(("text",), (), _from_text),
+    "preference": Format(("prompt", "chosen", "rejected"), ("system", "tools"), from_preference),
     "openai_preference": Format(
-        "preference", ("input", "preferred_output", "non_preferred_output"), (), from_openai_preference
+        ("input", "preferred_output", "non_preferred_output"),
+        (),
+        from_openai_preference,
     ),
     "sharegpt_preference": Format(
-        "preference", ("conversations", "chosen", "rejected"), ("system", "tools"), from_sharegpt_preference
+        ("conversations", "chosen", "rejected"),
+        ("system", "tools"),
+        from_sharegpt_preference,
     ),
-    "orca": Format("preference", ("question", "chosen", "rejected"), ("system",), from_orca),
-    "dialogues": Format("preference", ("chosen", "rejected"), ("system", "tools"), from_dialogues),
-    "ranking": Format("preference", ("prompt", "answers"), ("scores", "ranks", "system", "tools"), from_ranking),
-    "judged": Format("judged", ("prompt", "completion", "label"), ("system", "tools"), from_judged),
-    "judged_messages": Format("judged", ("messages", "label"), ("system", "tools"), from_judged_messages),
-    "prompt": Format("prompt", ("prompt",), ("answer", "system", "tools"), from_prompt),
+    "orca": Format(("question", "chosen", "rejected"), ("system",), from_orca),
+    "dialogues": Format(("chosen", "rejected"), ("system", "tools"), from_dialogues),
+    "ranking": Format(("prompt", "answers"), ("scores", "ranks", "system", "tools"), from_ranking),
+    "judged": Format(("prompt", "completion", "label"), ("system", "tools"), from_judged),
+    "judged_messages": Format(("messages", "label"), ("system", "tools"), from_judged_messages),
+    "prompt": Format(("prompt",), ("answer", "system", "tools"), from_prompt),
 }
 
 
@@ -233,7 +234,7 @@ def find_format(columns: Collection[str], kind: Kind) -> str | None:
 
 def _find_shapes(kind: Kind) -> dict[str, Format]:
     """Find the formats that give a kind, in the order in which they are tried."""
-    return {name: shape for source in KINDS[kind].read_from for name, shape in FORMATS.items() if shape.kind == source}
+    return {name: FORMATS[name] for name in find_formats(kind)}
 
 
 def check_mapping(columns: Mapping[str, str], format: str, setting: str) -> None:

@@ -34,6 +34,7 @@ from finetune.data.row_cache import build_key, read_cached, write_cached
 from finetune.data.strict_json import BadRow, Row
 from finetune.errors import DataError, RecipeError
 from finetune.recipe.places import is_local
+from finetune.recipe.row_kinds import FORMAT_KINDS
 from finetune.recipe.schema import SourceSettings
 
 __all__ = ["LoadedExamples", "load_examples", "split_examples"]
@@ -171,8 +172,8 @@ def _hash(parts: list[Any]) -> str:
 
 def _load_source(source: SourceSettings, kind: Kind, on_bad_rows: str, setting: str) -> LoadedExamples:
     check_mapping(source.columns, source.format, setting)
-    if source.format != "auto" and FORMATS[source.format].kind not in KINDS[kind].read_from:
-        given, wanted = KINDS[FORMATS[source.format].kind].plural, KINDS[kind].plural
+    if source.format != "auto" and FORMAT_KINDS[source.format] not in KINDS[kind].read_from:
+        given, wanted = KINDS[FORMAT_KINDS[source.format]].plural, KINDS[kind].plural
         raise RecipeError(
             f"`{setting}.format: {source.format}` gives {given}, and {wanted} are wanted.\n"
             "  `objective: sft` takes conversations, `objective: pretrain` plain text; dpo, orpo and reward take\n"

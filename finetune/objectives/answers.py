@@ -108,6 +108,8 @@ class Answerer:
 
     def answer(self, questions: Sequence[Question]) -> list[Answered]:
         """Answer in the order asked and score each against its reference."""
+        if not questions:  # also of a reward model, which gives no answers
+            return []
         metric, pattern = METRICS[self.settings.metric], self.settings.answer_pattern
         answers = generate_answers(
             self.model,
@@ -117,9 +119,7 @@ class Answerer:
             max_new_tokens=self.settings.max_new_tokens,
             batch_size=self.settings.batch_size,
         )
-        lengths = (
-            [len(ids) for ids in self.tokenizer(answers, add_special_tokens=False)["input_ids"]] if answers else []
-        )
+        lengths = [len(ids) for ids in self.tokenizer(answers, add_special_tokens=False)["input_ids"]]
         return [
             Answered(question, answer, length, metric(extract_answer(answer, pattern), question.reference))
             for question, answer, length in zip(questions, answers, lengths, strict=True)

@@ -15,8 +15,7 @@ __all__ = ["DEFAULTS_BY_OBJECTIVE", "fill_defaults"]
 _LEARNING_RATES = {"dpo": 5e-6, "kto": 5e-6, "orpo": 8e-5, "reward": 1e-4, "rloo": 1e-5, "grpo": 1e-5}
 
 DEFAULTS_BY_OBJECTIVE: Mapping[str, Mapping[str, Any]] = {
-    objective: {"data.packing": False, "training.learning_rate": rate}
-    for objective, rate in _LEARNING_RATES.items()
+    objective: {"data.packing": False, "training.learning_rate": rate} for objective, rate in _LEARNING_RATES.items()
 }
 
 

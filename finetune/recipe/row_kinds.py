@@ -1,13 +1,16 @@
 """Which rows an objective reads: the kind of example it wants, and the formats that give one.
 
-The formats themselves are in `data.formats`; a test holds the two together.
+How a format is read is in `data.formats`.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
-__all__ = ["FORMAT_KINDS", "HOLDS", "KIND_OF_OBJECTIVE", "READ_FROM", "find_formats"]
+__all__ = ["FORMAT_KINDS", "HOLDS", "KIND_OF_OBJECTIVE", "READ_FROM", "Kind", "find_formats"]
 
-KIND_OF_OBJECTIVE: Mapping[str, str] = {
+Kind = Literal["conversation", "document", "preference", "judged", "prompt"]
+
+KIND_OF_OBJECTIVE: Mapping[str, Kind] = {
     "sft": "conversation",
     "pretrain": "document",
     "dpo": "preference",
@@ -18,14 +21,14 @@ KIND_OF_OBJECTIVE: Mapping[str, str] = {
     "grpo": "prompt",
 }
 # From pairs come judged answers too, and from conversations prompts.
-READ_FROM: Mapping[str, tuple[str, ...]] = {
+READ_FROM: Mapping[Kind, tuple[Kind, ...]] = {
     "conversation": ("conversation",),
     "document": ("document",),
     "preference": ("preference",),
     "judged": ("judged", "preference"),
     "prompt": ("conversation", "prompt"),
 }
-FORMAT_KINDS: Mapping[str, str] = {
+FORMAT_KINDS: Mapping[str, Kind] = {
     "messages": "conversation",
     "sharegpt": "conversation",
     "alpaca": "conversation",
@@ -41,7 +44,7 @@ FORMAT_KINDS: Mapping[str, str] = {
     "judged_messages": "judged",
     "prompt": "prompt",
 }
-HOLDS: Mapping[str, str] = {
+HOLDS: Mapping[Kind, str] = {
     "conversation": "conversations",
     "document": "plain text",
     "preference": "pairs of answers",
@@ -50,6 +53,6 @@ HOLDS: Mapping[str, str] = {
 }
 
 
-def find_formats(kind: str) -> list[str]:
+def find_formats(kind: Kind) -> list[str]:
     """Find the formats that give a kind of example."""
     return [name for source in READ_FROM[kind] for name, given in FORMAT_KINDS.items() if given == source]

@@ -263,7 +263,8 @@ class RewardSettings(Section):
     ]
     weight: Annotated[float, Field(description="What the function's value, 0 to 1 or a score, is multiplied by.")] = 1.0
     pattern: Annotated[
-        Name | None, Field(
+        Name | None,
+        Field(
             description="A Python regular expression. regex: searched for in the answer. exact_match: what its first "
             "group finds in answer and reference is compared; null: the whole."
         ),
@@ -320,7 +321,8 @@ class TrainingSettings(Section):
         int | None,
         Field(
             ge=1,
-            description="Evaluations without a better loss (rloo, grpo: reward) before the run stops; needs `data.eval` and `eval_steps`.",
+            description="Evaluations without a better loss (rloo, grpo: reward) before the run stops; needs "
+            "`data.eval` and `eval_steps`.",
         ),
     ] = None
     report_to: Annotated[

@@ -74,8 +74,10 @@ class CommitRecord(TrainerCallback):
         """Save a step that is the best so far, also where saving has another rhythm than evaluating."""
         if not self._is_training or args.metric_for_best_model is None or metrics is None:
             return
-        best = math.inf if state.best_metric is None else state.best_metric
-        if metrics["eval_loss"] < best:
+        # Of a reward more is better, of a loss less.
+        sign = 1 if args.greater_is_better else -1
+        best = -math.inf if state.best_metric is None else sign * state.best_metric
+        if sign * metrics[args.metric_for_best_model] > best:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from finetune.run.folder import RunFolder
-from finetune.run.progress import Progress
+from finetune.run.progress import Progress, is_evaluation
 from finetune.run.writing import write_text
 
 __all__ = ["MetricsWriter", "Totals", "read_metrics", "read_totals"]
@@ -140,10 +140,10 @@ class MetricsWriter(TrainerCallback):
             return  # measured before a resumed run has taken its weights up: that step stands already
         if record["step"] == last_step:
             # What was measured first stands: a later evaluation may be of other weights (the best step's).
-            shows = "eval_loss" in record
+            shows = is_evaluation(record)
             record = self._last | {key: value for key, value in record.items() if key not in self._last}
         else:
-            shows = "loss" in record or "eval_loss" in record
+            shows = "loss" in record or is_evaluation(record)
             self._last_offset = path.stat().st_size if path.exists() else 0
         with path.open("r+b" if path.exists() else "wb") as file:
             file.seek(self._last_offset)

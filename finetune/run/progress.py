@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["PROGRESS_LOGGER", "Progress", "shows_bars", "to_duration", "to_gib"]
+__all__ = ["PROGRESS_LOGGER", "Progress", "is_evaluation", "shows_bars", "to_duration", "to_gib"]
 
 PROGRESS_LOGGER = "finetune.run.progress"  # the console leaves its lines out where a bar stands
 
@@ -64,7 +64,7 @@ class Progress:
             self._bar.set_postfix_str(" ".join(_to_figures(record)), refresh=False)
         now = time.monotonic()
         is_last = record["step"] == self._total_steps
-        if is_last or "eval_loss" in record or now - self._last_line_seconds >= _BETWEEN_LINES_SECONDS:
+        if is_last or is_evaluation(record) or now - self._last_line_seconds >= _BETWEEN_LINES_SECONDS:
             self._last_line_seconds = now
             where = f"step {record['step']} of {self._total_steps}" if self._total_steps else "before the first step"
             log.info("%s", ", ".join([where, *_to_figures(record), *self._estimate_left(record["step"], now)]))
@@ -82,9 +82,24 @@ class Progress:
         return [f"{to_duration((now - self._started_seconds) / done * (self._total_steps - step))} left"]
 
 
+_SHOWN = {
+    "loss": "loss {:.4f}",
+    "reward": "reward {:.3f}",
+    "rewards/accuracies": "pairs right {:.0%}",
+    "accuracy": "pairs right {:.0%}",
+    "eval_loss": "held-out loss {:.4f}",
+    "eval_reward": "held-out reward {:.3f}",
+}
+
+
+def is_evaluation(record: dict[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl says how the held-out rows went."""
+    return "eval_loss" in record or "eval_reward" in record
+
+
 def _to_figures(record: dict[str, Any]) -> list[str]:
     figures = []
-    for key, pattern in (("loss", "loss {:.4f}"), ("eval_loss", "held-out loss {:.4f}")):
+    for key, pattern in _SHOWN.items():
         if record.get(key) is not None:
             figures.append(pattern.format(record[key]))
     if record.get("tokens_per_second"):

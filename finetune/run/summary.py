@@ -87,13 +87,14 @@ class Summary:
         }
 
 
-def render_summary(summary: Summary, result: str, run: str) -> str:
+def render_summary(summary: Summary, result: str, run: str, *, talks: bool = True) -> str:
     """Lay the summary out in lines of at most 80 columns (long paths apart).
 
     Args:
         summary: the figures.
         result: where the adapter or model lies.
         run: what to hand to `finetune.chat`.
+        talks: it gives answers; a reward model scores them.
     """
     rows = [("steps", f"{summary.steps:,}")]
     if summary.resumed_from:
@@ -107,9 +108,9 @@ def render_summary(summary: Summary, result: str, run: str) -> str:
     if summary.exact_match is not None:
         change = _to_change(summary.exact_match_before, summary.exact_match, "{:.1%}")
         rows.append(("exact match", f"{change} of {summary.questions} questions"))
-        rows.append(
-            ("their length", _to_change(summary.answer_tokens_before, summary.answer_tokens or 0, "{:.1f}") + " tokens")
-        )
+    if summary.answer_tokens is not None:
+        change = _to_change(summary.answer_tokens_before, summary.answer_tokens, "{:.1f}")
+        rows.append(("their length", f"{change} tokens"))
     if summary.eval_reward is not None:
         rows.append(("held-out reward", _to_change(summary.eval_reward_before, summary.eval_reward, "{:.3f}")))
     rows += _to_pair_rows(summary)
@@ -119,7 +120,12 @@ def render_summary(summary: Summary, result: str, run: str) -> str:
     rows.append(("time", _to_speed(summary)))
     rows.append(("peak memory", f"{to_gib(summary.peak_memory_bytes)} on {summary.device}"))
     rows.append(("result", f"{result} ({_to_disk_size(summary.adapter_bytes)})"))
-    rows.append(("talk to it", f"python -m finetune.chat {run}"))
+    if talks:
+        rows.append(("talk to it", f"python -m finetune.chat {run}"))
+    else:
+        rows.append(
+            ("reward with it", f"{{function: reward_model, path: {run}}} under `rewards`")
+        )
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 

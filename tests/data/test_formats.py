@@ -7,6 +7,7 @@ import pytest
 from finetune.data.examples import Conversation, Document, Message, Origin
 from finetune.data.formats import FORMATS, check_mapping, find_format, from_json, to_examples, to_json
 from finetune.errors import DataError, RecipeError
+from finetune.recipe.row_kinds import FORMAT_KINDS
 
 HERE = Origin("rows.jsonl", 7)
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
@@ -14,7 +15,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 
 
 def convert(row: dict, format: str, **columns: str):
-    (example,) = to_examples(row, format, columns, HERE, FORMATS[format].kind)
+    (example,) = to_examples(row, format, columns, HERE, FORMAT_KINDS[format])
     # Whatever a row becomes is the same after it lay on the disk.
     assert from_json(to_json(example), HERE) == example
     return example
@@ -160,7 +161,7 @@ def test_auto_looks_for_text_alone_where_documents_are_wanted():
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_row_without_its_columns_is_a_data_error_with_its_line(name):
     with pytest.raises(DataError, match=r"^rows.jsonl:7: no `"):
-        to_examples({"other": "x"}, name, {}, HERE, FORMATS[name].kind)
+        to_examples({"other": "x"}, name, {}, HERE, FORMAT_KINDS[name])
 
 
 def test_a_mapping_from_a_name_that_no_format_has_is_a_recipe_error_with_the_nearest():

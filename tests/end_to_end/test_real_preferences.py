@@ -15,7 +15,9 @@ def run_real(shared_data: Path, output_dir: Path, objective: str, file: str, **d
     values = {
         "name": "real",
         "objective": objective,
-        "model": {"model_name_or_path": f"{shared_data}/models/stories260K", "device": "cpu", "compute_dtype": "float32"},
+        "model": {
+            "model_name_or_path": f"{shared_data}/models/stories260K", "device": "cpu", "compute_dtype": "float32"
+        },
         "adapter": {"method": "lora", "r": 8},
         "data": {
             "train": {"path": f"{shared_data}/preference/{file}"},

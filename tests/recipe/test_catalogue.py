@@ -79,10 +79,8 @@ def test_no_field_of_a_trainer_stands_in_the_catalogue_twice() -> None:
 def test_the_formats_that_an_objective_reads_are_those_of_the_data() -> None:
     from finetune.data.formats import FORMATS, KINDS
 
-    assert dict(FORMAT_KINDS) == {name: shape.kind for name, shape in FORMATS.items()}
-    assert {kind: set(kinds) for kind, kinds in READ_FROM.items()} == {
-        kind: set(facts.read_from) for kind, facts in KINDS.items()
-    }
+    assert list(FORMAT_KINDS) == list(FORMATS)
+    assert set(READ_FROM) == set(KINDS) == set(KIND_OF_OBJECTIVE.values())
     choices = SourceSettings.model_json_schema()["properties"]["format"]["enum"]
     assert set(choices) == {"auto", *FORMAT_KINDS}
 

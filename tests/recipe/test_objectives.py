@@ -157,7 +157,7 @@ FAULTS = [
     ("grpo", ["training.num_generations=3"], "8 answers are generated at once, and `num_generations` 3 does not", ""),
     ("grpo", ["training.generation_batch_size=16", "training.steps_per_generation=2"], "the same thing twice.", ""),
     ("grpo", ["training.generation_batch_size=9"], "9 is no multiple of `per_device_train_batch_size` 2.", ""),
-    ("grpo", ["training.num_generations_eval=4"], "`training` has no setting `num_generations_eval`", "answered once, greedily"),
+    ("grpo", ["training.num_generations_eval=4"], "has no setting `num_generations_eval`", "answered once, greedily"),
     ("grpo", ["data.too_long=truncate"], "asks whole prompts", "Choose drop or error."),
     ("grpo", ["rewards=[{function: exact_match, pattern: 'no group'}]"], "`rewards[0].pattern`", "group"),
     ("grpo", ["data.max_length=512"], "`max_completion_length` 512 leaves no room for a prompt", "counts prompt and"),

@@ -180,6 +180,20 @@ def test_the_plot_is_a_picture_of_short_and_long_runs(tmp_path, num_steps):
     assert (tmp_path / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_a_run_on_preferences_gets_a_panel_for_each_figure_it_logged(tmp_path):
+    def draw(**further: float) -> int:
+        path = tmp_path / "metrics.jsonl"
+        path.write_text("".join(json.dumps({"step": step, "loss": 0.5} | further) + "\n" for step in (1, 2)))
+        write_loss_plot(path, tmp_path / "loss.png")
+        height = (tmp_path / "loss.png").read_bytes()[20:24]  # of the header of a PNG
+        return int.from_bytes(height)
+
+    panel = 2.5 * 120
+    assert draw(**{"rewards/margins": 1.0}) == draw() + panel
+    assert draw(**{"rewards/margins": 1.0, "rewards/accuracies": 0.5, "logps/chosen": -9.0}) == draw() + 3 * panel
+    assert draw(reward=0.3, kl=0.1, **{"completions/mean_length": 4.0}) == draw() + 3 * panel
+
+
 def test_other_processes_write_no_line(arguments, tmp_path):
     folder = start_folder(tmp_path, writes=False)
     log(MetricsWriter(folder, resumed_step=None), arguments, 1, loss=1.0)

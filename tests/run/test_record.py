@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -222,6 +223,22 @@ def test_the_summary_fits_a_narrow_terminal_and_tells_how_to_talk_to_the_result(
         "talk to it     python -m finetune.chat outputs/mistral_alpaca",
     ]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_summary_of_preferences_is_a_table_of_base_start_and_result():
+    figures = {
+        "preference_accuracy_base": 0.481, "preference_accuracy_before": 0.546, "preference_accuracy": 0.972,
+        "preference_margin_base": -0.2, "preference_margin_before": 0.01, "preference_margin": 2.5, "pairs": 108,
+        "answer_tokens_before": 1.1, "answer_tokens": 4.2,
+    }  # fmt: skip
+    lines = render_summary(replace(SUMMARY, **figures), "a", "b", talks=False).splitlines()
+    table = lines[lines.index("held-out pairs  108 pairs: accuracy    margin") :][1:4]
+    assert [line.split() for line in table] == [
+        ["base", "48.1%", "-0.200"], ["start", "54.6%", "+0.010"], ["result", "97.2%", "+2.500"]
+    ]  # fmt: skip
+    assert "their length    1.1 -> 4.2 tokens" in lines
+    assert lines[-1].startswith("reward with it")
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_summary_file_speaks_of_answers_only_where_some_were_scored():

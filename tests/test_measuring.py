@@ -1,0 +1,44 @@
+"""What was measured before the first step is what a resumed run reads back, and what the summary says."""
+
+import pytest
+import torch
+
+from finetune.measuring import Measured, from_figures, to_figures, to_summary, to_words
+from finetune.objectives.pairs import PairFigures, PairScores, compare
+
+START = Measured(
+    held_out={"eval_loss": 0.69},
+    exact_match=0.5,
+    answer_tokens=3.5,
+    pairs=PairFigures(accuracy=0.5, margin=0.1, chosen=-2.0, rejected=-2.1),
+    base_pairs=PairFigures(accuracy=0.4, margin=-0.2, chosen=-3.0, rejected=-2.8),
+)
+
+
+def test_the_figures_of_the_start_come_back_from_the_log():
+    assert from_figures(to_figures(START)) == START
+    assert from_figures({}) == Measured(held_out={})
+
+
+def test_the_summary_has_each_figure_before_and_after_and_the_base_beside():
+    end = Measured(held_out={"eval_loss": 0.2}, pairs=PairFigures(1.0, 2.0, -1.0, -3.0))
+    summary = to_summary(START, end)
+    assert (summary["eval_loss_before"], summary["eval_loss"]) == (0.69, 0.2)
+    accuracies = [summary[f"preference_accuracy{state}"] for state in ("_base", "_before", "")]
+    assert accuracies == [0.4, 0.5, 1.0]
+    assert "exact_match" not in summary, "it was not measured at the end"
+    assert to_words(START, end)["preference accuracy on held-out pairs"] == 1.0
+
+
+def test_pairs_are_compared_per_token_and_two_alike_count_half():
+    # Summed, the short rejected answers would win; per token -1 beats -2, -3 is beaten by -1, and -1 equals -1.
+    scores = PairScores(
+        chosen_N=torch.tensor([-10.0, -9.0, -4.0]),
+        rejected_N=torch.tensor([-2.0, -2.0, -1.0]),
+        chosen_tokens_N=torch.tensor([10, 3, 4]),
+        rejected_tokens_N=torch.tensor([1, 2, 1]),
+    )
+    figures = compare(scores)
+    assert figures.accuracy == pytest.approx((1 + 0 + 0.5) / 3)
+    assert figures.margin == pytest.approx((1 - 2 + 0) / 3)
+    assert compare(scores, per_token=False).accuracy == 0
