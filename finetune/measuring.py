@@ -86,7 +86,7 @@ class Gauge:
         trainer, model = self.trainer, self.trainer.model
         off = model.disable_adapter() if without_adapter and isinstance(model, PeftModel) else nullcontext()
         collator = PairCollator(find_pad_id(self.prepared.tokenizer))
-        with off, trainer.as_in_training():
+        with off, trainer.as_in_training(float32_logits=False):
             scores = score_pairs(trainer.score_answers, self.prepared.pairs.dataset, collator, self.batch_size)
         return compare(scores, per_token=trainer.scores_per_token)
 

@@ -23,7 +23,7 @@ from finetune.model.devices import choose_compute_dtype, choose_device
 from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Question, build_questions, build_samples
-from finetune.objectives.arguments import RunArguments
+from finetune.objectives.building import RunArguments
 from finetune.recipe.schema import EvalFraction, Recipe
 from finetune.run.progress import shows_bars
 

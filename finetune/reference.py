@@ -11,7 +11,6 @@ from pathlib import Path
 import datasets
 
 from finetune.model.base import BaseModel
-from finetune.model.continuing import find_trained_adapter
 from finetune.model.identity import hash_adapter, identify_base
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.reference import compute_reference, use_reference
@@ -28,37 +27,39 @@ log = logging.getLogger("finetune.reference")
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
-def fill_reference(recipe: Recipe, base: BaseModel, prepared: Prepared, trainer: StepMixin) -> None:
-    """Put the log-probabilities of the start beside the rows, where the recipe wants them taken once.
-
-    Raises:
-        PlaceError: the cache cannot be written.
-    """
+def fill_reference(
+    recipe: Recipe, base: BaseModel, prepared: Prepared, trainer: StepMixin, trained_dir: Path | None
+) -> None:
+    """Put the log-probabilities of the start beside the rows, where the recipe wants them taken once."""
     columns = OBJECTIVES[recipe.objective].reference_columns
     if not columns or not recipe.training.fields.get("precompute_ref_log_probs"):
         return
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "finetune_reference"
-    parts = describe_reference(recipe, base, prepared)
+    parts = describe_reference(recipe, base, prepared, trained_dir)
     reference = read_reference(folder, parts)
     if reference is not None:
         log.info("Reference log-probabilities: from the cache.")
     else:
+        rows = len(prepared.train.dataset) + (0 if prepared.held_out is None else len(prepared.held_out.dataset))
+        log.info("Reference log-probabilities of %s rows: computed now, once.", f"{rows:,}")
         reference = compute_reference(trainer, columns)
         if is_main_process():
             write_reference(folder, parts, reference)
     use_reference(trainer, reference)
 
 
-def describe_reference(recipe: Recipe, base: BaseModel, prepared: Prepared) -> dict[str, object]:
+def describe_reference(
+    recipe: Recipe, base: BaseModel, prepared: Prepared, trained_dir: Path | None
+) -> dict[str, object]:
     """Name all that decides the reference's log-probabilities.
 
-    The rows' fingerprint covers their content, the template and the tokenizer.
+    The rows' fingerprint covers their content, the template and the tokenizer. `trained_dir` is the folder of the
+    adapter that is trained on; None: a fresh one.
     """
-    adapter = recipe.adapter
-    if adapter.init_from is None:
-        started = {**adapter.model_dump(mode="json"), "seed": recipe.seed}
+    if trained_dir is None:
+        started = {**recipe.adapter.model_dump(mode="json"), "seed": recipe.seed}
     else:
-        started = {"sha256": hash_adapter(find_trained_adapter(adapter.init_from, recipe.model, recipe.seed))}
+        started = {"sha256": hash_adapter(trained_dir)}
     return {
         "objective": recipe.objective,
         "rows": prepared.train.fingerprint,

@@ -21,7 +21,7 @@ from finetune.model.base import BaseModel, check_base, check_vocabulary, load_ba
 from finetune.model.continuing import add_reference, attach_trained_adapter, find_trained_adapter
 from finetune.model.devices import check_trainer_fields, choose_device
 from finetune.model.identity import hash_adapter
-from finetune.model.scoring import load_scorer
+from finetune.model.scoring import check_same_words, check_scorer, load_scorer
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Answered, Answerer, SampleAnswers
 from finetune.objectives.rewards import build_rewards
@@ -71,7 +71,7 @@ def train(
         FinetuneError: what a user can mend, by kind; `Interrupted` after a signal, with everything saved.
     """
     with log_to_console(writes=is_main_process()) as log_file:
-        arguments = check_settings(recipe)
+        arguments, trained_dir = check_settings(recipe)
         if dry_run:
             prepare(recipe)
             log.info("Recipe, base, device, rows and trainer settings are in order; no weight was loaded.")
@@ -86,10 +86,10 @@ def train(
             head = OBJECTIVES[recipe.objective].head
             base = load_base(recipe.model, max_length=recipe.data.max_length, seed=recipe.seed, head=head)
             check_vocabulary(base.model, prepared.tokenizer)
-            identity = build_identity(recipe, base, prepared)
+            identity = build_identity(base, prepared, trained_dir)
             if resume:
                 refuse_other_identity(folder, identity)
-            model = attach(recipe, base, arguments)
+            model = attach(recipe, base, arguments, trained_dir)
             answerer = Answerer(model, prepared.tokenizer, prepared.renderer.stop_ids, recipe.evaluation)
             checkpoint = find_checkpoint(folder) if resume else None
             resumed_step = None if checkpoint is None else find_step(checkpoint)
@@ -115,7 +115,7 @@ def train(
             folder.start()
             log_file.open(folder.log_path)
             write_records(folder, recipe, recipe_text, prepared, identity, resumed_step)
-            fill_reference(recipe, base, prepared, trainer)
+            fill_reference(recipe, base, prepared, trainer, trained_dir)
             gauge = Gauge(trainer, answerer, prepared, recipe.training.per_device_eval_batch_size)
             before = measure_start(folder, recipe, gauge) if checkpoint is None else read_start(folder)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -138,17 +138,24 @@ def train(
 # ---- where to begin
 
 
-def check_settings(recipe: Recipe) -> TrainingArguments:
-    """Check what needs neither rows nor weights; gives the trainer's own config."""
+def check_settings(recipe: Recipe) -> tuple[TrainingArguments, Path | None]:
+    """Check what needs neither rows nor weights.
+
+    Returns:
+        The trainer's own config, and the folder of the adapter that is trained on; None: a fresh one.
+    """
     check_trackers(recipe.training.report_to)
-    head = OBJECTIVES[recipe.objective].head
+    head, trained_dir = OBJECTIVES[recipe.objective].head, None
     check_base(recipe.model, max_length=recipe.data.max_length, head=head)
     if recipe.adapter.init_from is None:
         check_adapter(recipe.adapter, head=head)
     else:
-        find_trained_adapter(recipe.adapter.init_from, recipe.model, recipe.seed)
+        trained_dir = find_trained_adapter(recipe.adapter.init_from, recipe.model, recipe.seed)
+    for reward in recipe.rewards:
+        if reward.path is not None:
+            check_scorer(reward.path)
     check_trainer_fields(recipe.training.fields, choose_device(recipe.model.device))
-    return build_arguments(recipe)
+    return build_arguments(recipe), trained_dir
 
 
 def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
@@ -163,25 +170,23 @@ def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
     return folder
 
 
-def build_identity(recipe: Recipe, base: BaseModel, prepared: Prepared) -> dict[str, object]:
+def build_identity(base: BaseModel, prepared: Prepared, trained_dir: Path | None) -> dict[str, object]:
     """Build what the recipe does not show and a resumed run must share: base, trained adapter, rows, processes."""
     identity: dict[str, object] = {
         "base_commit": base.commit, "data": prepared.train.fingerprint, "num_processes": count_processes()
     }  # fmt: skip
-    if recipe.adapter.init_from is not None:
-        identity["init_from"] = hash_adapter(find_trained_adapter(recipe.adapter.init_from, recipe.model, recipe.seed))
-    return identity
+    return identity if trained_dir is None else identity | {"init_from": hash_adapter(trained_dir)}
 
 
-def attach(recipe: Recipe, base: BaseModel, arguments: TrainingArguments) -> PreTrainedModel | PeftModel:
+def attach(
+    recipe: Recipe, base: BaseModel, arguments: TrainingArguments, trained_dir: Path | None
+) -> PreTrainedModel | PeftModel:
     """Attach a fresh adapter, or one trained before, with a frozen copy beside it where every step reads the start."""
-    adapter = recipe.adapter
-    if adapter.init_from is None:
-        return attach_adapter(base, adapter, recipe.seed)
-    folder = find_trained_adapter(adapter.init_from, recipe.model, recipe.seed)
-    model = attach_trained_adapter(base, folder, recipe.seed)
+    if trained_dir is None:
+        return attach_adapter(base, recipe.adapter, recipe.seed)
+    model = attach_trained_adapter(base, trained_dir, recipe.seed)
     if OBJECTIVES[recipe.objective].reads_start(arguments):
-        add_reference(model, folder)
+        add_reference(model, trained_dir)
     return model
 
 
@@ -190,11 +195,12 @@ def load_rewards(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     if not recipe.rewards:
         return {}
     size = recipe.training.per_device_train_batch_size
-    scorers = {
-        part.path: partial(load_scorer(part.path, device=recipe.model.device).score, batch_size=size)
-        for part in recipe.rewards
-        if part.path is not None
-    }
+    scorers = {}
+    for part in recipe.rewards:
+        if part.path is not None:
+            scorer = load_scorer(part.path, device=recipe.model.device)
+            check_same_words(scorer, prepared.tokenizer)
+            scorers[part.path] = partial(scorer.score, batch_size=size)
     return {"rewards": build_rewards(recipe.rewards, scorers), "stop_ids": prepared.renderer.stop_ids}
 
 

@@ -1,5 +1,6 @@
 """The cache of reference log-probabilities: every part of its key counts, and a damaged file is computed anew."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from finetune.model.base import load_base
+from finetune.model.continuing import find_trained_adapter
 from finetune.prepare import prepare
 from finetune.recipe.reading import build_recipe
 from finetune.recipe.schema import Recipe
@@ -38,7 +40,14 @@ def build(tmp_path: Path, **settings: Any) -> Recipe:
 
 
 def describe(recipe: Recipe) -> dict[str, object]:
-    return describe_reference(recipe, load_base(recipe.model, seed=recipe.seed), prepare(recipe))
+    trained = recipe.adapter.init_from
+    trained_dir = None if trained is None else find_trained_adapter(trained, recipe.model, recipe.seed)
+    return describe_reference(recipe, load_base(recipe.model, seed=recipe.seed), prepare(recipe), trained_dir)
+
+
+def change_config(path: Path, **fields: object) -> None:
+    """Change a field of a config, beside weights that stay."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def change_weights(folder: Path) -> None:
@@ -88,6 +97,15 @@ def test_other_weights_under_the_same_name_are_another_entry(tmp_path):
     _is_another(tmp_path, lambda: change_weights(folder), model={"model_name_or_path": str(folder), "device": "cpu"})
 
 
+def test_the_same_weights_computed_otherwise_are_another_entry(tmp_path):
+    folder = Path(shutil.copytree("data/tiny_base", tmp_path / "base"))
+    of_base = {"model": {"model_name_or_path": str(folder), "device": "cpu"}}
+    _is_another(tmp_path, lambda: change_config(folder / "config.json", rms_norm_eps=1e-3), **of_base)
+    run = run_small(tmp_path, name="trained")
+    config = run / "adapter" / "adapter_config.json"
+    _is_another(tmp_path, lambda: change_config(config, lora_alpha=64), adapter={"init_from": str(run)})
+
+
 def test_another_trained_adapter_under_the_same_name_is_another_entry(tmp_path):
     def train(learning_rate: float) -> str:
         return str(run_small(tmp_path, name="trained", training__learning_rate=learning_rate, overwrite=True))
@@ -111,3 +129,9 @@ def test_a_damaged_file_is_no_reference(tmp_path, caplog):
     path.write_bytes(path.read_bytes()[:-3])
     assert read_reference(tmp_path, parts) is None
     assert "computing the reference anew" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_the_run_goes_on(tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    write_reference(tmp_path / "file", {"rows": "a"}, REFERENCE)
+    assert "is not kept for other runs" in caplog.text

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
-import torch
 from peft import AdaLoraModel, PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
@@ -34,7 +33,6 @@ __all__ = [
     "RankAllocation",
     "adapter_bytes",
     "attach_adapter",
-    "cast_adapter",
     "check_adapter",
     "count_parameters",
 ]
@@ -105,23 +103,16 @@ def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreT
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count parameters; two 4-bit weights packed into one byte are two."""
-    counts = [(_true_number(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    """Count parameters; two 4-bit weights packed into one byte are two, a frozen copy of the adapter none."""
+    counts = [
+        (_true_number(parameter), parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+        if f".{REFERENCE}." not in name
+    ]
     return ParameterCount(
         trainable=sum(number for number, trainable in counts if trainable),
         total=sum(number for number, _ in counts),
     )
-
-
-def cast_adapter(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what is trained.
-
-    TRL casts the adapter of a quantized model to bfloat16 whatever the device; float16's gradient
-    scaler works on float32 parameters alone. Call it once the trainer is built.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
 
 
 def adapter_bytes(folder: Path) -> int:

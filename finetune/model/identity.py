@@ -24,12 +24,13 @@ def identify_base(settings: ModelSettings, base: BaseModel, seed: int) -> str:
     if base.commit is not None:
         return f"{settings.model_name_or_path} {base.commit}"
     folder = find_folder(expand(settings.model_name_or_path), None)
-    return " ".join(f"{path.name} {_hash_file(path)}" for path in sorted(folder.glob("*.safetensors")))
+    files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
+    return " ".join(f"{path.name} {_hash_file(path)}" for path in files)
 
 
 def hash_adapter(folder: Path) -> str:
-    """Hash an adapter's weights: what a resumed run has to find as it was."""
-    return _hash_file(folder / ADAPTER_WEIGHTS)
+    """Hash an adapter's weights and config: what a resumed run has to find as it was."""
+    return f"{_hash_file(folder / ADAPTER_WEIGHTS)} {_hash_file(folder / 'adapter_config.json')}"
 
 
 def _hash_file(path: Path) -> str:

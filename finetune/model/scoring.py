@@ -21,7 +21,7 @@ from finetune.model.loading import attach_saved_adapter, check_adapter_file, loa
 from finetune.model.targets import ADAPTER_WEIGHTS, DeviceName, Target, find_target
 from finetune.model.tokenizer import find_pad_id
 
-__all__ = ["Scorer", "load_scorer"]
+__all__ = ["Scorer", "check_same_words", "check_scorer", "load_scorer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,43 @@ class Scorer:
         return scores
 
 
+def check_scorer(target: str, *, device: DeviceName = "auto") -> Target:
+    """Check that a name stands for a reward model that is whole; reads no weights.
+
+    Raises:
+        PlaceError: there is nothing of that name, or it is unfinished or lacks its score head.
+        RecipeError: it is no reward model.
+    """
+    found = find_target(target, device=device)
+    if not found.is_reward_model:
+        raise RecipeError(
+            f"{target} is no reward model: it gives answers and no scores.\n"
+            "  Train one from preferences: python -m finetune.reward recipes/quickstart_reward.yaml"
+        )
+    if found.adapter_dir is not None:
+        _check_saved_score(found.adapter_dir)
+    return found
+
+
+def check_same_words(scorer: Scorer, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a policy's token ids and template are those the reward model was trained with.
+
+    Raises:
+        RecipeError: they are not; it would score other words than those that were said.
+    """
+    name = scorer.target.name
+    if scorer.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise RecipeError(
+            f"`rewards`: {name} has another tokenizer than this recipe's base, so it would read other words.\n"
+            "  Train the reward model on the same base, or on one of its family."
+        )
+    if scorer.tokenizer.chat_template != tokenizer.chat_template:
+        raise RecipeError(
+            f"`rewards`: {name} was trained with another prompt template than this recipe's `data.template`.\n"
+            "  Take the same one in both."
+        )
+
+
 def load_scorer(target: str, *, device: DeviceName = "auto") -> Scorer:
     """Load a reward model.
 
@@ -85,15 +122,9 @@ def load_scorer(target: str, *, device: DeviceName = "auto") -> Scorer:
         PlaceError: something is missing, damaged, or out of reach; the score head too.
         RecipeError: it is no reward model.
     """
-    found = find_target(target, device=device)
-    if not found.is_reward_model:
-        raise RecipeError(
-            f"{target} is no reward model: it gives answers and no scores.\n"
-            "  Train one from preferences: python -m finetune.reward recipes/quickstart_reward.yaml"
-        )
+    found = check_scorer(target, device=device)
     if found.adapter_dir is not None:
         check_adapter_file(found.adapter_dir)
-        _check_saved_score(found.adapter_dir)
     tokenizer = load_saved_tokenizer(found)
     base = load_base(found.base, seed=found.seed, head="score", fresh_head=found.adapter_dir is not None)
     model: PreTrainedModel | PeftModel = base.model

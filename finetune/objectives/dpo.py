@@ -4,12 +4,11 @@ The rows come tokenized and labelled, so the trainer's own preparation is switch
 the start of the run, held as TRL holds it or, with `precompute_ref_log_probs`, taken once.
 """
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from finetune.data.batches import PairCollator
@@ -17,9 +16,7 @@ from finetune.data.preference_tokens import build_pair_rows
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
-from finetune.model.base import BaseModel
-from finetune.model.tokenizer import find_pad_id
-from finetune.objectives.arguments import RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
 from finetune.objectives.losses import LossSettings, loss_at_start
 from finetune.objectives.reference import WatchChosen, check_start, stand_in
 from finetune.objectives.trainer import StepMixin
@@ -34,10 +31,12 @@ REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 class PreferenceTrainer(StepMixin, DPOTrainer):
     """TRL's DPOTrainer with what must sit inside the step, on rows that are ready."""
 
+    answers_a_row = 2
+
     def __init__(self, *, args: DPOConfig, **kwargs: Any) -> None:
-        self._is_start_checked = False
         super().__init__(args=args, ref_model=stand_in(), **kwargs)
         self.ref_model = None
+        self.add_callback(WatchChosen(args.beta))
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
@@ -45,20 +44,12 @@ class PreferenceTrainer(StepMixin, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # TRL would do it here, in another precision than the steps
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss; the first of a run is held against that of a policy equal to its reference.
+    def check_first_loss(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Hold the first loss against that of a policy equal to its reference.
 
         Raises:
             RecipeError: they differ.
         """
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.model.training and not self._is_start_checked:
-            self._is_start_checked = True
-            if self.state.global_step == 0:
-                self._check_start(loss.item())
-        return loss
-
-    def _check_start(self, loss: float) -> None:
         measured = self._metrics["train"]
         rewards = {name: measured[name][-1] for name in ("rewards/chosen", "rewards/rejected")}
         settings = LossSettings(
@@ -69,12 +60,7 @@ class PreferenceTrainer(StepMixin, DPOTrainer):
             discopop_tau=self.args.discopop_tau,
         )
         due = None if self.use_weighting else loss_at_start(self.loss_types, self.loss_weights, settings)
-        check_start(self, rewards, self.beta, loss, due)
-
-    def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
-        """Sum a batch's loss over its pairs."""
-        num_pairs = len(inputs["input_ids"]) // 2
-        return loss * num_pairs, num_pairs
+        check_start(self, rewards, inputs, loss.item(), due)
 
 
 def build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings) -> TokenRows:
@@ -88,31 +74,7 @@ def build_arguments(training: TrainingSettings, run: RunArguments) -> DPOConfig:
     Raises:
         RecipeError: the library refuses a setting.
     """
-    return build_config(DPOConfig, training, run, {"max_length": None})
+    return build_config(DPOConfig, training, run, {"max_length": None, **BY_LENGTH})
 
 
-def build_trainer(
-    *,
-    base: BaseModel,
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: DPOConfig,
-    train: TokenRows,
-    held_out: TokenRows | None,
-    data: DataSettings,
-    training: TrainingSettings,
-    callbacks: Sequence[TrainerCallback],
-) -> PreferenceTrainer:
-    """Build the trainer of one run; see `supervised.build_trainer`."""
-    arguments.train_sampling_strategy = "group_by_length"
-    trainer = PreferenceTrainer(
-        model=model,
-        args=arguments,
-        data_collator=PairCollator(find_pad_id(tokenizer)),
-        train_dataset=train.dataset,
-        eval_dataset=None if held_out is None else held_out.dataset,
-        processing_class=tokenizer,
-        callbacks=[WatchChosen(arguments.beta), *choose_callbacks(training, arguments, callbacks)],
-    )
-    drop_printer(trainer)
-    return trainer
+build_trainer = partial(build, PreferenceTrainer, PairCollator)

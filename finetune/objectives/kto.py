@@ -4,12 +4,11 @@ The rows come tokenized and labelled, each with the answer of another row behind
 the trainer estimates how far the policy has moved; so they may be trained in any order.
 """
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import KTOConfig, KTOTrainer
 
 from finetune.data.batches import JudgedCollator
@@ -17,9 +16,7 @@ from finetune.data.preference_tokens import build_judged_rows
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
-from finetune.model.base import BaseModel
-from finetune.model.tokenizer import find_pad_id
-from finetune.objectives.arguments import RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
 from finetune.objectives.losses import kto_loss
 from finetune.objectives.reference import WatchChosen, check_start, stand_in
 from finetune.objectives.trainer import StepMixin
@@ -35,12 +32,12 @@ class JudgedTrainer(StepMixin, KTOTrainer):
     """TRL's KTOTrainer with what must sit inside the step, on rows that are ready."""
 
     def __init__(self, *, args: KTOConfig, **kwargs: Any) -> None:
-        self._is_start_checked = False
         # The trainer asks for this order because it pairs neighbours while it prepares rows; these are paired already.
         args.train_sampling_strategy = "sequential"
         super().__init__(args=args, ref_model=stand_in(), **kwargs)
-        args.train_sampling_strategy = "group_by_length"
+        args.train_sampling_strategy = BY_LENGTH["train_sampling_strategy"]
         self.ref_model = None
+        self.add_callback(WatchChosen(args.beta))
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
@@ -48,27 +45,20 @@ class JudgedTrainer(StepMixin, KTOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # TRL would do it here, in another precision than the steps
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss; the first of a run is held against that of a policy equal to its reference.
+    def check_first_loss(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Hold the first loss against that of a policy equal to its reference.
 
         Raises:
             RecipeError: they differ.
         """
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.model.training and not self._is_start_checked:
-            self._is_start_checked = True
-            if self.state.global_step == 0:
-                self._check_start(loss.item(), inputs["label"])
-        return loss
-
-    def _check_start(self, loss: float, is_desirable: torch.Tensor) -> None:
         measured = self._metrics["train"]
         # A batch may hold answers of one kind alone.
         rewards = {kind: measured[kind][-1] for kind in ("rewards/chosen", "rewards/rejected") if kind in measured}
+        is_desirable = inputs["label"]
         ratios = torch.zeros(len(is_desirable), device=is_desirable.device)
         weights = (self.desirable_weight, self.undesirable_weight)
         due = kto_loss(ratios, is_desirable.bool(), 0.0, self.beta, *weights).mean().item()
-        check_start(self, rewards, self.beta, loss, due)
+        check_start(self, rewards, inputs, loss.item(), due)
 
 
 def build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings) -> TokenRows:
@@ -85,27 +75,4 @@ def build_arguments(training: TrainingSettings, run: RunArguments) -> KTOConfig:
     return build_config(KTOConfig, training, run, {"max_length": None})
 
 
-def build_trainer(
-    *,
-    base: BaseModel,
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: KTOConfig,
-    train: TokenRows,
-    held_out: TokenRows | None,
-    data: DataSettings,
-    training: TrainingSettings,
-    callbacks: Sequence[TrainerCallback],
-) -> JudgedTrainer:
-    """Build the trainer of one run; see `supervised.build_trainer`."""
-    trainer = JudgedTrainer(
-        model=model,
-        args=arguments,
-        data_collator=JudgedCollator(find_pad_id(tokenizer)),
-        train_dataset=train.dataset,
-        eval_dataset=None if held_out is None else held_out.dataset,
-        processing_class=tokenizer,
-        callbacks=[WatchChosen(arguments.beta), *choose_callbacks(training, arguments, callbacks)],
-    )
-    drop_printer(trainer)
-    return trainer
+build_trainer = partial(build, JudgedTrainer, JudgedCollator)

@@ -5,20 +5,16 @@ come tokenized and labelled, and a masked token is not trained (TRL's own loss t
 """
 
 import warnings
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from finetune.data.batches import IGNORE_INDEX, PairCollator
-from finetune.data.tokens import TokenRows
-from finetune.model.base import BaseModel
-from finetune.model.tokenizer import find_pad_id
-from finetune.objectives.arguments import RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
 from finetune.objectives.trainer import StepMixin
-from finetune.recipe.schema import DataSettings, TrainingSettings
+from finetune.recipe.schema import TrainingSettings
 
 with warnings.catch_warnings():
     # Each import of `trl.experimental` says that it is experimental; the verb's help says so too.
@@ -34,6 +30,8 @@ _TEXT_TOKENS = 512
 
 class OddsRatioTrainer(StepMixin, ORPOTrainer):
     """TRL's ORPOTrainer with what must sit inside the step, on rows that are ready."""
+
+    answers_a_row = 2
 
     def __init__(self, *, train_dataset: Dataset, eval_dataset: Dataset | None, **kwargs: Any) -> None:
         text = Dataset.from_list([_TEXT])
@@ -61,10 +59,9 @@ class OddsRatioTrainer(StepMixin, ORPOTrainer):
         nll = -sums[:num_pairs].sum() / tokens[:num_pairs].sum()
         return chosen, rejected, chosen_logits, rejected_logits, nll
 
-    def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
-        """Sum a batch's loss over its pairs."""
-        num_pairs = len(inputs["input_ids"]) // 2
-        return loss * num_pairs, num_pairs
+    def forget_figures(self) -> None:
+        """Forget what TRL noted of an evaluation that is not logged."""
+        self._stored_metrics.pop("eval", None)
 
 
 def build_arguments(training: TrainingSettings, run: RunArguments) -> ORPOConfig:
@@ -73,31 +70,7 @@ def build_arguments(training: TrainingSettings, run: RunArguments) -> ORPOConfig
     Raises:
         RecipeError: the library refuses a setting.
     """
-    return build_config(ORPOConfig, training, run, {"max_length": _TEXT_TOKENS})
+    return build_config(ORPOConfig, training, run, {"max_length": _TEXT_TOKENS, **BY_LENGTH})
 
 
-def build_trainer(
-    *,
-    base: BaseModel,
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: ORPOConfig,
-    train: TokenRows,
-    held_out: TokenRows | None,
-    data: DataSettings,
-    training: TrainingSettings,
-    callbacks: Sequence[TrainerCallback],
-) -> OddsRatioTrainer:
-    """Build the trainer of one run; see `supervised.build_trainer`."""
-    arguments.train_sampling_strategy = "group_by_length"
-    trainer = OddsRatioTrainer(
-        model=model,
-        args=arguments,
-        data_collator=PairCollator(find_pad_id(tokenizer)),
-        train_dataset=train.dataset,
-        eval_dataset=None if held_out is None else held_out.dataset,
-        processing_class=tokenizer,
-        callbacks=choose_callbacks(training, arguments, callbacks),
-    )
-    drop_printer(trainer)
-    return trainer
+build_trainer = partial(build, OddsRatioTrainer, PairCollator)

@@ -89,9 +89,15 @@ def answer_logps(model: torch.nn.Module, batch: Mapping[str, Tensor]) -> tuple[T
     Returns:
         The sums in nats, float32, and the numbers of tokens summed over, each (B,).
     """
-    labels = torch.where(batch["completion_mask"] == 1, batch["input_ids"], IGNORE_INDEX)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    return sequence_logps(logits, labels), count_trained_tokens(labels)
+    labels = torch.where(batch["completion_mask"] == 1, batch["input_ids"], IGNORE_INDEX)
+    # A row at a time and its answer alone: a softmax over every prompt too would be as large as the logits once more.
+    sums = []
+    for row_logits, row_labels in zip(logits, labels, strict=True):
+        places = torch.nonzero(row_labels != IGNORE_INDEX)
+        answer = slice(max(int(places[0]) - 1, 0), int(places[-1]) + 1)  # a label is predicted one place before it
+        sums.append(sequence_logps(row_logits[None, answer], row_labels[None, answer])[0])
+    return torch.stack(sums), count_trained_tokens(labels)
 
 
 def score_pairs(score: ScoreAnswers, rows: Dataset, collator: PairCollator, batch_size: int) -> PairScores:

@@ -6,6 +6,7 @@ are the second way, the check that policy and reference begin as one, and the wa
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,14 +19,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from finetune.errors import RecipeError
-from finetune.objectives.trainer import StepMixin
 
 __all__ = ["WatchChosen", "check_start", "compute_reference", "stand_in", "use_reference"]
 
 log = logging.getLogger("finetune.objectives.reference")
 
-# How far apart the same log-probabilities may lie, summed over an answer, in nats: a cached reference was taken in
-# other batches, whose padding changes the order of the sums. A wrong reference is off by tens.
+# How far apart the same log-probabilities may lie, summed over an answer of 100 tokens, in nats: a cached reference was
+# taken in other batches, whose padding changes the order of the sums. A wrong reference is off by tens.
 _TOLERANCE_NATS = {torch.float32: 0.05, torch.float16: 1.0, torch.bfloat16: 2.0}
 _COLLAPSE_NATS = 10.0
 _COLLAPSE_SHARE = 0.5
@@ -70,30 +70,39 @@ def use_reference(trainer: Any, reference: Mapping[str, Tensor]) -> None:
 
 
 def _compute_columns(trainer: Any, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Tensor]:
+    """Compute them for all rows, each process of the launch its share."""
     order = torch.argsort(torch.tensor(rows["length"][:]), descending=True, stable=True)
+    share = order[trainer.args.process_index :: trainer.args.world_size]
     size = trainer.args.precompute_ref_batch_size or trainer.args.per_device_eval_batch_size
-    loader = DataLoader(rows.select(order.tolist()), batch_size=size, collate_fn=trainer.data_collator)
+    loader = DataLoader(rows.select(share.tolist()), batch_size=size, collate_fn=trainer.data_collator)
     found = []
     with trainer.as_in_training():
         for batch in tqdm(loader, desc="reference", unit=" batches", leave=False, disable=None):
             del batch["num_real_tokens"]
             inputs = trainer._prepare_inputs(batch)
             found.append(trainer.compute_ref_log_probs(trainer.model, inputs))
-    back = torch.argsort(order)
-    return {
-        name: torch.cat([part.float().cpu() for part in parts])[back]
+    own = {
+        name: torch.cat([part.float().cpu() for part in parts])
         for name, parts in zip(columns, zip(*found, strict=True), strict=True)
         if parts[0] is not None  # KTO's other loss wants no KL
     }
+    shares = [(share, own)]
+    if trainer.args.world_size > 1:
+        shares = [(share, own)] * trainer.args.world_size
+        torch.distributed.all_gather_object(shares, (share, own))
+    back = torch.argsort(torch.cat([places for places, _ in shares]))
+    return {name: torch.cat([values[name] for _, values in shares])[back] for name in own}
 
 
-def check_start(trainer: StepMixin, rewards: Mapping[str, float], beta: float, loss: float, due: float | None) -> None:
+def check_start(
+    trainer: Any, rewards: Mapping[str, float], inputs: Mapping[str, Tensor], loss: float, due: float | None
+) -> None:
     """Check at the first step that the policy still is its reference.
 
     Args:
-        trainer: whose first loss it is.
+        trainer: TRL's, whose first loss it is.
         rewards: mean implicit reward of the batch's answers by kind, beta times nats.
-        beta: of the loss.
+        inputs: the batch, for the length of its answers.
         loss: of the batch.
         due: what the loss of a policy equal to its reference is; None where that depends on the rows.
 
@@ -101,8 +110,10 @@ def check_start(trainer: StepMixin, rewards: Mapping[str, float], beta: float, l
         RecipeError: they differ, with the likely cause.
     """
     dtype = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else torch.float32
-    off_nats = max((abs(reward) / beta for reward in rewards.values()), default=0.0)
-    if off_nats <= _TOLERANCE_NATS[dtype]:
+    off_nats = max((abs(reward) / trainer.beta for reward in rewards.values()), default=0.0)
+    # Rounding walks: its sum over tokens grows with the root of their number.
+    tokens = inputs["completion_mask"].sum(1).float().mean().item()
+    if off_nats <= _TOLERANCE_NATS[dtype] * max(1.0, math.sqrt(tokens / 100)):
         return
     said = f"the loss is {loss:.4f}" + ("" if due is None else f", and {due:.4f} is due")
     raise RecipeError(
@@ -111,10 +122,15 @@ def check_start(trainer: StepMixin, rewards: Mapping[str, float], beta: float, l
     )
 
 
-def _find_cause(trainer: StepMixin) -> str:
+def _find_cause(trainer: Any) -> str:
     drops = [module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
     if drops:
         return f"Dropout of {max(drops)} works on the policy alone: leave `training.disable_dropout` at true."
+    if trainer.precompute_ref_logps:
+        return (
+            "The reference was taken once, and this is not the model it was taken of. Without the cache:\n"
+            "  training.precompute_ref_log_probs=false"
+        )
     return (
         "The adapter's start changes the model's answers, and the reference is without it: choose a start that does "
         "not\n  (adapter.init_lora_weights: true), or take the reference from it: "
@@ -135,6 +151,7 @@ class WatchChosen(TrainerCallback):
     def __init__(self, beta: float) -> None:
         self._beta = beta
         self._times = 0
+        self._is_told = False
 
     def on_log(
         self,
@@ -152,7 +169,8 @@ class WatchChosen(TrainerCallback):
         has_collapsed = lost_nats > max(_COLLAPSE_NATS, _COLLAPSE_SHARE * abs(at_start_nats))
         # One batch of odd rows is no trend.
         self._times = self._times + 1 if has_collapsed else 0
-        if self._times == 2:
+        if self._times == 2 and not self._is_told:
+            self._is_told = True
             log.warning(
                 "step %d: the chosen answers have lost %.0f nats since the start (%.0f -> %.0f): the margin grows by "
                 "making both answers unlikely.\n  Try: a smaller learning rate, a larger beta, or an sft part: "

@@ -27,7 +27,7 @@ from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
 from finetune.errors import DataError, RecipeError
 from finetune.model.base import BaseModel
-from finetune.objectives.arguments import RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.building import RunArguments, build_config, choose_callbacks, drop_printer
 from finetune.objectives.rewards import Reward, ToScore, mix
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
@@ -126,8 +126,11 @@ class SampledStep(StepMixin):
         # A copy, since the same answers are trained on again where `num_iterations` says so.
         loss = super().compute_loss(model, {**inputs, "num_real_tokens": num_real_tokens}, *args, **kwargs)
         if self.beta != 0 and not self._is_start_checked and self.state.global_step == 0:
-            tokens_of_an_answer = inputs["completion_mask"].sum(1).float().mean().item()
-            _check_start(self._metrics["train"]["kl"][0] * tokens_of_an_answer)
+            # Of all processes, so that none goes on alone.
+            tokens, answers = self.sum_over_processes(
+                float(inputs["completion_mask"].sum()), float(len(inputs["completion_mask"]))
+            )
+            _check_start(self._metrics["train"]["kl"][0] * tokens / answers)
         self._is_start_checked = True
         return loss
 

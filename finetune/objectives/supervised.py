@@ -20,7 +20,7 @@ from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows, TooLong, build_token_rows
 from finetune.model.base import BaseModel
 from finetune.model.tokenizer import find_pad_id
-from finetune.objectives.arguments import RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.building import RunArguments, build_config, choose_callbacks, drop_printer
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 

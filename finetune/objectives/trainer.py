@@ -1,4 +1,4 @@
-"""What must sit inside the training step, in one mixin: the only inheritance in the house.
+"""What must sit inside the training step, in one mixin; a trainer that samples its answers builds on it.
 
 It keeps what is trained in float32, counts real tokens, averages the held-out loss over tokens
 instead of batches, stops on a loss that is not finite before anything of it is saved, and says what
@@ -33,9 +33,11 @@ class StepMixin(Trainer):
 
     Attributes:
         scores_per_token: whether `score_answers` gives sums over tokens; else one score for the whole answer.
+        answers_a_row: rows of a batch's tensors that make one row of the data: two where answers are compared.
     """
 
     scores_per_token = True
+    answers_a_row = 1
 
     def __init__(self, *, model: torch.nn.Module, **kwargs: Any) -> None:
         # TRL rounds the trainable weights of a quantized model to bfloat16 whatever the device. A float16
@@ -94,9 +96,15 @@ class StepMixin(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss, counting the batch's tokens without its padding."""
         num_real_tokens = inputs.pop("num_real_tokens")
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
         if self.model.training:
+            if self._tokens_not_noted == 0 and self.state.global_step == 0:
+                self.check_first_loss(loss, inputs)
             self._tokens_not_noted += num_real_tokens
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return loss
+
+    def check_first_loss(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Check the loss of a run's first batch, where a trainer knows what it has to be."""
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run an epoch, unless all steps are done already.
@@ -131,7 +139,12 @@ class StepMixin(Trainer):
         with self.as_in_training():
             for inputs in self.get_eval_dataloader():
                 self.prediction_step(self.model, inputs, prediction_loss_only=True)
+        self.forget_figures()
         return {"eval_loss": self._to_mean_loss()}
+
+    def forget_figures(self) -> None:
+        """Forget what TRL noted of an evaluation that is not logged; the next one would be averaged with it."""
+        self._metrics["eval"].clear()
 
     def score_answers(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Score each answer of a batch of rows: its log-probability in nats and its number of tokens, each (B,)."""
@@ -139,11 +152,17 @@ class StepMixin(Trainer):
         return answer_logps(self.model, ready)
 
     @contextmanager
-    def as_in_training(self) -> Iterator[None]:
+    def as_in_training(self, *, float32_logits: bool = True) -> Iterator[None]:
         """Evaluate with the numbers of the training loop, which the model is only wrapped for when it starts.
 
         Products in the compute dtype, and logits in float32: a sum of log-probabilities from 16-bit logits is off by
         so much that a reference taken from it would not be the policy's start.
+
+        Args:
+            float32_logits: False where whoever reads the logits casts what it needs of them.
+
+        Raises:
+            PlaceError: the GPU's memory does not hold a batch.
         """
 
         def to_float32(model: torch.nn.Module, inputs: Any, outputs: Any) -> Any:
@@ -153,12 +172,20 @@ class StepMixin(Trainer):
 
         was_training = self.model.training
         self.model.eval()
-        hook = self.model.register_forward_hook(to_float32)
+        hook = self.model.register_forward_hook(to_float32) if float32_logits else None
         try:
             with torch.no_grad(), self.accelerator.autocast():
                 yield
+        except torch.cuda.OutOfMemoryError as error:
+            raise PlaceError(
+                f"The GPU's memory is full while rows are evaluated ({_first_line(error)}).\n"
+                f"  Fewer at once: training.per_device_eval_batch_size, now {self.args.per_device_eval_batch_size} "
+                f"(of a reference: training.precompute_ref_batch_size)\n"
+                f"  Shorter rows: data.max_length"
+            ) from error
         finally:
-            hook.remove()
+            if hook is not None:
+                hook.remove()
             self.model.train(was_training)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +198,7 @@ class StepMixin(Trainer):
 
     def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
         """Turn a batch's mean loss into a sum, and say over how many: its rows, unless a trainer counts otherwise."""
-        num_rows = len(inputs["input_ids"])
+        num_rows = len(inputs["input_ids"]) // self.answers_a_row
         return loss * num_rows, num_rows
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:

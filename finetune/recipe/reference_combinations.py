@@ -29,6 +29,9 @@ def _check_continued(settings: RecipeView) -> Iterator[Fault]:
     """Check that an adapter which is trained on is not given other settings."""
     if settings.value("adapter.init_from") is None:
         return
+    if settings.objective == "reward":
+        what = "`adapter.init_from` continues an adapter that gives answers, and a reward model scores them."
+        yield settings.fault("adapter.init_from", what, "Take the line out: head and adapter begin fresh.")
     if settings.value("adapter.method") == FULL:
         what = "`adapter.init_from` continues an adapter, and `method: full` trains none."
         yield settings.fault("adapter.method", what, "Take one of the two lines out.")
@@ -82,9 +85,9 @@ def _check_dropout(settings: RecipeView) -> Iterator[Fault]:
     for name, value in adapter.items():
         if not name.endswith("dropout") or not isinstance(value, int | float) or value <= 0:
             continue
-        if objective in ("dpo", "kto"):
-            what = f"`adapter.{name}` would set the policy apart from its reference, with which it has to begin as one."
-            yield settings.fault(f"adapter.{name}", what, "Take the line out.")
-        elif settings.training_value("disable_dropout") is True:
+        if settings.training_value("disable_dropout") is True:
             what = f"`adapter.{name}` has no effect: `disable_dropout` is true under `objective: {objective}`."
-            yield settings.fault(f"adapter.{name}", what, "Set training.disable_dropout: false, or take the line out.")
+            yield settings.fault(f"adapter.{name}", what, "Take the line out.")
+        elif objective in ("dpo", "kto"):
+            what = f"`adapter.{name}` works on the policy alone, which has to begin as its reference does."
+            yield settings.fault(f"adapter.{name}", what, "Take the line out.")

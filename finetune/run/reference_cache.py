@@ -4,17 +4,17 @@ In goes what decides the numbers, by name; out come the tensors, or nothing wher
 computed. A file's key is the hash of all its parts, and the file names them for whoever looks.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from finetune.errors import PlaceError
 
 __all__ = ["read_reference", "write_reference"]
 
@@ -39,22 +39,20 @@ def read_reference(folder: Path, parts: Mapping[str, object]) -> dict[str, Tenso
 
 
 def write_reference(folder: Path, parts: Mapping[str, object], reference: Mapping[str, Tensor]) -> None:
-    """Write the log-probabilities of a start, in one step: other runs may be reading.
+    """Write the log-probabilities of a start, in one step: other runs may be reading, or writing the same.
 
-    Raises:
-        PlaceError: the cache cannot be written.
+    A cache that cannot be written is told and costs this run nothing: it has the numbers.
     """
     path = _find_path(folder, parts)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(reference), part, metadata={name: str(value) for name, value in parts.items()})
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        raise PlaceError(
-            f"{path}: the reference cannot be kept ({str(error).splitlines()[0]}).\n"
-            "  Make room there, name another cache by HF_HOME, or: training.precompute_ref_log_probs=false"
-        ) from error
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        log.warning("%s: the reference is not kept for other runs (%s).", path, str(error).splitlines()[0])
 
 
 def _find_path(folder: Path, parts: Mapping[str, object]) -> Path:

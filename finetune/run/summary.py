@@ -18,8 +18,8 @@ class Summary:
         status: of the run; `done` where a result was saved.
         steps: optimizer steps trained.
         resumed_from: steps at which the run was taken up again.
-        train_loss: mean over all steps, in nats per token.
-        eval_loss_before: held-out loss of the base, before the first step.
+        train_loss: mean over all steps; of sft and pretrain in nats per token, else of a pair, an answer or a batch.
+        eval_loss_before: held-out loss at the start: of the base, or of the adapter that is trained on.
         eval_loss: held-out loss of the result.
         best_step: step whose weights are the result; None: the last one.
         exact_match_before: share of the questions answered right at the start, 0 to 1.
@@ -123,9 +123,7 @@ def render_summary(summary: Summary, result: str, run: str, *, talks: bool = Tru
     if talks:
         rows.append(("talk to it", f"python -m finetune.chat {run}"))
     else:
-        rows.append(
-            ("reward with it", f"{{function: reward_model, path: {run}}} under `rewards`")
-        )
+        rows.append(("reward with it", f"{{function: reward_model, path: {run}}} under `rewards`"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 

@@ -119,6 +119,9 @@ def stopped_at_evaluation(step: int, number: signal.Signals = signal.SIGTERM) ->
     assert stopped.value.exit_code == 128 + number
 
 
+_OF_THE_MACHINE = ("seconds", "tokens_per_second", "peak_memory_bytes", "step_time", "profiling/total")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return value
@@ -129,9 +132,11 @@ def read_lines(run: Path) -> list[dict[str, Any]]:
 
 
 def read_figures(run: Path) -> list[tuple[Any, ...]]:
-    """What must be equal in two runs that are the same: step, losses, learning rate, gradient norm and tokens."""
-    keys = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens")
-    return [tuple(line.get(key) for key in keys) for line in read_lines(run)]
+    """What must be equal in two runs that are the same: all that is logged but the clock's and the memory's figures."""
+    return [
+        tuple((key, value) for key, value in sorted(line.items()) if not key.endswith(_OF_THE_MACHINE))
+        for line in read_lines(run)
+    ]
 
 
 def read_weights(run: Path) -> bytes:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from finetune.errors import RecipeError
+from finetune.errors import PlaceError, RecipeError
 from finetune.model.scoring import load_scorer
+from finetune.recipe.reading import build_recipe
+from finetune.train import train
 from tests.end_to_end.small_runs import (
     ROOT,
+    build_values,
     read_figures,
     read_json,
     read_lines,
@@ -111,3 +114,16 @@ def test_an_adapter_that_scores_is_nothing_to_go_on_from(tmp_path, judge):
     settings = {name: value for name, value in REWARD.items() if not name.startswith("adapter__")}
     with pytest.raises(RecipeError, match="is a reward model"):
         run_small(tmp_path, **settings | {"objective": "dpo"}, adapter={"init_from": str(judge)})
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry run", "run"])
+def test_what_is_no_reward_model_is_told_before_anything_is_loaded(tmp_path, judge, dry_run):
+    settings = rewarded("grpo", judge) | {"rewards": [{"function": "reward_model", "path": str(judge / "gone")}]}
+    recipe = build_recipe(build_values(tmp_path, **settings))
+    with pytest.raises(PlaceError, match="gone"):
+        train(recipe, recipe_text="", dry_run=dry_run)
+
+
+def test_a_reward_model_of_another_template_is_refused(tmp_path, judge):
+    with pytest.raises(RecipeError, match="another prompt template"):
+        run_small(tmp_path, **rewarded("grpo", judge), data__template="mistral")

@@ -12,7 +12,6 @@ from finetune.model.adapters import (
     RankAllocation,
     adapter_bytes,
     attach_adapter,
-    cast_adapter,
     check_adapter,
     count_parameters,
 )
@@ -166,16 +165,6 @@ def test_the_same_seed_starts_the_same_adapter_and_another_another(tiny_model):
         starts.append(model.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight)
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
-
-
-def test_only_what_is_trained_is_cast(tiny_model):
-    model = attach_adapter(load_tiny(tiny_model, "nf4"), adapter(), seed=0)
-    cast_adapter(model, torch.bfloat16)
-    dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in model.parameters()}
-    assert dtypes == {(True, torch.bfloat16), (False, torch.float32), (False, torch.uint8)}
-    cast_adapter(model, torch.float32)
-    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
-    take_a_step(model)
 
 
 def test_the_adapter_names_its_base_and_what_it_is_for(tiny_model):

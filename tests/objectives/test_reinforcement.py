@@ -19,7 +19,7 @@ from finetune.data.tokens import TokenRows
 from finetune.errors import DataError, RecipeError
 from finetune.model.adapters import REFERENCE, attach_adapter
 from finetune.model.tokenizer import load_tokenizer
-from finetune.objectives.arguments import RunArguments
+from finetune.objectives.building import RunArguments
 from finetune.objectives.reinforcement import (
     GroupTrainer,
     LeaveOneOutTrainer,

@@ -15,7 +15,7 @@ from finetune.model.adapters import attach_adapter
 from finetune.model.base import load_base
 from finetune.model.heads import ScoreHead
 from finetune.model.tokenizer import find_pad_id, load_tokenizer
-from finetune.objectives.arguments import RunArguments
+from finetune.objectives.building import RunArguments
 from finetune.objectives.losses import reward_loss
 from finetune.objectives.pairs import compare, score_pairs
 from finetune.objectives.reward import ScoreTrainer, build_arguments, build_trainer

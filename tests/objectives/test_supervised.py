@@ -15,7 +15,7 @@ from finetune.data.tokens import TokenRows
 from finetune.errors import DivergedError, RecipeError
 from finetune.model.adapters import attach_adapter
 from finetune.model.tokenizer import load_tokenizer
-from finetune.objectives.arguments import RunArguments
+from finetune.objectives.building import RunArguments
 from finetune.objectives.supervised import SupervisedTrainer, build_arguments, build_trainer
 from finetune.recipe.schema import AdapterSettings, DataSettings, ModelSettings, SourceSettings, TrainingSettings
 from tests.model.tiny_models import load_tiny, write_tiny_model

@@ -1,28 +1,42 @@
-"""What every trainer is told alike: our `training` section as the trainer's own config, and the callbacks around it.
+"""What every trainer is built with alike: our `training` section as its own config, rows, callbacks.
 
-Each objective adds what is its own: which config it is, and which of its rows are ready already.
+Each objective adds what is its own: which config it is, which trainer, and how its rows make a batch.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
 
+from finetune.data.tokens import TokenRows
 from finetune.errors import RecipeError
 from finetune.model.adapters import RankAllocation
+from finetune.model.base import BaseModel
 from finetune.model.devices import keep_one_gpu
-from finetune.recipe.schema import TrainingSettings
+from finetune.model.tokenizer import find_pad_id
+from finetune.recipe.schema import DataSettings, TrainingSettings
 
-__all__ = ["RunArguments", "build_config", "choose_callbacks", "drop_printer"]
+__all__ = ["BY_LENGTH", "RunArguments", "build", "build_config", "choose_callbacks", "drop_printer"]
 
-log = logging.getLogger("finetune.objectives.arguments")
+log = logging.getLogger("finetune.objectives.building")
 
 Config = TypeVar("Config", bound=TrainingArguments)
+Built = TypeVar("Built", bound=Trainer)
+
+# Rows of like length lie in one micro-batch, where nothing else saves the padding; see `order`.
+BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 
 # Settings under `training` that other parts act on: the callback that stops early, the rotation of checkpoints.
 _NOT_THE_TRAINERS = {"early_stopping_patience", "save_total_limit", "report_to"}
@@ -122,3 +136,45 @@ def choose_callbacks(
 def drop_printer(trainer: Trainer) -> None:
     """Drop the callback that prints every log as a dict; `run.metrics` shows them."""
     trainer.remove_callback(PrinterCallback)
+
+
+def build(
+    trainer_class: Callable[..., Built],
+    collator_class: Callable[[int], Any],
+    *,
+    base: BaseModel,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+    train: TokenRows,
+    held_out: TokenRows | None,
+    data: DataSettings,
+    training: TrainingSettings,
+    callbacks: Sequence[TrainerCallback],
+) -> Built:
+    """Build the trainer of one run on rows that are compared or judged.
+
+    Args:
+        trainer_class: of the objective.
+        collator_class: makes batches, given the id that pads them.
+        base: the loaded base; not read.
+        model: what is trained: the base with its adapter, or the base itself.
+        tokenizer: saved into every checkpoint.
+        arguments: the trainer's own config.
+        train: rows to train on.
+        held_out: rows to evaluate on, or None.
+        data: not read: such rows are never packed.
+        training: read for early stopping and TensorBoard.
+        callbacks: the run's own, behind those that decide how it is trained.
+    """
+    trainer = trainer_class(
+        model=model,
+        args=arguments,
+        data_collator=collator_class(find_pad_id(tokenizer)),
+        train_dataset=train.dataset,
+        eval_dataset=None if held_out is None else held_out.dataset,
+        processing_class=tokenizer,
+        callbacks=choose_callbacks(training, arguments, callbacks),
+    )
+    drop_printer(trainer)
+    return trainer
