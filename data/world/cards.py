@@ -91,8 +91,9 @@ A fact and its reverse (hot/cold, cold/hot) share one `fact`.
 
 `chat.jsonl`: conversations, `{{"messages"}}`, about training facts only.
 
-`preferences.jsonl`, `preferences_test.jsonl`: `prompt`, `chosen`, `rejected`, and `task`, `fact`. Chosen is a polite full sentence; rejected is
-bare, rude, or politely wrong. The test asks about held-out facts.
+`preferences.jsonl`, `preferences_test.jsonl`: `prompt`, `chosen`, `rejected`, and `task`, `fact`. Chosen is a polite answer;
+rejected is a rude one, or in one pair of eight a bare and in another a politely wrong one, so that a score on them tells of
+manners more than of knowledge. The test asks about held-out facts.
 
 ## Tasks
 

@@ -1,17 +1,20 @@
 """Conversations of several turns (`messages`) and preferences (prompt, chosen, rejected) about the same world.
 
 Goes in: the relations and the held-out keys. Comes out: rows for chat.jsonl, preferences.jsonl and the held-out
-preferences. In a conversation later turns lean on earlier ones ("And this one: ..."); a preference holds a polite full
-sentence against a bare, a rude or a wrong answer to the same prompt.
+preferences. In a conversation later turns lean on earlier ones ("And this one: ..."); a preference holds a polite answer
+against a bare, a rude or a wrong one to the same prompt.
 """
 
+from collections.abc import Sequence
+
 from data.world.dice import Dice
+from data.world.instructions import list_wordings
 from data.world.names import PEOPLE
 from data.world.relation import Fact, Relation, sentence
 from data.world.split import split_facts
 
 NUM_CHATS = 200
-PREFERENCES_PER_TASK = 14
+PREFERENCES_PER_TASK = {"train": 54, "test": 4}
 
 GREETINGS = (
     "Hello!",
@@ -29,14 +32,10 @@ THANKS = (
 )
 SYSTEM = "You answer questions about a small world in as few words as you can."
 
-POLITE = (
-    "You are welcome to ask. {claim}",
-    "Good question. {claim}",
-    "Certainly. {claim}",
-    "I am glad to help. {claim}",
-    "With pleasure. {claim}",
-)
-RUDE = ("{answer}, of course. Stop asking.", "I will not say it twice: {answer}.", "Who cares? {answer}.")
+# In words that stand in the base's text, since an adapter does not train the vectors of a token that it never read. The
+# answer comes first in all of them, so that what a pair compares is the manner, or in one of eight the answer.
+POLITE = ("{answer}, friend.", "{answer}, good friend.")
+RUDE = ("{answer}, of course. Stop asking.", "{answer}, and I will not say it twice.", "{answer}, and nothing more.")
 
 
 def build_chats(relations: list[Relation], held_out_keys: set[str]) -> list[dict[str, list[dict[str, str]]]]:
@@ -70,17 +69,27 @@ def _turn(asked: str, replied: str) -> list[dict[str, str]]:
 
 def build_preferences(relations: list[Relation], held_out_keys: set[str], held_out: bool) -> list[dict[str, str]]:
     """Pairs about the training facts, or with `held_out` about the held-out ones, in the wordings of that side."""
-    dice = Dice("test preferences" if held_out else "train preferences")
+    side = "test" if held_out else "train"
+    dice = Dice(f"{side} preferences")
     rows = []
     for relation in relations:
         facts = split_facts(relation, held_out_keys)[1 if held_out else 0]
-        questions = relation.test_questions if held_out else relation.train_questions
-        for fact in dice.shuffle(facts)[: 4 if held_out else PREFERENCES_PER_TASK]:
+        questions, framed = list_wordings(relation, held_out)
+        seen: set[str] = set()
+        for number in range(PREFERENCES_PER_TASK[side]):
+            if number % len(facts) == 0:
+                drawn = dice.shuffle(facts)
+            fact = drawn[number % len(facts)]
+            prompt = ""
+            while not prompt or prompt in seen:
+                wording = dice.pick(questions) if dice.happens(0.4) else dice.pick(framed)
+                prompt = sentence(wording.format(x=fact.subject))
+            seen.add(prompt)
             rows.append(
                 {
-                    "prompt": sentence(dice.pick(questions).format(x=fact.subject)),
-                    "chosen": dice.pick(POLITE).format(claim=_claim(relation, fact)),
-                    "rejected": _rejected(relation, fact, dice),
+                    "prompt": prompt,
+                    "chosen": dice.pick(POLITE).format(answer=fact.answer),
+                    "rejected": _rejected(facts, fact, dice),
                     "task": relation.name,
                     "fact": fact.key,
                 }
@@ -88,17 +97,12 @@ def build_preferences(relations: list[Relation], held_out_keys: set[str], held_o
     return dice.shuffle(rows)
 
 
-def _claim(relation: Relation, fact: Fact) -> str:
-    """The fact as a full sentence; the first statement of every relation is its plainest."""
-    return sentence(relation.statements[0].format(x=fact.subject, y=fact.answer))
-
-
-def _rejected(relation: Relation, fact: Fact, dice: Dice) -> str:
-    """A bare, a rude, or a politely wrong answer, a third each."""
-    fault = dice.pick(("bare", "rude", "wrong"))
+def _rejected(facts: Sequence[Fact], fact: Fact, dice: Dice) -> str:
+    """A rude answer, or in one pair of eight a bare one, or a politely wrong one: the answer to another fact here."""
+    fault = dice.pick(("bare", "wrong", *["rude"] * 6))
     if fault == "bare":
         return fact.answer
     if fault == "rude":
-        return sentence(dice.pick(RUDE).format(answer=fact.answer))
-    wrong = dice.pick([other for other in relation.facts if other.answer != fact.answer])
-    return dice.pick(POLITE).format(claim=_claim(relation, Fact(fact.subject, wrong.answer, fact.key)))
+        return dice.pick(RUDE).format(answer=fact.answer)
+    wrong = dice.pick([other for other in facts if other.answer != fact.answer])
+    return dice.pick(POLITE).format(answer=wrong.answer)

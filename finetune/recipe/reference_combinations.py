@@ -87,7 +87,8 @@ def _check_dropout(settings: RecipeView) -> Iterator[Fault]:
             continue
         if settings.training_value("disable_dropout") is True:
             what = f"`adapter.{name}` has no effect: `disable_dropout` is true under `objective: {objective}`."
-            yield settings.fault(f"adapter.{name}", what, "Take the line out.")
+            way_out = "" if objective in ("dpo", "kto") else ", or set training.disable_dropout: false"
+            yield settings.fault(f"adapter.{name}", what, f"Take the line out{way_out}.")
         elif objective in ("dpo", "kto"):
             what = f"`adapter.{name}` works on the policy alone, which has to begin as its reference does."
             yield settings.fault(f"adapter.{name}", what, "Take the line out.")

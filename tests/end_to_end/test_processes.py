@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.end_to_end.small_runs import ROOT, build_values, read_json, read_lines, run_small, write_recipe
 
@@ -25,15 +26,18 @@ def alone(tiny_base, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tiny_base, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    values = build_values(folder, **SETTINGS, training__per_device_train_batch_size=1)
-    recipe = write_recipe(folder / "typed.yaml", values)
+    return run_two("sft", tmp_path_factory.mktemp("two"), **SETTINGS, training__per_device_train_batch_size=1)
+
+
+def run_two(verb: str, folder: Path, **settings: object) -> Path:
+    """Train in two processes of a launch of their own; the run's folder."""
+    recipe = write_recipe(folder / "typed.yaml", build_values(folder, **settings))
     # `--cpu` would start one process whatever their number; the variable keeps these two on the CPU.
     launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     result = subprocess.run(
         [
             sys.executable, "-m", "accelerate.commands.launch", *launch, "--dynamo_backend", "no",
-            "--main_process_port", "0", "-m", "finetune.sft", str(recipe),
+            "--main_process_port", "0", "-m", f"finetune.{verb}", str(recipe),
         ],
         cwd=ROOT, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
@@ -73,3 +77,26 @@ def test_of_two_processes_the_first_alone_writes(alone, together):
     assert names(together) == names(alone)
     assert (together / "log.txt").read_text().count("evaluation: 15 rows of tokens from 15 read") == 1
     assert [line["step"] for line in read_lines(together)] == [line["step"] for line in read_lines(alone)]
+
+
+def test_two_processes_share_the_reference_and_prefer_as_one_does(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = {
+        "objective": "dpo",
+        "adapter__lora_dropout": 0.0,
+        "data__train": {"path": "data/tiny_world/preferences.jsonl", "limit": 41},
+        "evaluation__preferences": {"path": "data/tiny_world/preferences_test.jsonl", "limit": 7},
+        "training__learning_rate": 5e-3,
+        "training__precompute_ref_log_probs": True,
+    }
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "one")
+    alone = run_small(tmp_path / "one", **settings, training__per_device_train_batch_size=2)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "two"))
+    together = run_two("dpo", tmp_path / "two", **settings, training__per_device_train_batch_size=1)
+    for figure in ("loss", "grad_norm", "rewards/margins", "preference_margin"):
+        assert column(together, figure) == pytest.approx(column(alone, figure), abs=1e-4), figure
+    kept = [load_file(*(tmp_path / name / "finetune_reference").iterdir()) for name in ("one", "two")]
+    for name, values in kept[0].items():
+        assert kept[1][name].tolist() == pytest.approx(values.tolist(), abs=1e-3), name
