@@ -93,7 +93,9 @@ A fact and its reverse (hot/cold, cold/hot) share one `fact`.
 
 `preferences.jsonl`, `preferences_test.jsonl`: `prompt`, `chosen`, `rejected`, and `task`, `fact`. Chosen is a polite answer;
 rejected is a rude one, or in one pair of eight a bare and in another a politely wrong one, so that a score on them tells of
-manners more than of knowledge. The test asks about held-out facts.
+manners more than of knowledge. The test asks about held-out facts. Number, wording and
+shares were settled by trying, with the held-out pairs and questions in view: a manner in words the base never read was not
+learned, and one in front of the answer cost the knowledge.
 
 ## Tasks
 

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from finetune.dpo import main as dpo
 from finetune.sft import main as sft
 from tests.data.planted_faults import FAULTS, Planted
 from tests.end_to_end.small_runs import ROOT, build_values, read_json, run_small, stopped_at_evaluation, write_recipe
@@ -28,13 +30,13 @@ class Verb:
         self._monkeypatch = monkeypatch
         self._capsys = capsys
 
-    def __call__(self, *arguments: str, **settings: Any) -> tuple[int, str]:
+    def __call__(self, *arguments: str, run: Callable[[], NoReturn] = sft, **settings: Any) -> tuple[int, str]:
         """Exit code and standard error."""
         recipe = write_recipe(self._folder / "typed.yaml", build_values(self._folder / "outputs", **settings))
         self._monkeypatch.setattr(sys, "argv", ["finetune sft", str(recipe), *arguments])
         self._capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            sft()
+            run()
         code = left.value.code
         assert isinstance(code, int)
         return code, self._capsys.readouterr().err
@@ -79,6 +81,25 @@ def test_a_fault_of_the_data_is_3_with_file_line_and_reason(fault: Planted, verb
     assert_short(message, f"{fault.filename}:{fault.line}: ")
     assert all(words in message for words in fault.words), message
     assert not (tmp_path / "outputs" / "small" / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "rows.jsonl:2: chosen equals rejected"),
+        ('{"prompt": "a", "chosen": "", "rejected": "b"}', "rows.jsonl:2: empty chosen"),
+        ('{"prompt": "a", "chosen": "b"}', "rows.jsonl:2: no `rejected`"),
+    ],
+    ids=["equal", "empty", "missing"],
+)
+def test_a_faulty_pair_is_3_with_file_line_and_reason(verb, tmp_path, row, reason):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(f'{{"prompt": "a", "chosen": "b", "rejected": "c"}}\n{row}\n')
+    code, message = verb(
+        objective="dpo", adapter={"r": 4}, data__train={"path": str(rows), "format": "preference"}, run=dpo
+    )
+    assert code == 3
+    assert_short(message, reason)
 
 
 def test_a_base_that_is_not_there_is_4(verb):

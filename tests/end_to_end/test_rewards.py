@@ -100,8 +100,10 @@ def test_answers_are_rewarded_by_functions_and_by_a_reward_model(tmp_path, judge
     assert all({"reward", "kl", "completions/mean_length"} <= line.keys() for line in lines)
 
 
-def test_sampled_answers_are_the_same_in_a_run_that_was_stopped(tmp_path, judge):
-    settings = rewarded("grpo", judge) | {"training__max_steps": 6, "training__eval_steps": 3}
+@pytest.mark.parametrize("objective", ["reward", "grpo", "rloo"])
+def test_a_run_that_was_stopped_goes_on_with_the_same_answers_and_scores(tmp_path, judge, objective):
+    settings = REWARD if objective == "reward" else rewarded(objective, judge)
+    settings = settings | {"training__max_steps": 6, "training__eval_steps": 3}
     whole = run_small(tmp_path / "whole", **settings)
     with stopped_at_evaluation(3):
         run_small(tmp_path / "stopped", **settings)
