@@ -24,6 +24,7 @@ from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Question, build_questions, build_samples
 from finetune.objectives.building import RunArguments
+from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE
 from finetune.recipe.schema import EvalFraction, Recipe
 from finetune.run.progress import shows_bars
 
@@ -70,6 +71,7 @@ class Prepared:
 def prepare(recipe: Recipe) -> Prepared:
     """Read the rows and turn them into tokens: the tokenizer is loaded, the weights are not."""
     objective, data, evaluation = OBJECTIVES[recipe.objective], recipe.data, recipe.evaluation
+    reads = KIND_OF_OBJECTIVE[recipe.objective]
     if not shows_bars():
         datasets.disable_progress_bars()
     # Of several processes the first one fills the caches, and the others read them.
@@ -77,15 +79,15 @@ def prepare(recipe: Recipe) -> Prepared:
         tokenizer = load_tokenizer(recipe.model)
         renderer = build_renderer(recipe, tokenizer)
         # How long the answers may be that a prompt is to leave room for is a setting of the trainer.
-        read_further = {"training": recipe.training} if objective.reads == "prompt" else {}
+        read_further = {"training": recipe.training} if reads == "prompt" else {}
         build_rows = partial(objective.build_rows, renderer=renderer, data=data, **read_further)
         load = partial(load_examples, seed=recipe.seed, on_bad_rows=data.on_bad_rows)
-        train_examples = load(data.train, kind=objective.reads)
+        train_examples = load(data.train, kind=reads)
         held_out_examples = None
         if isinstance(data.eval, EvalFraction):
             train_examples, held_out_examples = split_examples(train_examples, data.eval.fraction, recipe.seed)
         elif data.eval is not None:
-            held_out_examples = load(data.eval, kind=objective.reads, setting="data.eval")
+            held_out_examples = load(data.eval, kind=reads, setting="data.eval")
         train = build_rows(train_examples)
         held_out = build_rows(held_out_examples) if held_out_examples else None
 
@@ -94,10 +96,10 @@ def prepare(recipe: Recipe) -> Prepared:
             asked = load(evaluation.questions, kind="conversation", setting="evaluation.questions")
             questions, asked_report = build_questions(asked, renderer), asked.report
         samples = questions[: evaluation.num_samples]
-        if not samples and held_out_examples and objective.reads != "document" and objective.head == "words":
-            samples = build_samples(held_out_examples, renderer, evaluation.num_samples, objective.reads)
+        if not samples and held_out_examples and reads != "document" and objective.head == "words":
+            samples = build_samples(held_out_examples, renderer, evaluation.num_samples, reads)
 
-        pairs = held_out if objective.reads == "preference" else None
+        pairs = held_out if reads == "preference" else None
         if evaluation.preferences is not None:
             compared = load(evaluation.preferences, kind="preference", setting="evaluation.preferences")
             pairs = build_pair_rows(compared, renderer, max_length=data.max_length, too_long=data.too_long or "drop")
@@ -117,7 +119,7 @@ def build_renderer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Render
     tokenizer's own template, or in Alpaca's, and the tokenizer is left as it was.
     """
     data = recipe.data
-    if OBJECTIVES[recipe.objective].reads == "document":
+    if KIND_OF_OBJECTIVE[recipe.objective] == "document":
         own = "model" if tokenizer.chat_template else "alpaca"
         return Renderer(load_template(own, tokenizer), tokenizer, "everything", data.special_tokens_in_data)
     template = load_template(data.template, tokenizer)

@@ -1,4 +1,7 @@
-"""The objectives by name: what a row is made of, how rows become tokens, and which trainer runs them."""
+"""The objectives by name: how rows become tokens, and which trainer runs them.
+
+What kind of example the rows are read as stands in `recipe.row_kinds`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +11,6 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import GRPOConfig, RLOOConfig
 
-from finetune.data.formats import Kind
 from finetune.data.tokens import TokenRows
 from finetune.model.heads import Head
 from finetune.objectives import dpo, kto, orpo, reinforcement, reward, supervised
@@ -22,7 +24,6 @@ class Objective:
     """One way to train.
 
     Attributes:
-        reads: the kind of example its rows are read as.
         build_rows: examples and renderer to rows of tokens.
         build_arguments: the recipe's `training` section to the trainer's own config, before a weight is loaded.
         build_trainer: rows and model to the trainer.
@@ -31,7 +32,6 @@ class Objective:
         reference_columns: what is put beside each row where that is computed once instead, by TRL's names.
     """
 
-    reads: Kind
     build_rows: Callable[..., TokenRows]
     build_arguments: Callable[..., TrainingArguments]
     build_trainer: Callable[..., StepMixin]
@@ -42,19 +42,16 @@ class Objective:
 
 OBJECTIVES = {
     "sft": Objective(
-        reads="conversation",
         build_rows=supervised.build_conversation_rows,
         build_arguments=supervised.build_arguments,
         build_trainer=supervised.build_trainer,
     ),
     "pretrain": Objective(
-        reads="document",
         build_rows=supervised.build_document_rows,
         build_arguments=supervised.build_arguments,
         build_trainer=supervised.build_trainer,
     ),
     "dpo": Objective(
-        reads="preference",
         build_rows=dpo.build_rows,
         build_arguments=dpo.build_arguments,
         build_trainer=dpo.build_trainer,
@@ -62,7 +59,6 @@ OBJECTIVES = {
         reference_columns=dpo.REFERENCE_COLUMNS,
     ),
     "kto": Objective(
-        reads="judged",
         build_rows=kto.build_rows,
         build_arguments=kto.build_arguments,
         build_trainer=kto.build_trainer,
@@ -70,27 +66,23 @@ OBJECTIVES = {
         reference_columns=kto.REFERENCE_COLUMNS,
     ),
     "orpo": Objective(
-        reads="preference",
         build_rows=dpo.build_rows,
         build_arguments=orpo.build_arguments,
         build_trainer=orpo.build_trainer,
     ),
     "reward": Objective(
-        reads="preference",
         build_rows=dpo.build_rows,
         build_arguments=reward.build_arguments,
         build_trainer=reward.build_trainer,
         head="score",
     ),
     "rloo": Objective(
-        reads="prompt",
         build_rows=reinforcement.build_rows,
         build_arguments=partial(reinforcement.build_arguments, RLOOConfig),
         build_trainer=partial(reinforcement.build_trainer, reinforcement.LeaveOneOutTrainer),
         reads_start=lambda arguments: arguments.beta > 0,
     ),
     "grpo": Objective(
-        reads="prompt",
         build_rows=reinforcement.build_rows,
         build_arguments=partial(reinforcement.build_arguments, GRPOConfig),
         build_trainer=partial(reinforcement.build_trainer, reinforcement.GroupTrainer),
