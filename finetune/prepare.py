@@ -131,8 +131,13 @@ def _say_rows(what: str, rows: TokenRows) -> None:
     report = rows.report
     lost = [f"{count} {reason.replace('_', ' ')}" for reason, count in report["dropped"].items() if count]
     lost += [f"{report['cut']} cut"] if report["cut"] else []
+    bad = sum(source["bad_rows"] for source in report["sources"])
+    notes = [f"{', '.join(lost)} at {report['max_length']} tokens"] if lost else []
+    notes += [f"{bad} bad rows left out: data_report.json"] if bad else []
+    # Of prompts nothing is trained: the answers to them are made in the run.
+    trained = f", {report['trained_tokens']:,} of them trained" if report["trained_tokens"] else ""
     log.info(
-        "%s: %d rows of tokens from %d read, %s tokens, %s of them trained%s.",
-        what, report["rows"], report["rows_read"], f"{report['tokens']:,}", f"{report['trained_tokens']:,}",
-        f" ({', '.join(lost)} at {report['max_length']} tokens)" if lost else "",
+        "%s: %d rows of tokens from %d read, %s tokens%s%s.",
+        what, report["rows"], report["rows_read"], f"{report['tokens']:,}", trained,
+        f" ({'; '.join(notes)})" if notes else "",
     )  # fmt: skip

@@ -18,7 +18,12 @@ from finetune.errors import FinetuneError
 from finetune.measuring import Gauge, Measured, from_figures, to_figures, to_summary, to_words
 from finetune.model.adapters import adapter_bytes, attach_adapter, check_adapter, count_parameters
 from finetune.model.base import BaseModel, check_base, check_vocabulary, load_base
-from finetune.model.continuing import add_reference, attach_trained_adapter, find_trained_adapter
+from finetune.model.continuing import (
+    add_reference,
+    attach_trained_adapter,
+    check_same_template,
+    find_trained_adapter,
+)
 from finetune.model.devices import check_trainer_fields, choose_device
 from finetune.model.identity import hash_adapter
 from finetune.model.scoring import check_same_words, check_scorer, load_scorer
@@ -83,6 +88,8 @@ def train(
             return folder.path
         with folder, Interrupts(folder) as interrupts:
             prepared = prepare(recipe)
+            if trained_dir is not None:
+                check_same_template(trained_dir, prepared.tokenizer)
             head = OBJECTIVES[recipe.objective].head
             base = load_base(recipe.model, max_length=recipe.data.max_length, seed=recipe.seed, head=head)
             check_vocabulary(base.model, prepared.tokenizer)
@@ -153,7 +160,7 @@ def check_settings(recipe: Recipe) -> tuple[TrainingArguments, Path | None]:
         trained_dir = find_trained_adapter(recipe.adapter.init_from, recipe.model, recipe.seed)
     for reward in recipe.rewards:
         if reward.path is not None:
-            check_scorer(reward.path)
+            check_scorer(reward.path, device=recipe.model.device)
     check_trainer_fields(recipe.training.fields, choose_device(recipe.model.device))
     return build_arguments(recipe), trained_dir
 

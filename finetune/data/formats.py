@@ -36,7 +36,7 @@ from finetune.data.preference_formats import (
 )
 from finetune.data.turns import build_conversation, check_text, to_messages, to_prompt, to_turns
 from finetune.errors import DataError, RecipeError
-from finetune.recipe.row_kinds import READ_FROM, Kind, find_formats
+from finetune.recipe.row_kinds import HOLDS, KIND_OF_OBJECTIVE, READ_FROM, Kind, find_formats
 
 __all__ = [
     "FORMATS",
@@ -88,6 +88,10 @@ _USUAL_NAMES = {
     "chosen": ("preferred", "better", "accepted", "positive", "winner"),
     "rejected": ("dispreferred", "worse", "refused", "negative", "loser"),
 }
+
+
+# Columns that only rows of a kind have, to say what rows are that another one was wanted of.
+_OWN_COLUMNS: dict[Kind, set[str]] = {"preference": {"chosen", "rejected"}, "judged": {"label"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +278,13 @@ def build_column_error(
             f"{place}: plain text has no answers to train on; found {_list_names(columns)}.\n"
             f"  Text alone is trained by `objective: pretrain`; else name the columns: {suggestion}"
         )
+    other = next((one for one, own in _OWN_COLUMNS.items() if kind != one and own <= set(columns)), None)
+    if format == "auto" and other is not None and kind != "judged":
+        return DataError(
+            f"{place}: these rows hold {HOLDS[other]}; found {_list_names(columns)}.\n"
+            f"  They are trained by {' or '.join(f'`objective: {name}`' for name in _find_objectives(other))}; "
+            f"else name the columns: {suggestion}"
+        )
     if format == "auto" and kind in ("preference", "judged") and find_format(columns, "conversation"):
         return DataError(
             f"{place}: these rows say nothing of which answers are good; found {_list_names(columns)}.\n"
@@ -284,6 +295,10 @@ def build_column_error(
         f"  Expected: {', or '.join(' + '.join(shape.required) for shape in shapes)}.\n"
         f"  Where only the names differ, map them: {suggestion}"
     )
+
+
+def _find_objectives(kind: Kind) -> list[str]:
+    return [name for name, read in KIND_OF_OBJECTIVE.items() if read == kind]
 
 
 def _list_names(columns: Collection[str]) -> str:

@@ -255,8 +255,8 @@ def _nothing_left(report: dict[str, Any]) -> str:
     ]
     return (
         f"{first[0] if first else 'data.train'}: no row is left, of {report['rows_read']} read: {', '.join(lost)}.\n"
-        f"  The median row has {report['full_length_tokens']['median']} tokens: raise `data.max_length`, "
-        f"or set `data.too_long: truncate`."
+        f"  The median row has {report['full_length_tokens']['median']} tokens: raise `data.max_length`"
+        + (", or set `data.too_long: truncate`." if report["dropped"].get("too_long") else ".")
     )
 
 

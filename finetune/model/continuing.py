@@ -8,9 +8,9 @@ import logging
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
-from finetune.errors import RecipeError
+from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapters import REFERENCE
 from finetune.model.base import BaseModel
 from finetune.model.loading import attach_saved_adapter, check_adapter_file
@@ -18,7 +18,7 @@ from finetune.model.targets import find_target
 from finetune.recipe.places import expand, is_local
 from finetune.recipe.schema import ModelSettings
 
-__all__ = ["add_reference", "attach_trained_adapter", "find_trained_adapter"]
+__all__ = ["add_reference", "attach_trained_adapter", "check_same_template", "find_trained_adapter"]
 
 log = logging.getLogger("finetune.model.continuing")
 
@@ -35,7 +35,10 @@ def find_trained_adapter(init_from: str, model: ModelSettings, seed: int) -> Pat
         PlaceError: there is nothing of that name, or it is unfinished.
         RecipeError: it is a whole model, or stands on another base.
     """
-    target = find_target(init_from, device=model.device)
+    try:
+        target = find_target(init_from, device=model.device)
+    except PlaceError as error:
+        raise PlaceError(f"`adapter.init_from`: {error}") from error
     if target.adapter_dir is None:
         raise RecipeError(
             f"`adapter.init_from`: {init_from} is a whole model, not an adapter.\n"
@@ -56,6 +59,20 @@ def find_trained_adapter(init_from: str, model: ModelSettings, seed: int) -> Pat
     if then != now:
         log.warning("%s names %s as its base; taken to be %s.", init_from, then, now)
     return target.adapter_dir
+
+
+def check_same_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that rows are rendered as those were that the adapter was trained on, where it says so.
+
+    Raises:
+        RecipeError: they are not: what it has learned to answer would be asked in another form.
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file() and path.read_text(encoding="utf-8") != tokenizer.chat_template:
+        raise RecipeError(
+            f"`data.template`: the adapter in {folder} was trained with another prompt template than this recipe's.\n"
+            f"  Take the same one; it lies there: data.template={path}"
+        )
 
 
 def attach_trained_adapter(base: BaseModel, folder: Path, seed: int) -> PeftModel:

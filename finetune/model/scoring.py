@@ -81,7 +81,10 @@ def check_scorer(target: str, *, device: DeviceName = "auto") -> Target:
         PlaceError: there is nothing of that name, or it is unfinished or lacks its score head.
         RecipeError: it is no reward model.
     """
-    found = find_target(target, device=device)
+    try:
+        found = find_target(target, device=device)
+    except PlaceError as error:
+        raise PlaceError(f"`rewards`: {error}") from error
     if not found.is_reward_model:
         raise RecipeError(
             f"{target} is no reward model: it gives answers and no scores.\n"

@@ -192,12 +192,10 @@ def _unfinished(run_dir: Path) -> PlaceError:
     status = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     said = status.get("status", "never started")
     step = f" at step {status['step']}" if "step" in status else ""
-    objective = json.loads((run_dir / "resolved.json").read_text("utf-8")).get("objective", "sft")
-    verb = "sft" if objective == "pretrain" else objective
     wait = "Wait until it is done, or, where no process is left: " if said == "running" else "Continue it: "
     return PlaceError(
         f"{run_dir} holds an unfinished run ({said}{step}): its adapter/ appears when it is done.\n"
-        f"  {wait}python -m finetune.{verb} {run_dir / 'recipe.yaml'} --resume"
+        f"  {wait}the command it was started with, and --resume behind it."
     )
 
 

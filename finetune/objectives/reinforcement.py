@@ -4,6 +4,7 @@ On TRL's GRPOTrainer and RLOOTrainer. The prompts come as tokens of the run's on
 but answers is made inside the trainer; what they are rewarded with is `objectives.rewards`.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,10 +37,13 @@ __all__ = ["GroupTrainer", "LeaveOneOutTrainer", "build_arguments", "build_rows"
 
 Config = TypeVar("Config", GRPOConfig, RLOOConfig)
 
+log = logging.getLogger("finetune.objectives.reinforcement")
+
 # GRPO's and RLOO's default alike (TRL 1.14).
 _USUAL_COMPLETION_TOKENS = 256
 # At the start policy and reference are one; 16-bit products and dropout move them apart by less, a wrong one by tens.
 _MOST_NATS_APART = 2.0
+_LOGS_WITHOUT_A_DIFFERENCE = 5
 # The settings of sampling, which greedy answers are without.
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p")
 
@@ -53,6 +57,27 @@ class PromptOrder(RepeatSampler):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; the data loader calls it."""
         self.generator.manual_seed(self.seed + epoch)
+
+
+class WatchRewards(TrainerCallback):
+    """Warns, once, where all answers to every prompt get the same reward: there is nothing to learn from them."""
+
+    def __init__(self) -> None:
+        self._times = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Count the logs without a difference among the answers; one with it ends the watch."""
+        share = (logs or {}).get("frac_reward_zero_std")
+        if share is None or self._times < 0:
+            return
+        self._times = self._times + 1 if share == 1 else -1
+        if self._times == _LOGS_WITHOUT_A_DIFFERENCE:
+            log.warning(
+                "step %d: all answers to each prompt have got the same reward so far, %.3f, and nothing is learned.\n"
+                "  Choose rewards that some answers get already, more answers to a prompt (training.num_generations),\n"
+                "  or a higher training.temperature.",
+                state.global_step, logs["reward"] if logs else 0.0,
+            )  # fmt: skip
 
 
 class SampledStep(StepMixin):
@@ -322,7 +347,7 @@ def build_trainer(
         train_dataset=train.dataset,
         eval_dataset=None if held_out is None else held_out.dataset,
         processing_class=tokenizer,
-        callbacks=choose_callbacks(training, arguments, callbacks),
+        callbacks=[WatchRewards(), *choose_callbacks(training, arguments, callbacks)],
     )
     drop_printer(trainer)
     return trainer

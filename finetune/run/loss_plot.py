@@ -40,7 +40,7 @@ def write_loss_plot(metrics_path: Path, png_path: Path) -> None:
         return
     panels: list[Panel] = [("loss (nats per token)", (("loss", "training"), ("eval_loss", "held out")))]
     panels += [panel for panel in _PANELS if any(_read_curve(lines, key) for key, _ in panel[1])]
-    if len(panels) > 1:
+    if len(panels) > 1 or any(key.startswith(("preference_", "eval_reward")) for line in lines for key in line):
         panels[0] = ("loss", panels[0][1])  # of a preference or of a reward, whose unit is not a token's
     figure = Figure(figsize=(8, 4.5 + 2.5 * (len(panels) - 1)), dpi=120, layout="constrained")
     all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

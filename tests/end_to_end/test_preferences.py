@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.errors import RecipeError
+from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapters import REFERENCE
 from finetune.objectives.dpo import PreferenceTrainer
 from tests.end_to_end.small_runs import (
@@ -198,3 +198,15 @@ def test_an_adapter_of_another_base_is_refused_with_both_named(tmp_path, trained
             adapter={"init_from": trained},
             model={"model_name_or_path": "data/tiny_base"},
         )
+
+
+def test_an_adapter_asked_in_another_form_is_refused_with_its_template(tmp_path, trained):
+    settings = _without_adapter(DPO) | {"adapter": {"init_from": trained}, "data__template": "mistral"}
+    with pytest.raises(RecipeError, match=r"another prompt template[\s\S]*chat_template.jinja"):
+        run_small(tmp_path, **settings)
+    run_small(tmp_path, **settings | {"data__template": f"{trained}/adapter/chat_template.jinja"})
+
+
+def test_an_adapter_that_is_not_there_is_told_with_its_setting(tmp_path):
+    with pytest.raises(PlaceError, match=r"`adapter\.init_from`: outputs/nowhere"):
+        run_small(tmp_path, **_without_adapter(DPO), adapter={"init_from": "outputs/nowhere"})

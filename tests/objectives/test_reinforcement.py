@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerState
 from trl import GRPOConfig, RLOOConfig
 
 from finetune.data.examples import Message
@@ -23,6 +23,7 @@ from finetune.objectives.building import RunArguments
 from finetune.objectives.reinforcement import (
     GroupTrainer,
     LeaveOneOutTrainer,
+    WatchRewards,
     build_arguments,
     build_rows,
     build_trainer,
@@ -337,3 +338,17 @@ def test_a_run_taken_up_again_samples_and_trains_what_it_would_have(
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / f"checkpoint-{stopped_at}"))
     assert figures_of(again) == expected
     assert torch.equal(weights_of(again.model), weights_of(whole.model))
+
+
+def test_rewards_without_a_difference_are_told_once_and_one_difference_ends_the_watch(caplog):
+    def show(*shares: float) -> int:
+        caplog.clear()
+        watch = WatchRewards()
+        for share in shares:
+            logs = {"frac_reward_zero_std": share, "reward": 0.0}
+            watch.on_log(None, TrainerState(global_step=9), None, logs=logs)
+        return caplog.text.count("nothing is learned")
+
+    assert show(*[1.0] * 8) == 1
+    assert show(*[1.0] * 4) == 0
+    assert show(1.0, 0.5, *[1.0] * 8) == 0
