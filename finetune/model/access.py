@@ -279,5 +279,5 @@ def _render_download(name: str) -> str:
     folder = f"models/{name.rpartition('/')[2]}"
     return (
         f"  Where there is network: hf download {name} --local-dir {folder}     (a gated one: hf auth login first)\n"
-        f"  Then name that folder in its place: {folder}"
+        f"  Then: model.model_name_or_path={folder}"
     )

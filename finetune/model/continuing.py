@@ -38,7 +38,9 @@ def find_trained_adapter(init_from: str, model: ModelSettings, seed: int) -> Pat
     try:
         target = find_target(init_from, device=model.device)
     except PlaceError as error:
-        raise PlaceError(f"`adapter.init_from`: {error}") from error
+        # The way out names the setting of a base.
+        ways_out = str(error).replace("model.model_name_or_path=", "adapter.init_from=")
+        raise PlaceError(f"`adapter.init_from`: {ways_out}") from error
     if target.adapter_dir is None:
         raise RecipeError(
             f"`adapter.init_from`: {init_from} is a whole model, not an adapter.\n"

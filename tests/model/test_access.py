@@ -174,7 +174,7 @@ def test_offline_without_the_model_every_way_out_is_named():
     for way_out in (
         "hf auth login",
         "hf download mistralai/Mistral-7B-v0.1 --local-dir models/Mistral-7B-v0.1",
-        "Then name that folder in its place: models/Mistral-7B-v0.1",
+        "model.model_name_or_path=models/Mistral-7B-v0.1",
         "make quickstart",
     ):
         assert way_out in text
