@@ -5,8 +5,9 @@
 #   make test         the tests; its last line is pytest's
 #   make check        ruff, mypy and the house rules
 #   make docs         write everything that is generated: recipe schema, catalogue, verb pages, notebook
+#   make test-unsloth the tests of `backend: unsloth`, in a .venv-unsloth of their own; no GPU is needed
 #   make test-gpu     the tests that need a CUDA device
-#   make clean        delete .venv and the caches; runs in outputs/ stay
+#   make clean        delete both .venvs and the caches; runs in outputs/ stay
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -20,9 +21,9 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 INSTALL_FROM := pyproject.toml constraints.txt
 
-.PHONY: help quickstart test check docs test-gpu clean
+.PHONY: help quickstart test check docs test-unsloth test-gpu clean
 help:
-	@sed -n '4,9s/^#   /  /p' Makefile
+	@sed -n '4,10s/^#   /  /p' Makefile
 
 # One thread: the tiny base gains nothing from a second one, and on a busy machine two wait for each other.
 quickstart: export OMP_NUM_THREADS ?= 1
@@ -45,11 +46,16 @@ docs: $(VENV)/.stamp-dev
 	$(RUN) docs/make_verb_pages.py
 	$(RUN) notebooks/make_notebook.py
 
+# A place of its own, made by this file like .venv: what Unsloth changes at its import touches no other test.
+test-unsloth:
+	@$(MAKE) --no-print-directory VENV=.venv-unsloth .venv-unsloth/.stamp-unsloth
+	.venv-unsloth/bin/python -m pytest -m unsloth tests/unsloth
+
 test-gpu: $(VENV)/.stamp-dev
 	$(RUN) -m pytest -m gpu tests/gpu
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-unsloth .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
 # torch first and alone: another package's wish for torch can bring a newer one, with several GB of CUDA packages.
 # The pin has no build tag, so a machine whose index offers the CUDA build gets that one.
@@ -64,6 +70,13 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-made $(INSTALL_FROM)
 	$(PIP) torch
 	$(PIP) --editable '.[dev]'
 	@touch $(VENV)/.stamp-core $@
+
+# The extra `unsloth` without what its packages ask for beyond it: docs/unsloth.md says why.
+$(VENV)/.stamp-unsloth: $(VENV)/.stamp-dev
+	@echo 'Adding Unsloth to $(VENV).'
+	$(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["unsloth"])' \
+	  | xargs $(RUN) -m pip --disable-pip-version-check --quiet install --no-deps
+	@touch $@
 
 $(VENV)/.stamp-made:
 	@suits() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; }; \

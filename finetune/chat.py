@@ -60,6 +60,9 @@ def chat(
             help="nf4, fp4, int8 or none; else as trained, or nf4 on a GPU and none on a CPU.", show_default=False
         ),
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="transformers or unsloth, whichever of them the adapter was trained with.")
+    ] = "transformers",
     as_json: Annotated[
         bool, typer.Option("--json", help="With --prompt: print one object, `answer` and what it was made with.")
     ] = False,
@@ -71,6 +74,9 @@ def chat(
             "  A conversation needs neither: each line is a turn."
         )
 
+    from finetune.model.backends import start_backend
+
+    start_backend(backend)  # before the libraries that it may change
     from finetune.run.logging import log_to_console  # torch and the libraries: seconds
 
     with log_to_console():
@@ -83,6 +89,7 @@ def chat(
             temperature=temperature,
             base_only=base,
             quantization=quantization,
+            backend=backend,
             as_json=as_json,
         )
 
@@ -97,6 +104,7 @@ def talk(
     temperature: float,
     base_only: bool,
     quantization: str | None,
+    backend: str,
     as_json: bool,
 ) -> None:
     """Load the target and answer: the prompt, or turn by turn."""
@@ -104,7 +112,7 @@ def talk(
     from finetune.model.generation import share_positions, stream_answer
     from finetune.model.loading import load_for_inference
 
-    speaker = load_for_inference(target, base_only=base_only, quantization=quantization)
+    speaker = load_for_inference(target, base_only=base_only, quantization=quantization, backend=backend)
     renderer = build_serving_renderer(speaker.tokenizer)
     if not speaker.tokenizer.chat_template:
         _say("No chat template was saved with this tokenizer; asking in Alpaca's form.")

@@ -144,6 +144,9 @@ def _train(
     for notice in reading.notices:
         print(notice, file=sys.stderr)
 
+    from finetune.model.backends import start_backend
+
+    start_backend(reading.recipe.model.backend)  # before the libraries that it may change
     from finetune.train import train  # torch and the libraries: seconds
 
     train(

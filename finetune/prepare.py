@@ -43,6 +43,7 @@ def build_arguments(recipe: Recipe) -> TrainingArguments:
         evaluates=recipe.data.eval is not None,
         seed=recipe.seed,
         checkpoints_dir=Path(recipe.output_dir) / recipe.name / "checkpoints",
+        backend=recipe.model.backend,
     )
     return OBJECTIVES[recipe.objective].build_arguments(recipe.training, run)
 

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, TrainingArguments
 from finetune.errors import FinetuneError
 from finetune.measuring import Gauge, Measured, from_figures, to_figures, to_summary, to_words
 from finetune.model.adapters import adapter_bytes, attach_adapter, check_adapter, count_parameters
+from finetune.model.backends import start_backend
 from finetune.model.base import BaseModel, check_base, check_vocabulary, load_base
 from finetune.model.continuing import (
     add_reference,
@@ -152,6 +153,7 @@ def check_settings(recipe: Recipe) -> tuple[TrainingArguments, Path | None]:
         The trainer's own config, and the folder of the adapter that is trained on; None: a fresh one.
     """
     check_trackers(recipe.training.report_to)
+    start_backend(recipe.model.backend)  # by the command line already, before the libraries that it changes
     head, trained_dir = OBJECTIVES[recipe.objective].head, None
     check_base(recipe.model, max_length=recipe.data.max_length, head=head)
     if recipe.adapter.init_from is None:
@@ -190,8 +192,8 @@ def attach(
 ) -> PreTrainedModel | PeftModel:
     """Attach a fresh adapter, or one trained before, with a frozen copy beside it where every step reads the start."""
     if trained_dir is None:
-        return attach_adapter(base, recipe.adapter, recipe.seed)
-    model = attach_trained_adapter(base, trained_dir, recipe.seed)
+        return attach_adapter(base, recipe.adapter, recipe.seed, checkpointing=arguments.gradient_checkpointing)
+    model = attach_trained_adapter(base, trained_dir, recipe.seed, checkpointing=arguments.gradient_checkpointing)
     if OBJECTIVES[recipe.objective].reads_start(arguments):
         add_reference(model, trained_dir)
     return model

@@ -7,7 +7,8 @@ Answers that are compared lie padded, one a row. All else has three layouts, cho
   attention mask on purpose: Transformers builds the block-diagonal one from the restarts, and an
   all-ones mask would let the documents read each other.
 - `flat`: all rows of the micro-batch as one row without padding, for flash attention, whose
-  variable-length kernel reads the restarts of a single row.
+  variable-length kernel reads the restarts of a single row. Unsloth's kernels read them too while they train, and
+  `packed_seq_lengths` always.
 
 Shape suffixes: B rows, T tokens.
 """
@@ -24,8 +25,17 @@ IGNORE_INDEX = -100  # the label that PyTorch's cross entropy passes over
 Layout = Literal["padded", "packed", "flat"]
 
 
-def choose_layout(*, packing: bool, attention: str) -> Layout:
-    """Choose how a micro-batch lies in memory: flat where flash attention reads it, else by packing."""
+def choose_layout(*, packing: bool, attention: str, by_unsloth: bool = False) -> Layout:
+    """Choose how a micro-batch lies in memory: flat where the kernels read it, else by packing.
+
+    Args:
+        packing: whether a row holds several documents.
+        attention: transformers' name of the kernel.
+        by_unsloth: whether Unsloth's own kernels attend, which they do on a GPU: of several rows at once they
+            would read the packed documents as one, and padding on the right costs them nothing.
+    """
+    if by_unsloth:
+        return "flat" if packing else "padded"
     if attention == "flash_attention_2":
         return "flat"
     return "packed" if packing else "padded"
@@ -37,14 +47,16 @@ class Collator:
     Args:
         layout: see the module's docstring.
         pad_token_id: the id that fills a row; never trained.
+        names_lengths: give the documents' lengths of a flat row as `packed_seq_lengths` too, as Unsloth wants them.
 
     A row without `seq_lengths` is one document. Beside the tensors a batch holds
     `num_real_tokens`, a plain integer: its tokens without padding.
     """
 
-    def __init__(self, layout: Layout, pad_token_id: int) -> None:
+    def __init__(self, layout: Layout, pad_token_id: int, *, names_lengths: bool = False) -> None:
         self.layout = layout
         self.pad_token_id = pad_token_id
+        self.names_lengths = names_lengths and layout == "flat"
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor | int]:
         """Build the batch: `input_ids`, `labels` and a mask or positions, each (B, T) and int64."""
@@ -71,7 +83,14 @@ class Collator:
             "labels": _pad(labels, IGNORE_INDEX),
             "position_ids": _pad_positions(positions),
             "num_real_tokens": num_real_tokens,
+            **({"packed_seq_lengths": _measure_documents(positions[0])} if self.names_lengths else {}),
         }
+
+
+def _measure_documents(positions: torch.Tensor) -> torch.Tensor:
+    """Measure the documents of a single row by where its positions restart: (D,) and int32."""
+    starts = torch.cat([(positions == 0).nonzero().flatten(), torch.tensor([len(positions)])])
+    return starts.diff().to(torch.int32)
 
 
 def _restarting_positions(lengths: Sequence[int]) -> torch.Tensor:

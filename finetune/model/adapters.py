@@ -73,7 +73,9 @@ def check_adapter(adapter: AdapterSettings, *, head: Head = "words") -> None:
         _choose_config(adapter, head)
 
 
-def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreTrainedModel | PeftModel:
+def attach_adapter(
+    base: BaseModel, adapter: AdapterSettings, seed: int, *, checkpointing: bool = False
+) -> PreTrainedModel | PeftModel:
     """Attach the adapter and leave exactly it trainable; the score of a reward model is trained and saved with it.
 
     With `full` every weight is trained, held in float32: a 16-bit weight is too coarse for the small
@@ -83,6 +85,8 @@ def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreT
         base: the frozen model; it is changed in place.
         adapter: the recipe's section; the reader of recipes has held it against the base's precision.
         seed: of the adapter's start; sets Python's, numpy's and torch's generators.
+        checkpointing: whether activations are computed twice instead of kept: Unsloth wants to know it here, the
+            trainer tells it to other models.
 
     Raises:
         RecipeError: PEFT refuses a value, or the base has no such target.
@@ -96,7 +100,12 @@ def attach_adapter(base: BaseModel, adapter: AdapterSettings, seed: int) -> PreT
     # Whoever opens the adapter gets the base it was trained on.
     config.revision = config.revision or base.commit
     with _translating(adapter.method):
-        model = get_peft_model(base.model, config)
+        if base.backend == "unsloth":
+            from finetune.model.unsloth import attach_lora  # started by then: `backends`
+
+            model = attach_lora(base.model, config, seed=seed, checkpointing=checkpointing)
+        else:
+            model = get_peft_model(base.model, config)
     if start is not None:
         apply_start(model, start, base.commit)
     return model

@@ -4,6 +4,7 @@ In goes the recipe's `model` section; out comes a `BaseModel`, nothing of it tra
 reason why not. `check_base` gives the same reasons without a weight, in about a second.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import (
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.access import check_folder, check_reachable, check_weights, reaching
 from finetune.model.attention import check_attention, choose_attention
+from finetune.model.backends import check_backend
 from finetune.model.devices import choose_compute_dtype, choose_device
 from finetune.model.heads import SCORE_HEAD, SCORE_WEIGHT, Head, check_score_head, put_score_head
 from finetune.model.quantization import (
@@ -50,6 +52,9 @@ __all__ = [
 # (llama3, longrope) state the stretched number. yarn stretches the original one.
 _FACTOR_STRETCHES = {"linear": "max_position_embeddings", "dynamic": "max_position_embeddings", "yarn": "original"}
 
+# Unsloth wants a number of tokens; for a model that nothing limits, to be talked to.
+_POSITIONS_WITHOUT_A_LIMIT = 8192
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -65,6 +70,7 @@ class BaseModel:
         stored_dtype: of the base's files, in which a whole trained model is saved again; bfloat16 where
             there are no files and the config names none.
         head: the words it goes on with, or the score of a reward model.
+        backend: the library that loaded it, and attaches what goes on it.
     """
 
     model: PreTrainedModel
@@ -75,6 +81,7 @@ class BaseModel:
     commit: str | None
     stored_dtype: torch.dtype
     head: Head = "words"
+    backend: str = "transformers"
 
 
 def check_base(settings: ModelSettings, *, max_length: int | None = None, head: Head = "words") -> None:
@@ -124,7 +131,9 @@ def load_base(
     config, dtype = found.config, found.dtype
     stored_dtype = _find_stored_dtype(config, settings.weights)  # before the libraries write theirs over it
     quantization = build_bnb_config(settings.quantization, settings.double_quantization, dtype)
-    if settings.weights == "random":
+    if settings.backend == "unsloth":
+        model = _load_through_unsloth(settings, found, max_length)
+    elif settings.weights == "random":
         model = build_random_model(
             config,
             seed=seed,
@@ -161,6 +170,7 @@ def load_base(
         commit=config._commit_hash,
         stored_dtype=stored_dtype,
         head=head,
+        backend=settings.backend,
     )
 
 
@@ -179,6 +189,7 @@ def _decide(settings: ModelSettings, max_length: int | None, head: Head) -> _Dec
     """Decide where, in which precision and on which kernel; refuse what cannot be, the device's own lacks first."""
     device = choose_device(settings.device)
     dtype = choose_compute_dtype(settings.compute_dtype, device)
+    check_backend(settings, head=head, in_float32_on_gpu=device.type == "cuda" and dtype == torch.float32)
     check_attention(settings.attention, device, dtype)
     config = load_config(settings)
     saved_as = _check_config(settings, config, max_length)
@@ -310,13 +321,44 @@ def _load_weights(
         )
     missing = set(found["missing_keys"])
     is_drawn = head == "score" and seed is not None and SCORE_WEIGHT in missing
-    lacking = sorted(missing - {SCORE_WEIGHT} if is_drawn else missing)
-    if lacking:
-        # transformers fills these with random numbers and goes on.
-        raise PlaceError(
-            f"The weights of {name} lack {len(lacking)} of the model's tensors, the first {lacking[0]}.\n"
-            "  They are another model's, or only a part. Fetch them anew: hf download NAME --local-dir FOLDER"
-        )
+    _refuse_lacking(name, missing - {SCORE_WEIGHT} if is_drawn else missing)
     if head == "score":
         put_score_head(model, seed=seed if is_drawn else None)
     return model
+
+
+def _load_through_unsloth(settings: ModelSettings, found: _Decisions, max_length: int | None) -> PreTrainedModel:
+    from finetune.model.unsloth import load_model  # started by then: `backends`
+
+    name, revision = _name(settings), found.config._commit_hash or settings.revision
+    tokenizer = settings.tokenizer_name_or_path
+    with reaching(name, settings.revision):
+        # Unsloth does not say which tensors the files lack. On no device they are compared and none is read.
+        _, compared = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            trust_remote_code=settings.trust_remote_code,
+            device_map={"": "meta"},
+            output_loading_info=True,
+        )
+        _refuse_lacking(name, set(compared["missing_keys"]))
+        return load_model(
+            name,
+            revision=revision,
+            tokenizer_name=None if tokenizer is None or Path(expand(tokenizer)).is_file() else expand(tokenizer),
+            trust_remote_code=settings.trust_remote_code,
+            in_4_bits=settings.quantization == "nf4",
+            dtype=found.dtype,
+            device=found.device,
+            max_length=max_length or find_position_limit(found.config) or _POSITIONS_WITHOUT_A_LIMIT,
+            attention=found.attention,
+        )
+
+
+def _refuse_lacking(name: str, missing: Set[str]) -> None:
+    """Refuse files that lack tensors: transformers would fill them with random numbers and go on."""
+    if missing:
+        raise PlaceError(
+            f"The weights of {name} lack {len(missing)} of the model's tensors, the first {min(missing)}.\n"
+            "  They are another model's, or only a part. Fetch them anew: hf download NAME --local-dir FOLDER"
+        )

@@ -51,6 +51,11 @@ def find_trained_adapter(init_from: str, model: ModelSettings, seed: int) -> Pat
             f"`adapter.init_from`: {init_from} is a reward model: it scores answers instead of giving any.\n"
             "  Name an adapter of sft or dpo. What it rewards: rewards: [{function: reward_model, path: …}] under grpo"
         )
+    if model.backend == "unsloth" and target.method != "lora":
+        raise RecipeError(
+            f"`adapter.init_from`: {init_from} is of {target.method}; `backend: unsloth` trains LoRA alone.\n"
+            "  Train on it with model.backend=transformers"
+        )
     then, now = _describe_base(target.base, target.seed), _describe_base(model, seed)
     if then != now and not _may_be_a_copy(target.base, model):
         raise RecipeError(
@@ -77,20 +82,26 @@ def check_same_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Non
         )
 
 
-def attach_trained_adapter(base: BaseModel, folder: Path, seed: int) -> PeftModel:
+def attach_trained_adapter(base: BaseModel, folder: Path, seed: int, *, checkpointing: bool = False) -> PeftModel:
     """Attach a saved adapter to its base and leave exactly it trainable, in float32.
 
     Args:
         base: the frozen model; it is changed in place.
         folder: from `find_trained_adapter`.
         seed: of dropout from here on; sets Python's, numpy's and torch's generators.
+        checkpointing: whether activations are computed twice instead of kept; Unsloth wants to know it here.
 
     Raises:
         PlaceError: its tensors are not those this base has room for, or not all finite.
     """
     set_seed(seed)
     check_adapter_file(folder)
-    return attach_saved_adapter(base.model, folder, is_trainable=True)
+    model = attach_saved_adapter(base.model, folder, is_trainable=True)
+    if base.backend == "unsloth":
+        from finetune.model.unsloth import take_over  # started by then: `backends`
+
+        return take_over(model, checkpointing=checkpointing)
+    return model
 
 
 def add_reference(model: PeftModel, folder: Path) -> None:

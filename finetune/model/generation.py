@@ -212,5 +212,8 @@ def _ready_to_generate(model: PreTrainedModel | PeftModel) -> Iterator[None]:
             yield
     finally:
         core.generation_config = defaults
+        # Unsloth's way of generating switches recomputation off on a GPU, and this on again.
+        if (train_again := getattr(model, "for_training", None)) is not None:
+            train_again()
         for module, training in modes:
             module.training = training

@@ -6,7 +6,7 @@ an adapter with a number that is not finite, or that does not fit its base, is r
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,6 +58,7 @@ def load_for_inference(
     base_only: bool = False,
     quantization: str | None = None,
     device: DeviceName = "auto",
+    backend: str = "transformers",
 ) -> Speaker:
     """Load what a name stands for, ready to answer.
 
@@ -67,12 +68,15 @@ def load_for_inference(
         quantization: nf4, fp4, int8 or none; None takes what the run was trained with, else nf4 on a GPU
             and none on a CPU.
         device: auto, cuda or cpu.
+        backend: transformers or unsloth, whichever of them the adapter was trained with.
 
     Raises:
         PlaceError: something is missing, unfinished, damaged, or out of reach.
         RecipeError: a quantization that does not go with the base, or a reward model, which gives no answers.
     """
-    return load_target(find_target(target, quantization=quantization, device=device), base_only=base_only)
+    found = find_target(target, quantization=quantization, device=device)
+    base = found.base.model_copy(update={"backend": backend})
+    return load_target(replace(found, base=base), base_only=base_only)
 
 
 def load_target(target: Target, *, base_only: bool = False) -> Speaker:
@@ -92,6 +96,10 @@ def load_target(target: Target, *, base_only: bool = False) -> Speaker:
     if target.adapter_dir is not None and not base_only:
         model = attach_saved_adapter(base.model, target.adapter_dir)
     model.eval()
+    if base.backend == "unsloth":
+        from finetune.model.unsloth import prepare_for_inference  # started by then: `backends`
+
+        model = prepare_for_inference(model)
     return Speaker(
         model, tokenizer, base, target, _find_eos_ids(base.model, target), _describe(target, base, base_only)
     )
@@ -170,4 +178,5 @@ def _describe(target: Target, base: BaseModel, base_only: bool) -> str:
     name = target.base.model_name_or_path or "a base of random weights"
     held = f"{name}, {base.quantization if base.quantization != 'none' else 'not quantized'}"
     what = held if target.adapter_dir is None or base_only else f"{target.name}: {target.method} on {held}"
-    return f"{what}, {str(base.compute_dtype).removeprefix('torch.')} on {base.device}"
+    how = " through Unsloth" if base.backend == "unsloth" else ""
+    return f"{what}, {str(base.compute_dtype).removeprefix('torch.')} on {base.device}{how}"

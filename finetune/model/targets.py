@@ -95,6 +95,7 @@ def _open_run(target: str, run_dir: Path, quantization: str | None, device: Devi
     resolved = json.loads((run_dir / "resolved.json").read_text("utf-8"))
     trained = ModelSettings.model_validate(resolved["model"])
     changes: dict[str, Any] = {"device": device, "quantization": quantization or trained.quantization}
+    changes["backend"] = "transformers"  # whoever wants the other one asks for it
     # A kernel that is installed where the run was made need not be here.
     changes["attention"] = "auto" if trained.attention == "flash_attention_2" else trained.attention
     if model_dir.is_dir():

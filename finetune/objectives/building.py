@@ -3,6 +3,7 @@
 Each objective adds what is its own: which config it is, which trainer, and how its rows make a batch.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +22,23 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 from finetune.data.tokens import TokenRows
-from finetune.errors import RecipeError
+from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapters import RankAllocation
 from finetune.model.base import BaseModel
 from finetune.model.devices import keep_one_gpu
 from finetune.model.tokenizer import find_pad_id
+from finetune.recipe.catalogue import read_catalogue
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
-__all__ = ["BY_LENGTH", "RunArguments", "build", "build_config", "choose_callbacks", "drop_printer"]
+__all__ = [
+    "BY_LENGTH",
+    "RunArguments",
+    "build",
+    "build_config",
+    "choose_callbacks",
+    "drop_printer",
+    "find_changes",
+]
 
 log = logging.getLogger("finetune.objectives.building")
 
@@ -53,6 +63,7 @@ class RunArguments:
         evaluates: whether there are held-out rows.
         seed: of the shuffling and of dropout.
         checkpoints_dir: where `checkpoint-N` folders go.
+        backend: the library that runs the model.
     """
 
     name: str
@@ -61,6 +72,7 @@ class RunArguments:
     evaluates: bool
     seed: int
     checkpoints_dir: Path
+    backend: str = "transformers"
 
 
 def build_config(
@@ -82,6 +94,7 @@ def build_config(
 
     Raises:
         RecipeError: the library refuses a setting.
+        PlaceError: several processes, where the backend is used in one.
     """
     evaluates_during = run.evaluates and training.eval_steps is not None
     figure, more_is_better = best
@@ -111,10 +124,45 @@ def build_config(
     }
     left_out = _NOT_THE_TRAINERS if evaluates_during else _NOT_THE_TRAINERS | {"eval_steps"}
     typed = {field: getattr(training, field) for field in type(training).model_fields if field not in left_out}
+    asked = {**_find_moved_defaults(config_class), **typed, **chosen, **own, **training.fields}
     try:
-        return config_class(**{**typed, **chosen, **own, **training.fields})
+        config = config_class(**asked)
     except ValueError as error:
         raise RecipeError(f"`training`: TRL refuses a setting: {str(error).strip().splitlines()[0]}") from error
+    if run.backend == "unsloth" and config.world_size > 1:
+        raise PlaceError(
+            f"`backend: unsloth` is used in one process here, and {config.world_size} were started.\n"
+            "  Start it without a launcher: python -m finetune.…     Or take model.backend=transformers"
+        )
+    for change in find_changes(asked, config):
+        log.warning("`training`: %s", change)
+    return config
+
+
+def _find_moved_defaults(config_class: type[TrainingArguments]) -> dict[str, Any]:
+    """Find TRL's own defaults where the class has others: on a GPU Unsloth puts its own there, for `optim` too."""
+    catalogue = read_catalogue()
+    stock = catalogue.trainer | catalogue.configs[config_class.__name__]
+    parameters = inspect.signature(config_class).parameters
+    return {
+        name: schema["default"]
+        for name, schema in stock.items()
+        if name in parameters and "default" in schema and not _is_default(parameters[name].default, schema["default"])
+    }
+
+
+def _is_default(default: Any, stock: Any) -> bool:
+    """Whether a parameter's default is TRL's; one that is built anew for each config is."""
+    return default == stock or repr(default) == "<factory>"
+
+
+def find_changes(asked: Mapping[str, Any], config: TrainingArguments) -> list[str]:
+    """Find settings that a library has replaced by others, and say so; what was left to it is its own to choose."""
+    return [
+        f"{name} is {getattr(config, name)} here; asked for was {value}."
+        for name, value in asked.items()
+        if value is not None and getattr(config, name) != value
+    ]
 
 
 def choose_callbacks(

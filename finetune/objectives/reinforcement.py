@@ -305,8 +305,13 @@ def build_arguments(config_class: type[Config], training: TrainingSettings, run:
     """Build the trainer's own config.
 
     Raises:
-        RecipeError: the library refuses a setting.
+        RecipeError: the library refuses a setting, or Unsloth has rewritten the trainer.
     """
+    if run.backend == "unsloth" and run.device.type == "cuda":
+        raise RecipeError(
+            "`backend: unsloth`: on a GPU Unsloth trains grpo with a rewritten trainer, which masks answers by the "
+            "padding token and not by where they end.\n  Take the other one: model.backend=transformers"
+        )
     # Held-out prompts are answered once, greedily.
     return build_config(config_class, training, run, {"num_generations_eval": 1}, best=("eval_reward", True))
 

@@ -18,6 +18,7 @@ from finetune.data.batches import IGNORE_INDEX, Collator, choose_layout
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows, TooLong, build_token_rows
+from finetune.errors import PlaceError
 from finetune.model.base import BaseModel
 from finetune.model.tokenizer import find_pad_id
 from finetune.objectives.building import RunArguments, build_config, choose_callbacks, drop_printer
@@ -29,8 +30,57 @@ __all__ = ["SupervisedTrainer", "build_arguments", "build_conversation_rows", "b
 _PACKED_AT_ONCE = 20_000  # documents that best-fit packing chooses among: fills 99 % and stays in memory
 
 
+_PROBED_TOKENS = 16  # of each of two documents that are to be read apart
+_SAME_LOSS = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2e-3}  # relative
+
+
 class SupervisedTrainer(StepMixin, SFTTrainer):
     """TRL's SFTTrainer with what must sit inside the step."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss without a cache, with which packed documents would read each other."""
+        inputs["use_cache"] = False  # TRL sets it; in its place, Unsloth's rewriting of it on a GPU does not
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def check_documents_apart(self) -> None:
+        """Check that packed documents do not read each other, here and by these kernels.
+
+        A document's loss is the same whatever stands before it in the row. Two of some tokens, the first with other
+        words the second time, in training and in evaluation; random numbers are left as they were found.
+
+        Raises:
+            PlaceError: they do.
+        """
+        for training in (True, False):
+            with self.as_in_training(float32_logits=False):
+                self.model.train(training)
+                one, other = (self._lose_second_document(first) for first in (1, 2))
+            tolerance = _SAME_LOSS[self.model.get_input_embeddings().weight.dtype]
+            if abs(one - other) > tolerance * abs(one):
+                raise PlaceError(
+                    f"Packed documents read each other on {self.args.device} with these kernels: a document's loss is "
+                    f"{one:.4f} after one text and {other:.4f} after another.\n"
+                    "  Train on a row for each: data.packing=false"
+                )
+
+    def _lose_second_document(self, seed: int) -> float:
+        """The loss of a document of fixed tokens, behind another one that a seed draws."""
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            second = torch.randint(vocabulary, (_PROBED_TOKENS,)).tolist()
+            torch.manual_seed(seed)
+            first = torch.randint(vocabulary, (_PROBED_TOKENS,)).tolist()
+            torch.manual_seed(0)  # of dropout
+            batch = self.data_collator([
+                {
+                    "input_ids": first + second,
+                    "labels": [IGNORE_INDEX] * len(first) + second,
+                    "seq_lengths": [len(first), len(second)],
+                }
+            ])  # fmt: skip
+            inputs = {name: value.to(self.args.device) for name, value in batch.items() if name != "num_real_tokens"}
+            return float(self.model(**inputs, use_cache=False).loss)
 
     def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
         """Sum a batch's loss over its trained tokens.
@@ -80,7 +130,9 @@ def build_arguments(training: TrainingSettings, run: RunArguments) -> SFTConfig:
         RecipeError: the library refuses a setting.
     """
     # The rows are ready, so nothing is truncated, packed or dropped behind our back.
-    ready = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "packing": False}
+    ready: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "packing": False}
+    if run.backend == "unsloth":
+        ready["loss_type"] = "nll"  # the other one of TRL takes the model's head out of Unsloth's hands
     return build_config(SFTConfig, training, run, ready)
 
 
@@ -109,20 +161,23 @@ def build_trainer(
         training: read for early stopping and TensorBoard.
         callbacks: the run's own, behind those that decide how it is trained.
     """
-    layout = choose_layout(packing=data.packing, attention=base.attention)
+    by_unsloth = base.backend == "unsloth" and base.device.type == "cuda"
+    layout = choose_layout(packing=data.packing, attention=base.attention, by_unsloth=by_unsloth)
     # Rows of like length lie in one micro-batch where nothing else saves the padding.
     arguments.train_sampling_strategy = "group_by_length" if layout == "padded" else "random"
     callbacks = choose_callbacks(training, arguments, callbacks)
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,
-        data_collator=Collator(layout, find_pad_id(tokenizer)),
+        data_collator=Collator(layout, find_pad_id(tokenizer), names_lengths=by_unsloth),
         train_dataset=train.dataset,
         eval_dataset=None if held_out is None else _fill_up(held_out.dataset, arguments),
         processing_class=tokenizer,
         callbacks=callbacks,
     )
     drop_printer(trainer)
+    if data.packing:
+        trainer.check_documents_apart()
     return trainer
 
 

@@ -5,6 +5,7 @@ instead of batches, stops on a loss that is not finite before anything of it is 
 to do where memory or the disk runs out.
 """
 
+import logging
 import math
 import shutil
 from collections.abc import Iterator
@@ -22,10 +23,13 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.errors import DivergedError, PlaceError
 from finetune.model.adapters import REFERENCE
+from finetune.objectives.building import find_changes
 from finetune.objectives.order import LengthGroupedOrder
 from finetune.objectives.pairs import answer_logps
 
 __all__ = ["StepMixin"]
+
+log = logging.getLogger("finetune.objectives.trainer")
 
 
 class StepMixin(Trainer):
@@ -44,7 +48,10 @@ class StepMixin(Trainer):
         # run's GradScaler (a T4) cannot unscale those, small updates vanish in them, and a start such as
         # LoftQ's loses its last digits: they get back the numbers they had, in float32.
         trainable = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+        asked = dict(vars(kwargs["args"]))
         super().__init__(model=model, **kwargs)
+        for change in find_changes(asked, self.args):
+            log.warning("`training`: %s", change)
         for parameter, before in trainable:
             parameter.data = before.float().to(parameter.device)
         self._tokens_not_noted = 0
@@ -166,7 +173,7 @@ class StepMixin(Trainer):
         """
 
         def to_float32(model: torch.nn.Module, inputs: Any, outputs: Any) -> Any:
-            if outputs.logits is not None:
+            if isinstance(outputs.logits, torch.Tensor):  # Unsloth has computed the loss without them
                 outputs.logits = outputs.logits.float()
             return outputs
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from finetune.recipe.adapter_combinations import find_adapter_conflicts
+from finetune.recipe.backend_combinations import find_backend_conflicts
 from finetune.recipe.faults import Fault, quote
 from finetune.recipe.objective_combinations import find_objective_conflicts
 from finetune.recipe.preference_combinations import find_preference_conflicts
@@ -32,6 +33,7 @@ def find_conflicts(tree: Node, *, defaults_filled: bool = False) -> list[Fault]:
         _check_weights,
         _check_remote_code,
         find_adapter_conflicts,
+        find_backend_conflicts,
         _check_shares,
         find_objective_conflicts,
         find_training_conflicts,

@@ -53,9 +53,13 @@ class ModelSettings(Section):
         Name | None,
         Field(description="Hub name, folder or SentencePiece `tokenizer.model`; null: the base model's own tokenizer."),
     ] = None
-    backend: Annotated[Literal["transformers"], Field(description="The library that loads and runs the model.")] = (
-        "transformers"
-    )
+    backend: Annotated[
+        Literal["transformers", "unsloth"],
+        Field(
+            description="The library that loads and runs the model. unsloth: its kernels for LoRA on a frozen base; "
+            "to be installed beside the others."
+        ),
+    ] = "transformers"
     weights: Annotated[
         Literal["pretrained", "random"],
         Field(description="random: the true shape without its weights, for benchmarks or a base of one's own."),
