@@ -14,6 +14,6 @@ for _name in (
     "bitsandbytes.backends.cpu.ops",
     "bitsandbytes.autograd._functions",
     "torch.utils._pytree",
-    "torchao.kernel.intmm",
+    "torchao",
 ):
     logging.getLogger(_name).setLevel(logging.ERROR)

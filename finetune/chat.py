@@ -12,6 +12,7 @@ import typer
 
 from finetune.cli import run_verb
 from finetune.errors import DataError, RecipeError
+from finetune.recipe.schema import BackendName
 
 __all__ = ["main"]
 
@@ -61,7 +62,7 @@ def chat(
         ),
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="transformers or unsloth, whichever of them the adapter was trained with.")
+        BackendName, typer.Option(help="What runs the model, no matter what trained the adapter.")
     ] = "transformers",
     as_json: Annotated[
         bool, typer.Option("--json", help="With --prompt: print one object, `answer` and what it was made with.")
@@ -104,7 +105,7 @@ def talk(
     temperature: float,
     base_only: bool,
     quantization: str | None,
-    backend: str,
+    backend: BackendName,
     as_json: bool,
 ) -> None:
     """Load the target and answer: the prompt, or turn by turn."""

@@ -25,6 +25,7 @@ __all__ = ["describe_reference", "fill_reference"]
 log = logging.getLogger("finetune.reference")
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
+_OF_UNSLOTH = ("unsloth", "unsloth_zoo")
 
 
 def fill_reference(
@@ -69,9 +70,12 @@ def describe_reference(
         "quantization": [base.quantization, recipe.model.double_quantization],
         "adapter": started,
         "compute_dtype": str(base.compute_dtype),
+        "backend": base.backend,
         "attention": base.attention,
         "device": base.device.type,
         "ld_alpha": recipe.training.fields.get("ld_alpha"),
         "loss_type": recipe.training.fields.get("loss_type") if recipe.objective == "kto" else None,
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": {
+            name: version(name) for name in (*_LIBRARIES, *(_OF_UNSLOTH if base.backend == "unsloth" else ()))
+        },
     }

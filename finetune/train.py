@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, TrainingArguments
 from finetune.errors import FinetuneError
 from finetune.measuring import Gauge, Measured, from_figures, to_figures, to_summary, to_words
 from finetune.model.adapters import adapter_bytes, attach_adapter, check_adapter, count_parameters
-from finetune.model.backends import start_backend
+from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel, check_base, check_vocabulary, load_base
 from finetune.model.continuing import (
     add_reference,
@@ -27,6 +27,7 @@ from finetune.model.continuing import (
 )
 from finetune.model.devices import check_trainer_fields, choose_device
 from finetune.model.identity import hash_adapter
+from finetune.model.printing import printed_to_log
 from finetune.model.scoring import check_same_words, check_scorer, load_scorer
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Answered, Answerer, SampleAnswers
@@ -76,7 +77,7 @@ def train(
     Raises:
         FinetuneError: what a user can mend, by kind; `Interrupted` after a signal, with everything saved.
     """
-    with log_to_console(writes=is_main_process()) as log_file:
+    with log_to_console(writes=is_main_process()) as log_file, printed_to_log():
         arguments, trained_dir = check_settings(recipe)
         if dry_run:
             prepare(recipe)
@@ -118,6 +119,7 @@ def train(
                 ],
                 **load_rewards(recipe, prepared),
             )
+            trainer.check_before_start()
 
             # From here on the run exists: all that a recipe or its rows can get wrong is behind us.
             folder.start()
@@ -153,7 +155,7 @@ def check_settings(recipe: Recipe) -> tuple[TrainingArguments, Path | None]:
         The trainer's own config, and the folder of the adapter that is trained on; None: a fresh one.
     """
     check_trackers(recipe.training.report_to)
-    start_backend(recipe.model.backend)  # by the command line already, before the libraries that it changes
+    find_backend(recipe.model.backend)  # the command line has started it, before the libraries that it changes
     head, trained_dir = OBJECTIVES[recipe.objective].head, None
     check_base(recipe.model, max_length=recipe.data.max_length, head=head)
     if recipe.adapter.init_from is None:
@@ -301,6 +303,7 @@ def save_result(
             name=recipe.name,
             base=recipe.model.model_name_or_path,
             quantization=recipe.model.quantization,
+            backend=recipe.model.backend,
             method=recipe.adapter.method,
             fields=recipe.adapter.fields,
             init_from=recipe.adapter.init_from,

@@ -39,6 +39,7 @@ PARAMETERS_CODE = """
 REPOSITORY_URL = "$repository"
 REPOSITORY_DIR = "$name"  # cloned here; a folder that is there is used as it is
 RECIPE = "recipes/mistral_alpaca.yaml"
+BACKEND = None  # as the recipe says; "unsloth": the same run through Unsloth's kernels, installed below
 RUN_NAME = "colab"
 OUTPUT_DIR = "outputs"  # run folders go here, inside the repository or at a full path
 OVERRIDES = [
@@ -68,6 +69,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 IN_COLAB = importlib.util.find_spec("google") is not None and importlib.util.find_spec("google.colab") is not None
@@ -101,6 +103,9 @@ if IN_COLAB:
         "--constraint", str(REPOSITORY_DIR / "constraints-colab.txt"),
         "--editable", str(REPOSITORY_DIR),
     )
+    if BACKEND == "unsloth":  # as it is: what its packages ask for would bring another torch
+        extras = tomllib.loads((REPOSITORY_DIR / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *extras["unsloth"])
 print("torch", importlib.metadata.version("torch"))
 """
 
@@ -133,6 +138,8 @@ if IN_COLAB:
 
 RUN_DIR = REPOSITORY_DIR / OUTPUT_DIR / RUN_NAME  # a full OUTPUT_DIR stands for itself
 SETTINGS = [f"name={RUN_NAME}", f"output_dir={RUN_DIR.parent}", *OVERRIDES]
+if BACKEND is not None:
+    SETTINGS.append(f"model.backend={BACKEND}")
 """
 
 TRAIN_TEXT = """

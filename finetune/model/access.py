@@ -6,7 +6,7 @@ PlaceError that says which of the many reasons it is and what to type.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,16 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from finetune.errors import PlaceError, RecipeError
 from finetune.recipe.places import is_here, reads_as_path
 
-__all__ = ["check_folder", "check_reachable", "check_weights", "fetch", "find_cached", "find_folder", "reaching"]
+__all__ = [
+    "check_folder",
+    "check_reachable",
+    "check_weights",
+    "fetch",
+    "find_cached",
+    "find_folder",
+    "reaching",
+    "refuse_lacking",
+]
 
 _PAUSE_SECONDS = 1
 _QUICKSTART = "  Or see a whole run without any download: make quickstart"
@@ -172,6 +181,19 @@ def check_weights(name: str, revision: str | None) -> None:
                 continue
             return
     raise _pickled(name)
+
+
+def refuse_lacking(name: str, missing: Set[str]) -> None:
+    """Refuse files that lack tensors: transformers would fill them with random numbers and go on.
+
+    Raises:
+        PlaceError: there are some.
+    """
+    if missing:
+        raise PlaceError(
+            f"The weights of {name} lack {len(missing)} of the model's tensors, the first {min(missing)}.\n"
+            "  They are another model's, or only a part. Fetch them anew: hf download NAME --local-dir FOLDER"
+        )
 
 
 def _check_local_weights(name: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
-from peft import AdaLoraModel, PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
+from peft import AdaLoraModel, PeftConfig, PeftModel, PeftType, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapter_starts import apply_start, choose_start
+from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel
 from finetune.model.heads import Head, ScoreHead
 from finetune.recipe.catalogue import PROMPT_METHODS
@@ -100,12 +101,7 @@ def attach_adapter(
     # Whoever opens the adapter gets the base it was trained on.
     config.revision = config.revision or base.commit
     with _translating(adapter.method):
-        if base.backend == "unsloth":
-            from finetune.model.unsloth import attach_lora  # started by then: `backends`
-
-            model = attach_lora(base.model, config, seed=seed, checkpointing=checkpointing)
-        else:
-            model = get_peft_model(base.model, config)
+        model = find_backend(base.backend).attach(base.model, config, seed=seed, checkpointing=checkpointing)
     if start is not None:
         apply_start(model, start, base.commit)
     return model

@@ -1,126 +1,200 @@
-"""The library that loads and runs the model, started before all others.
+"""The library that loads and runs the model: found by its name, and started before all others.
 
 Unsloth changes transformers, peft and trl when it is imported, and wants to come before them; it is imported here,
 and only when a recipe or the command line asks for it. What is missing for it is known without importing anything.
 """
 
-import contextlib
 import importlib
-import io
 import logging
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
 from packaging.requirements import Requirement
 
 from finetune.errors import PlaceError, RecipeError
-from finetune.recipe.schema import ModelSettings
+from finetune.model.printing import printed_to_log
+from finetune.recipe.backend_limits import OTHERWISE, find_unserved_base_settings
+from finetune.recipe.schema import BackendName, ModelSettings
 
-__all__ = ["check_backend", "said_to_log", "start_backend"]
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-log = logging.getLogger("finetune.model.backends")
+    from finetune.model.heads import Head
+
+__all__ = ["Backend", "Chosen", "check_backend", "find_backend", "start_backend", "translating"]
 
 _OURS = "qlora-finetune"
-# Its switches, read when it is imported; one that somebody has set stays.
-_SWITCHES = {
-    # It asks the Hub for a page at every load, to be counted, and waits where there is no network.
-    "UNSLOTH_DISABLE_STATISTICS": "1",
-    # Trainers that it writes anew on a GPU would lie in the folder the command is given in.
-    "UNSLOTH_COMPILE_LOCATION": str(Path(tempfile.gettempdir()) / f"finetune_unsloth_{os.getuid()}"),
-    # Its trainers of preferences sum a policy's log-probabilities from other numbers than a kept reference's.
-    "UNSLOTH_DPO_CHUNKED": "0",
-    "UNSLOTH_PREFERENCE_CHUNKED": "0",
-}
+_MODULES = {"transformers": "finetune.model.plain", "unsloth": "finetune.model.unsloth"}
+# Unsloth's switches, read when it is imported. It counts every load by fetching a page from the Hub, and waits for it
+# where there is no network. It sums a policy's log-probabilities from other numbers than a kept reference's.
+_SWITCHES = {"UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_DPO_CHUNKED": "0", "UNSLOTH_PREFERENCE_CHUNKED": "0"}
+# Where it writes code on a GPU, and imports it from; the current folder unless it is told.
+_CODE_FOLDER = "UNSLOTH_COMPILE_LOCATION"
 # Packages of ours that Unsloth reaches into, and therefore fits only some versions of.
 _CHANGED_BY_UNSLOTH = frozenset({"torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate"})
 
 
-def start_backend(name: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What is settled before a weight is read.
+
+    Attributes:
+        name: of the base, a folder or on the Hub; a shape without files has none to load.
+        revision: the commit of the config: the newest may have moved on since.
+        config: of the model.
+        device: the one device.
+        dtype: of the products.
+        saved_as: how the files hold the weights: nf4, fp4, int8, or none where in full.
+        attention: transformers' name of the kernel; None: its own choice.
+        max_length: tokens of a row at most.
+        head: what the model ends with.
+        seed: draws what the files do not hold.
+        fresh_head: whether they may lack the score.
+    """
+
+    name: str
+    revision: str | None
+    config: "PreTrainedConfig"
+    device: "torch.device"
+    dtype: "torch.dtype"
+    saved_as: str
+    attention: str | None
+    max_length: int
+    head: "Head"
+    seed: int
+    fresh_head: bool
+
+
+class Backend(Protocol):
+    """What a library does with a model; the modules `plain` and `unsloth` are the two of them."""
+
+    def load(self, settings: ModelSettings, chosen: Chosen) -> "PreTrainedModel":
+        """Load a base onto its device."""
+
+    def attach(self, model: "PreTrainedModel", config: "PeftConfig", *, seed: int, checkpointing: bool) -> "PeftModel":
+        """Attach a fresh adapter."""
+
+    def take_over(self, model: "PeftModel", *, checkpointing: bool) -> "PeftModel":
+        """Take an adapter that PEFT has opened."""
+
+
+def start_backend(name: BackendName) -> None:
     """Import the library behind a backend, so that it comes before the libraries it changes.
 
-    Args:
-        name: `model.backend` of a recipe; `transformers` needs no start.
-
     Raises:
-        PlaceError: its packages are not installed, or not in the versions it is used with here.
-        RecipeError: no such backend.
+        PlaceError: its packages are not installed, not in the versions it is used with here, or do not work here.
     """
-    if name == "transformers":
+    if name == "transformers" or _MODULES[name] in sys.modules:
         return
-    if name != "unsloth":
-        raise RecipeError(f"There is no backend `{name}`. There are: transformers, unsloth.")
-    pinned = _find_pinned()
-    lacks = [lack for requirement in pinned if (lack := _find_lack(requirement))]
-    if lacks:
-        raise PlaceError(
-            f"`model.backend: unsloth` needs {lacks[0]}"
-            + (f" and {len(lacks) - 1} more packages.\n" if len(lacks) > 1 else ".\n")
-            + "  Install its tested set as it is; what its packages ask for would bring another torch:\n"
-            f"  {sys.executable} -m pip install --no-deps {' '.join(map(str, pinned))}\n"
-            "  Or train without it: model.backend=transformers"
-        )
-    for requirement in _read_required("unsloth"):
-        if requirement.name in _CHANGED_BY_UNSLOTH and (lack := _find_lack(requirement)):
-            raise PlaceError(
-                f"`model.backend: unsloth`: Unsloth {metadata.version('unsloth')} works with {lack}.\n"
-                f"  The versions both backends are tested with: pip install -c constraints.txt {requirement.name}\n"
-                "  Or train without it: model.backend=transformers"
-            )
-    for switch, value in _SWITCHES.items():
-        os.environ.setdefault(switch, value)
+    _check_packages()
+    os.environ |= _SWITCHES
+    os.environ.setdefault(_CODE_FOLDER, str(_make_private_folder()))
     root = logging.getLogger()
     handlers = list(root.handlers)
-    with said_to_log():
-        importlib.import_module("finetune.model.unsloth")
-    root.handlers = handlers  # it brings one of its own: every line of ours would stand there twice
+    try:
+        with printed_to_log(), translating("Unsloth cannot be imported here"):
+            importlib.import_module(_MODULES[name])
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            root.removeHandler(handler)  # a second one: every line of ours would stand there twice
 
 
-def check_backend(settings: ModelSettings, *, head: str = "words", in_float32_on_gpu: bool = False) -> None:
-    """Check that a backend can hold a base so; the reader of recipes has told most of it with line numbers.
+def find_backend(name: BackendName) -> Backend:
+    """Find a backend that is started.
+
+    Raises:
+        PlaceError: it is not.
+    """
+    if name != "transformers" and _MODULES[name] not in sys.modules:
+        raise PlaceError(
+            f"`backend: {name}` has to be started before transformers, peft and trl are imported.\n"
+            "  Before finetune.train: finetune.model.backends.start_backend('unsloth')"
+        )
+    return cast("Backend", importlib.import_module(_MODULES[name]))
+
+
+def check_backend(
+    settings: ModelSettings, *, device: "torch.device", dtype: "torch.dtype", head: "Head" = "words"
+) -> None:
+    """Check that a backend can hold a base so; the reader of recipes has told most of it, with line numbers.
 
     Raises:
         RecipeError: it cannot.
     """
     if settings.backend != "unsloth":
         return
-    found = None
-    if settings.quantization not in ("nf4", "none"):
-        found = f"holds no base in {settings.quantization}"
-    elif settings.quantization == "nf4" and not settings.double_quantization:
-        found = "quantizes the 4-bit blocks' scales too"
-    elif settings.weights == "random":
-        found = "loads weights and draws none"
-    elif head == "score":
-        found = "loads no model that scores"
-    elif in_float32_on_gpu:
-        found = "computes in 16 bits on a GPU"
-    if found is not None:
-        raise RecipeError(f"`backend: unsloth`: Unsloth {found}.\n  Take the other backend: transformers")
+    faults = [f"it {one.why}, and `{one.name}` is {one.value}" for one in find_unserved_base_settings(dict(settings))]
+    if head == "score":
+        faults.append("it loads no model that scores")
+    if device.type == "cuda" and str(dtype) == "torch.float32":
+        faults.append("it computes in 16 bits on a GPU, and `compute_dtype` is float32")
+    if faults:
+        raise RecipeError(f"`backend: unsloth`: {faults[0]}.\n  {OTHERWISE}")
 
 
-@contextlib.contextmanager
-def said_to_log() -> Iterator[None]:
-    """Log what a library prints: standard output is for results."""
-    with contextlib.redirect_stdout(_LinesToLog()):
-        yield
+class translating:
+    """Translate what Unsloth itself cannot do here: a driver, a compiler, an architecture.
+
+    Args:
+        what: happened, in words.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ImportError | NotImplementedError | RuntimeError) and not _is_out_of_memory(error):
+            reason = " ".join(str(error).split())[:300]
+            raise PlaceError(f"{self._what}: {reason}\n  {OTHERWISE}") from error
 
 
-class _LinesToLog(io.TextIOBase):
-    def write(self, text: str) -> int:
-        for line in filter(str.strip, text.splitlines()):
-            log.info("%s", line.rstrip())
-        return len(text)
+def _is_out_of_memory(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+def _make_private_folder() -> Path:
+    """Make a folder for code that only this user can put anything into."""
+    folder = Path.home() / ".cache" / "finetune" / "unsloth"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def _check_packages() -> None:
+    pinned = _find_pinned()
+    lacks = [lack for requirement in pinned if (lack := _find_lack(requirement))]
+    if lacks:
+        raise PlaceError(
+            f"`backend: unsloth` needs {lacks[0]}"
+            + (f", and {len(lacks) - 1} more packages.\n" if len(lacks) > 1 else ".\n")
+            + "  Install its tested set as it is; what its packages ask for would bring another torch:\n"
+            f"  {sys.executable} -m pip install --no-deps {' '.join(map(str, pinned))}\n"
+            f"  {OTHERWISE}"
+        )
+    for requirement in _read_required("unsloth"):
+        if requirement.name in _CHANGED_BY_UNSLOTH and (lack := _find_lack(requirement)):
+            raise PlaceError(
+                f"`backend: unsloth`: Unsloth {metadata.version('unsloth')} works with {lack}.\n"
+                f"  Install one of these: {sys.executable} -m pip install --no-deps '{requirement}'\n"
+                f"  {OTHERWISE}"
+            )
 
 
 def _find_pinned() -> list[Requirement]:
     """Find what our extra `unsloth` asks for; of a copy that was never installed, Unsloth in any version."""
     try:
         without = {str(requirement) for requirement in _read_required(_OURS)}
-        return [one for one in _read_required(_OURS, extra="unsloth") if str(one) not in without]
+        pinned = [one for one in _read_required(_OURS, extra="unsloth") if str(one) not in without]
+        return sorted(pinned, key=lambda one: (not one.name.startswith("unsloth"), one.name))
     except metadata.PackageNotFoundError:
         return [Requirement("unsloth"), Requirement("unsloth_zoo")]
 

@@ -4,7 +4,6 @@ In goes the recipe's `model` section; out comes a `BaseModel`, nothing of it tra
 reason why not. `check_base` gives the same reasons without a weight, in about a second.
 """
 
-from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,29 +12,21 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from finetune.errors import PlaceError, RecipeError
+from finetune.errors import RecipeError
 from finetune.model.access import check_folder, check_reachable, check_weights, reaching
 from finetune.model.attention import check_attention, choose_attention
-from finetune.model.backends import check_backend
+from finetune.model.backends import Chosen, check_backend, find_backend
 from finetune.model.devices import choose_compute_dtype, choose_device
-from finetune.model.heads import SCORE_HEAD, SCORE_WEIGHT, Head, check_score_head, put_score_head
-from finetune.model.quantization import (
-    agree_on_quantization,
-    build_bnb_config,
-    close_cpu_gradient_trap,
-    leave_unquantized,
-    set_saved_compute_dtype,
-)
-from finetune.model.random_weights import build_config, build_random_model
+from finetune.model.heads import Head, check_score_head
+from finetune.model.quantization import agree_on_quantization, close_cpu_gradient_trap
+from finetune.model.random_weights import build_config
 from finetune.recipe.places import expand
-from finetune.recipe.schema import ModelSettings
+from finetune.recipe.schema import BackendName, ModelSettings
 
 __all__ = [
     "BaseModel",
@@ -52,7 +43,7 @@ __all__ = [
 # (llama3, longrope) state the stretched number. yarn stretches the original one.
 _FACTOR_STRETCHES = {"linear": "max_position_embeddings", "dynamic": "max_position_embeddings", "yarn": "original"}
 
-# Unsloth wants a number of tokens; for a model that nothing limits, to be talked to.
+# Of a conversation with a model that nothing limits: Unsloth wants a number.
 _POSITIONS_WITHOUT_A_LIMIT = 8192
 
 
@@ -81,7 +72,7 @@ class BaseModel:
     commit: str | None
     stored_dtype: torch.dtype
     head: Head = "words"
-    backend: str = "transformers"
+    backend: BackendName = "transformers"
 
 
 def check_base(settings: ModelSettings, *, max_length: int | None = None, head: Head = "words") -> None:
@@ -96,7 +87,7 @@ def check_base(settings: ModelSettings, *, max_length: int | None = None, head: 
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
-    _decide(settings, max_length, head)
+    _choose(settings, max_length, seed=0, head=head, fresh_head=True)
 
 
 def load_base(
@@ -127,69 +118,29 @@ def load_base(
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
-    found = _decide(settings, max_length, head)
-    config, dtype = found.config, found.dtype
-    stored_dtype = _find_stored_dtype(config, settings.weights)  # before the libraries write theirs over it
-    quantization = build_bnb_config(settings.quantization, settings.double_quantization, dtype)
-    if settings.backend == "unsloth":
-        model = _load_through_unsloth(settings, found, max_length)
-    elif settings.weights == "random":
-        model = build_random_model(
-            config,
-            seed=seed,
-            device=found.device,
-            dtype=dtype,
-            quantization=quantization,
-            attention=found.attention,
-            head=head,
-            trust_remote_code=settings.trust_remote_code,
-        )
-    else:
-        if found.saved_as in ("nf4", "fp4"):
-            set_saved_compute_dtype(config, dtype)
-        if found.saved_as != "none" and head == "score":
-            leave_unquantized(config, SCORE_HEAD)
-        model = _load_weights(
-            settings,
-            config,
-            head,
-            seed=seed if fresh_head else None,
-            dtype=dtype,
-            device_map={"": found.device},
-            attn_implementation=found.attention,
-            quantization_config=quantization if found.saved_as == "none" else None,
-        )
+    chosen = _choose(settings, max_length, seed, head, fresh_head)
+    stored_dtype = _find_stored_dtype(chosen.config, settings.weights)  # before the libraries write theirs over it
+    model = find_backend(settings.backend).load(settings, chosen)
     model.requires_grad_(False)
     close_cpu_gradient_trap(model)
     return BaseModel(
         model=model,
-        device=found.device,
-        compute_dtype=dtype,
+        device=chosen.device,
+        compute_dtype=chosen.dtype,
         quantization=settings.quantization,
         attention=model.config._attn_implementation,
-        commit=config._commit_hash,
+        commit=chosen.config._commit_hash,
         stored_dtype=stored_dtype,
         head=head,
         backend=settings.backend,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Decisions:
-    """What is settled before a weight is read; `saved_as` is how the files hold them, `none` where in full."""
-
-    device: torch.device
-    dtype: torch.dtype
-    config: PreTrainedConfig
-    saved_as: str
-    attention: str | None
-
-
-def _decide(settings: ModelSettings, max_length: int | None, head: Head) -> _Decisions:
-    """Decide where, in which precision and on which kernel; refuse what cannot be, the device's own lacks first."""
+def _choose(settings: ModelSettings, max_length: int | None, seed: int, head: Head, fresh_head: bool) -> Chosen:
+    """Choose where, in which precision and on which kernel; refuse what cannot be, the device's own lacks first."""
     device = choose_device(settings.device)
     dtype = choose_compute_dtype(settings.compute_dtype, device)
-    check_backend(settings, head=head, in_float32_on_gpu=device.type == "cuda" and dtype == torch.float32)
+    check_backend(settings, device=device, dtype=dtype, head=head)
     check_attention(settings.attention, device, dtype)
     config = load_config(settings)
     saved_as = _check_config(settings, config, max_length)
@@ -199,7 +150,19 @@ def _decide(settings: ModelSettings, max_length: int | None, head: Head) -> _Dec
     attention = choose_attention(settings.attention, device, dtype, _find_class(config, head))
     if settings.weights == "pretrained":
         check_weights(_name(settings), settings.revision)
-    return _Decisions(device, dtype, config, saved_as, attention)
+    return Chosen(
+        name=_name(settings) if settings.weights == "pretrained" else "",
+        revision=config._commit_hash or settings.revision,
+        config=config,
+        device=device,
+        dtype=dtype,
+        saved_as=saved_as,
+        attention=attention,
+        max_length=max_length or find_position_limit(config) or _POSITIONS_WITHOUT_A_LIMIT,
+        head=head,
+        seed=seed,
+        fresh_head=fresh_head,
+    )
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -300,65 +263,3 @@ def _find_class(config: PreTrainedConfig, head: Head) -> type[PreTrainedModel] |
     if head == "score":
         return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     return None if _has_own_code(config) else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-
-
-def _load_weights(
-    settings: ModelSettings, config: PreTrainedConfig, head: Head, *, seed: int | None, **how: object
-) -> PreTrainedModel:
-    """Load the weights; a score that the files lack is drawn by the seed, and missed like any other without one."""
-    name = _name(settings)
-    loader = AutoModelForSequenceClassification if head == "score" else AutoModelForCausalLM
-    with reaching(name, settings.revision):
-        model, found = loader.from_pretrained(
-            name,
-            config=config,
-            # The commit of the config: the newest may have moved on since.
-            revision=config._commit_hash or settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **how,
-        )
-    missing = set(found["missing_keys"])
-    is_drawn = head == "score" and seed is not None and SCORE_WEIGHT in missing
-    _refuse_lacking(name, missing - {SCORE_WEIGHT} if is_drawn else missing)
-    if head == "score":
-        put_score_head(model, seed=seed if is_drawn else None)
-    return model
-
-
-def _load_through_unsloth(settings: ModelSettings, found: _Decisions, max_length: int | None) -> PreTrainedModel:
-    from finetune.model.unsloth import load_model  # started by then: `backends`
-
-    name, revision = _name(settings), found.config._commit_hash or settings.revision
-    tokenizer = settings.tokenizer_name_or_path
-    with reaching(name, settings.revision):
-        # Unsloth does not say which tensors the files lack. On no device they are compared and none is read.
-        _, compared = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            trust_remote_code=settings.trust_remote_code,
-            device_map={"": "meta"},
-            output_loading_info=True,
-        )
-        _refuse_lacking(name, set(compared["missing_keys"]))
-        return load_model(
-            name,
-            revision=revision,
-            tokenizer_name=None if tokenizer is None or Path(expand(tokenizer)).is_file() else expand(tokenizer),
-            trust_remote_code=settings.trust_remote_code,
-            in_4_bits=settings.quantization == "nf4",
-            dtype=found.dtype,
-            device=found.device,
-            max_length=max_length or find_position_limit(found.config) or _POSITIONS_WITHOUT_A_LIMIT,
-            attention=found.attention,
-        )
-
-
-def _refuse_lacking(name: str, missing: Set[str]) -> None:
-    """Refuse files that lack tensors: transformers would fill them with random numbers and go on."""
-    if missing:
-        raise PlaceError(
-            f"The weights of {name} lack {len(missing)} of the model's tensors, the first {min(missing)}.\n"
-            "  They are another model's, or only a part. Fetch them anew: hf download NAME --local-dir FOLDER"
-        )

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapters import REFERENCE
+from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel
-from finetune.model.loading import attach_saved_adapter, check_adapter_file
+from finetune.model.loading import attach_saved_adapter, check_adapter_file, check_served
 from finetune.model.targets import find_target
 from finetune.recipe.places import expand, is_local
 from finetune.recipe.schema import ModelSettings
@@ -51,11 +52,7 @@ def find_trained_adapter(init_from: str, model: ModelSettings, seed: int) -> Pat
             f"`adapter.init_from`: {init_from} is a reward model: it scores answers instead of giving any.\n"
             "  Name an adapter of sft or dpo. What it rewards: rewards: [{function: reward_model, path: …}] under grpo"
         )
-    if model.backend == "unsloth" and target.method != "lora":
-        raise RecipeError(
-            f"`adapter.init_from`: {init_from} is of {target.method}; `backend: unsloth` trains LoRA alone.\n"
-            "  Train on it with model.backend=transformers"
-        )
+    check_served(target, model.backend)
     then, now = _describe_base(target.base, target.seed), _describe_base(model, seed)
     if then != now and not _may_be_a_copy(target.base, model):
         raise RecipeError(
@@ -97,11 +94,7 @@ def attach_trained_adapter(base: BaseModel, folder: Path, seed: int, *, checkpoi
     set_seed(seed)
     check_adapter_file(folder)
     model = attach_saved_adapter(base.model, folder, is_trainable=True)
-    if base.backend == "unsloth":
-        from finetune.model.unsloth import take_over  # started by then: `backends`
-
-        return take_over(model, checkpointing=checkpointing)
-    return model
+    return find_backend(base.backend).take_over(model, checkpointing=checkpointing)
 
 
 def add_reference(model: PeftModel, folder: Path) -> None:

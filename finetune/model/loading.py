@@ -5,6 +5,7 @@ its adapter, the tokenizer that was saved with it, and what was found. Pickles a
 an adapter with a number that is not finite, or that does not fit its base, is refused by name.
 """
 
+import json
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +16,18 @@ from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import PlaceError, RecipeError
+from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel, load_base
 from finetune.model.targets import ADAPTER_WEIGHTS, DeviceName, Target, find_target
 from finetune.model.tokenizer import load_tokenizer
+from finetune.recipe.backend_limits import OTHERWISE, find_unserved_lora_fields
+from finetune.recipe.schema import BackendName
 
 __all__ = [
     "Speaker",
     "attach_saved_adapter",
     "check_adapter_file",
+    "check_served",
     "load_for_inference",
     "load_saved_tokenizer",
     "load_target",
@@ -58,7 +63,7 @@ def load_for_inference(
     base_only: bool = False,
     quantization: str | None = None,
     device: DeviceName = "auto",
-    backend: str = "transformers",
+    backend: BackendName = "transformers",
 ) -> Speaker:
     """Load what a name stands for, ready to answer.
 
@@ -68,15 +73,36 @@ def load_for_inference(
         quantization: nf4, fp4, int8 or none; None takes what the run was trained with, else nf4 on a GPU
             and none on a CPU.
         device: auto, cuda or cpu.
-        backend: transformers or unsloth, whichever of them the adapter was trained with.
+        backend: what runs the model, no matter what it was trained with; started already.
 
     Raises:
         PlaceError: something is missing, unfinished, damaged, or out of reach.
-        RecipeError: a quantization that does not go with the base, or a reward model, which gives no answers.
+        RecipeError: a quantization that does not go with the base, a reward model, which gives no answers, or an
+            adapter that the backend does not run.
     """
     found = find_target(target, quantization=quantization, device=device)
-    base = found.base.model_copy(update={"backend": backend})
-    return load_target(replace(found, base=base), base_only=base_only)
+    if backend != "transformers":
+        check_served(found, backend)
+        # A kernel that the run asked for is not one of Unsloth's to choose from.
+        found = replace(found, base=found.base.model_copy(update={"backend": backend, "attention": "auto"}))
+    return load_target(found, base_only=base_only)
+
+
+def check_served(target: Target, backend: BackendName) -> None:
+    """Check that a backend runs the adapter of a target.
+
+    Raises:
+        RecipeError: it is not LoRA, or more than plain LoRA, and Unsloth has no kernels for it.
+    """
+    if backend != "unsloth" or target.adapter_dir is None:
+        return
+    fields = json.loads((target.adapter_dir / "adapter_config.json").read_text("utf-8"))
+    extras = find_unserved_lora_fields(fields) if target.method == "lora" else []
+    if target.method != "lora" or extras:
+        what = f"with {', '.join(f'`{name}`' for name in extras)}" if extras else f"of {target.method}"
+        raise RecipeError(
+            f"{target.name} is an adapter {what}, and `backend: unsloth` runs plain LoRA alone.\n  {OTHERWISE}"
+        )
 
 
 def load_target(target: Target, *, base_only: bool = False) -> Speaker:
@@ -94,12 +120,9 @@ def load_target(target: Target, *, base_only: bool = False) -> Speaker:
     base = load_base(target.base, seed=target.seed)
     model: PreTrainedModel | PeftModel = base.model
     if target.adapter_dir is not None and not base_only:
-        model = attach_saved_adapter(base.model, target.adapter_dir)
+        opened = attach_saved_adapter(base.model, target.adapter_dir)
+        model = find_backend(base.backend).take_over(opened, checkpointing=False)
     model.eval()
-    if base.backend == "unsloth":
-        from finetune.model.unsloth import prepare_for_inference  # started by then: `backends`
-
-        model = prepare_for_inference(model)
     return Speaker(
         model, tokenizer, base, target, _find_eos_ids(base.model, target), _describe(target, base, base_only)
     )

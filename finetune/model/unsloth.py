@@ -1,133 +1,149 @@
-"""Unsloth loads, adapts and runs the model: the only file that imports it, by its public functions alone.
+"""Unsloth loads, adapts and runs the model: the only file that imports it.
 
-In go plain values and PEFT's own config; out come the models that `base` and `adapters` would have
-made, with Unsloth's kernels in them where it has some for the device. `backends.start_backend`
-imports this file before the libraries that Unsloth changes. What it decides by itself is
-taken back here (another repository for a name), or refused (a precision that was not asked for).
+In go a recipe's `model` section, what `base` has chosen for it, and PEFT's own config; out come the models that `plain`
+would have made, with Unsloth's kernels in them where it has some for the device. `backends.start_backend`
+imports this file before the libraries that Unsloth changes. What it decides by itself is taken back here (another
+repository for a name), or refused (another precision, a larger vocabulary).
 """
+
+import os
+import re
+from pathlib import Path
 
 # isort: off
 from unsloth import FastLanguageModel  # before everything it changes
 
 # isort: on
 import bitsandbytes as bnb
-import torch
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from finetune.errors import PlaceError
-from finetune.model.backends import said_to_log
+from finetune.errors import PlaceError, RecipeError
+from finetune.model.access import reaching, refuse_lacking
+from finetune.model.backends import Chosen, translating
+from finetune.model.printing import printed_to_log
+from finetune.recipe.backend_limits import OTHERWISE
+from finetune.recipe.places import expand
+from finetune.recipe.schema import ModelSettings
 
-__all__ = ["attach_lora", "load_model", "prepare_for_inference", "take_over"]
+__all__ = ["attach", "load", "take_over"]
+
+# Names of bases, one a line, whose embeddings its trainers on a GPU leave as they are; written when it is imported.
+_IGNORED = "UNSLOTH_IGNORED_TOKENIZER_NAMES"
 
 
-def load_model(
-    name: str,
-    *,
-    revision: str | None,
-    tokenizer_name: str | None,
-    trust_remote_code: bool,
-    in_4_bits: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-    max_length: int,
-    attention: str | None,
-) -> PreTrainedModel:
+def load(settings: ModelSettings, chosen: Chosen) -> PreTrainedModel:
     """Load a base as it is named, in NF4 with double quantization or in the compute dtype.
 
-    Args:
-        name: Hub name or folder; Unsloth would take its own quantized copy of some.
-        revision: the commit.
-        tokenizer_name: of the tokenizer that it loads beside; nothing here uses it.
-        trust_remote_code: run the repository's own Python.
-        in_4_bits: NF4, or the weights in `dtype`.
-        dtype: of the products and of what is not quantized.
-        device: the one device.
-        max_length: tokens of a row at most; Unsloth would stretch a model's positions to reach it.
-        attention: transformers' name of the kernel, for models that Unsloth has none of its own for.
-
     Raises:
-        PlaceError: it was held in another precision, which Unsloth does where bitsandbytes does not work.
+        PlaceError: the files are out of reach or lack a tensor, or Unsloth made something else of them.
     """
-    with said_to_log():
-        model, _ = FastLanguageModel.from_pretrained(
-            model_name=name,
-            revision=revision,
-            tokenizer_name=tokenizer_name,
-            trust_remote_code=trust_remote_code,
-            use_exact_model_name=True,
-            fix_tokenizer=False,
-            offload_embedding=False,
-            load_in_4bit=in_4_bits,
-            dtype=dtype,
-            device_map={"": device},
-            max_seq_length=max_length,
-            attn_implementation=attention,
-            # Told again where an adapter is attached; a base alone computes nothing twice.
-            use_gradient_checkpointing=False,
+    with reaching(chosen.name, settings.revision):
+        # Unsloth does not say which tensors the files lack. On no device they are compared and none is read.
+        as_stored, compared = AutoModelForCausalLM.from_pretrained(
+            chosen.name,
+            revision=chosen.revision,
+            trust_remote_code=settings.trust_remote_code,
+            device_map={"": "meta"},
+            output_loading_info=True,
         )
-    _check_precision(model, in_4_bits=in_4_bits, dtype=dtype)
+        refuse_lacking(chosen.name, set(compared["missing_keys"]))
+        with printed_to_log(), translating(f"Unsloth cannot load {chosen.name} here"):
+            model, _ = FastLanguageModel.from_pretrained(
+                model_name=chosen.name,
+                use_exact_model_name=True,  # it has quantized copies of its own for some names
+                revision=chosen.revision,
+                trust_remote_code=settings.trust_remote_code,
+                load_in_4bit=settings.quantization == "nf4",
+                dtype=chosen.dtype,
+                device_map={"": chosen.device},
+                offload_embedding=False,
+                max_seq_length=chosen.max_length,  # beyond a model's positions it would stretch them
+                attn_implementation=chosen.attention,  # for models that it has no kernels for
+                use_gradient_checkpointing=False,  # told again with the adapter
+                # It loads a tokenizer beside, which nothing here uses.
+                tokenizer_name=_find_tokenizer(settings),
+                fix_tokenizer=False,
+            )
+    _check_as_asked(model, as_stored, settings, chosen)
+    # Its trainers rewrite rows of the embeddings that they find untrained.
+    ignored = os.environ.get(_IGNORED, "").split("\n")
+    os.environ[_IGNORED] = "\n".join(dict.fromkeys([*ignored, chosen.name]))
     return model
 
 
-def attach_lora(model: PreTrainedModel, config: LoraConfig, *, seed: int, checkpointing: bool) -> PeftModel:
+def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int, checkpointing: bool) -> PeftModel:
     """Attach fresh LoRA matrices.
 
     Args:
-        model: from `load_model`, changed in place.
+        model: from `load`, changed in place.
         config: PEFT's; the reader of recipes lets none of its fields through that is not handed on here.
         seed: of the matrices' start.
-        checkpointing: compute activations a second time instead of keeping them; on a GPU Unsloth's own way,
+        checkpointing: compute activations a second time instead of keeping them; on a GPU in Unsloth's own way,
             which moves what is kept to the host's memory.
+
+    Raises:
+        RecipeError: a pattern of targets that takes in the embeddings or the head.
     """
-    with said_to_log():
+    targets = config.target_modules
+    if isinstance(targets, str) and (name := _find_targeted_embeddings(model, targets)):
+        raise RecipeError(
+            f"`adapter.target_modules`: the pattern matches {name}, and Unsloth puts no LoRA there.\n  {OTHERWISE}"
+        )
+    with printed_to_log(), translating("Unsloth cannot attach this adapter"):
         return FastLanguageModel.get_peft_model(
             model,
             r=config.r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
-            target_modules=config.target_modules
-            if isinstance(config.target_modules, str)
-            else sorted(config.target_modules),
+            target_modules=targets if isinstance(targets, str) else sorted(targets),
             layers_to_transform=config.layers_to_transform,
             layers_pattern=config.layers_pattern,
             use_rslora=config.use_rslora,
             init_lora_weights=config.init_lora_weights,
             revision=config.revision,
             random_state=seed,
-            use_gradient_checkpointing="unsloth" if checkpointing else False,
+            use_gradient_checkpointing=_to_its_word(checkpointing),
         )
 
 
 def take_over(model: PeftModel, *, checkpointing: bool) -> PeftModel:
-    """Let Unsloth's kernels run an adapter that PEFT has opened; without a GPU there are none, and PEFT's stay."""
-    patch = getattr(FastLanguageModel, "patch_peft_model", None)
-    if patch is None:
+    """Let Unsloth's kernels run an adapter that PEFT has opened; on a CPU it has none, and PEFT goes on."""
+    if not hasattr(FastLanguageModel, "patch_peft_model"):
         return model
-    with said_to_log():
-        return patch(model, use_gradient_checkpointing="unsloth" if checkpointing else False)
+    with printed_to_log(), translating("Unsloth cannot run this adapter"):
+        return FastLanguageModel.patch_peft_model(model, use_gradient_checkpointing=_to_its_word(checkpointing))
 
 
-def prepare_for_inference(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
-    """Switch a model that trains no more to Unsloth's way of generating, its saved adapter included."""
-    if isinstance(model, PeftModel):
-        model = take_over(model, checkpointing=False)
-    FastLanguageModel.for_inference(model)
-    return model
+def _find_targeted_embeddings(model: PreTrainedModel, pattern: str) -> str | None:
+    """Find an embedding or the head among the modules that a pattern matches."""
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = (name for name, module in model.named_modules() if any(module is one for one in embeddings))
+    return next((name for name in names if re.fullmatch(pattern, name)), None)
 
 
-def _check_precision(model: PreTrainedModel, *, in_4_bits: bool, dtype: torch.dtype) -> None:
-    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
-    if bool(layers) != in_4_bits:
-        raise PlaceError(
-            f"Unsloth holds {model.name_or_path} {'in 4 bits' if layers else 'unquantized'}, and "
-            f"`model.quantization` asks for {'nf4' if in_4_bits else 'none'}; what it said stands above.\n"
-            "  Train without it: model.backend=transformers"
-        )
-    found = model.get_input_embeddings().weight.dtype
-    if found != dtype:
-        raise PlaceError(
-            f"Unsloth computes in {found} here, and the recipe in {dtype}.\n"
-            f"  Set model.compute_dtype={str(found).removeprefix('torch.')}, or train without it: "
-            "model.backend=transformers"
-        )
+def _to_its_word(checkpointing: bool) -> str | bool:
+    return "unsloth" if checkpointing else False
+
+
+def _find_tokenizer(settings: ModelSettings) -> str | None:
+    """Find a folder or name for it to load; a bare SentencePiece file is neither."""
+    place = settings.tokenizer_name_or_path
+    return None if place is None or Path(expand(place)).is_file() else expand(place)
+
+
+def _check_as_asked(
+    model: PreTrainedModel, as_stored: PreTrainedModel, settings: ModelSettings, chosen: Chosen
+) -> None:
+    """Check precision and vocabulary: where something does not work, Unsloth prints a line and takes another."""
+    in_4_bits = any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules())
+    embeddings = model.get_input_embeddings()
+    fault = None
+    if in_4_bits != (settings.quantization == "nf4"):
+        fault = f"holds {chosen.name} {'in 4 bits' if in_4_bits else 'unquantized'}, not as `model.quantization` says"
+    elif embeddings.weight.dtype != chosen.dtype:
+        fault = f"computes in {embeddings.weight.dtype} here, and the recipe in {chosen.dtype}"
+    elif embeddings.num_embeddings != as_stored.get_input_embeddings().num_embeddings:
+        fault = f"has added a padding token to {chosen.name}, whose tokenizer has none"
+    if fault is not None:
+        raise PlaceError(f"Unsloth {fault}; what it printed stands above.\n  {OTHERWISE}")

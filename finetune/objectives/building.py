@@ -3,7 +3,6 @@
 Each objective adds what is its own: which config it is, which trainer, and how its rows make a batch.
 """
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from finetune.model.adapters import RankAllocation
 from finetune.model.base import BaseModel
 from finetune.model.devices import keep_one_gpu
 from finetune.model.tokenizer import find_pad_id
-from finetune.recipe.catalogue import read_catalogue
-from finetune.recipe.schema import DataSettings, TrainingSettings
+from finetune.objectives.changes import find_moved_defaults, warn_of_changes
+from finetune.recipe.backend_limits import OTHERWISE
+from finetune.recipe.schema import BackendName, DataSettings, TrainingSettings
 
 __all__ = [
     "BY_LENGTH",
@@ -37,7 +37,6 @@ __all__ = [
     "build_config",
     "choose_callbacks",
     "drop_printer",
-    "find_changes",
 ]
 
 log = logging.getLogger("finetune.objectives.building")
@@ -72,7 +71,7 @@ class RunArguments:
     evaluates: bool
     seed: int
     checkpoints_dir: Path
-    backend: str = "transformers"
+    backend: BackendName = "transformers"
 
 
 def build_config(
@@ -124,7 +123,9 @@ def build_config(
     }
     left_out = _NOT_THE_TRAINERS if evaluates_during else _NOT_THE_TRAINERS | {"eval_steps"}
     typed = {field: getattr(training, field) for field in type(training).model_fields if field not in left_out}
-    asked = {**_find_moved_defaults(config_class), **typed, **chosen, **own, **training.fields}
+    # What Unsloth rewrites on a GPU has defaults of its own.
+    defaults = find_moved_defaults(config_class) if run.backend == "unsloth" else {}
+    asked = {**defaults, **typed, **chosen, **own, **training.fields}
     try:
         config = config_class(**asked)
     except ValueError as error:
@@ -132,37 +133,10 @@ def build_config(
     if run.backend == "unsloth" and config.world_size > 1:
         raise PlaceError(
             f"`backend: unsloth` is used in one process here, and {config.world_size} were started.\n"
-            "  Start it without a launcher: python -m finetune.…     Or take model.backend=transformers"
+            f"  Start it without a launcher: python -m finetune.…     {OTHERWISE}"
         )
-    for change in find_changes(asked, config):
-        log.warning("`training`: %s", change)
+    warn_of_changes(asked, config)
     return config
-
-
-def _find_moved_defaults(config_class: type[TrainingArguments]) -> dict[str, Any]:
-    """Find TRL's own defaults where the class has others: on a GPU Unsloth puts its own there, for `optim` too."""
-    catalogue = read_catalogue()
-    stock = catalogue.trainer | catalogue.configs[config_class.__name__]
-    parameters = inspect.signature(config_class).parameters
-    return {
-        name: schema["default"]
-        for name, schema in stock.items()
-        if name in parameters and "default" in schema and not _is_default(parameters[name].default, schema["default"])
-    }
-
-
-def _is_default(default: Any, stock: Any) -> bool:
-    """Whether a parameter's default is TRL's; one that is built anew for each config is."""
-    return default == stock or repr(default) == "<factory>"
-
-
-def find_changes(asked: Mapping[str, Any], config: TrainingArguments) -> list[str]:
-    """Find settings that a library has replaced by others, and say so; what was left to it is its own to choose."""
-    return [
-        f"{name} is {getattr(config, name)} here; asked for was {value}."
-        for name, value in asked.items()
-        if value is not None and getattr(config, name) != value
-    ]
 
 
 def choose_callbacks(

@@ -31,6 +31,7 @@ from finetune.model.base import BaseModel
 from finetune.objectives.building import RunArguments, build_config, choose_callbacks, drop_printer
 from finetune.objectives.rewards import Reward, ToScore, mix
 from finetune.objectives.trainer import StepMixin
+from finetune.recipe.backend_limits import OTHERWISE
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
 __all__ = ["GroupTrainer", "LeaveOneOutTrainer", "build_arguments", "build_rows", "build_trainer"]
@@ -310,7 +311,7 @@ def build_arguments(config_class: type[Config], training: TrainingSettings, run:
     if run.backend == "unsloth" and run.device.type == "cuda":
         raise RecipeError(
             "`backend: unsloth`: on a GPU Unsloth trains grpo with a rewritten trainer, which masks answers by the "
-            "padding token and not by where they end.\n  Take the other one: model.backend=transformers"
+            f"padding token and not by where they end.\n  {OTHERWISE}"
         )
     # Held-out prompts are answered once, greedily.
     return build_config(config_class, training, run, {"num_generations_eval": 1}, best=("eval_reward", True))

@@ -5,7 +5,6 @@ instead of batches, stops on a loss that is not finite before anything of it is 
 to do where memory or the disk runs out.
 """
 
-import logging
 import math
 import shutil
 from collections.abc import Iterator
@@ -23,13 +22,11 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.errors import DivergedError, PlaceError
 from finetune.model.adapters import REFERENCE
-from finetune.objectives.building import find_changes
+from finetune.objectives.changes import warn_of_changes
 from finetune.objectives.order import LengthGroupedOrder
 from finetune.objectives.pairs import answer_logps
 
 __all__ = ["StepMixin"]
-
-log = logging.getLogger("finetune.objectives.trainer")
 
 
 class StepMixin(Trainer):
@@ -50,8 +47,7 @@ class StepMixin(Trainer):
         trainable = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
         asked = dict(vars(kwargs["args"]))
         super().__init__(model=model, **kwargs)
-        for change in find_changes(asked, self.args):
-            log.warning("`training`: %s", change)
+        warn_of_changes(asked, self.args)
         for parameter, before in trainable:
             parameter.data = before.float().to(parameter.device)
         self._tokens_not_noted = 0
@@ -76,6 +72,9 @@ class StepMixin(Trainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: the result gets the run's own card, and a checkpoint needs none."""
+
+    def check_before_start(self) -> None:
+        """Check what only the loaded model on its device can show; a trainer with such a check says which."""
 
     # ---- the step
 

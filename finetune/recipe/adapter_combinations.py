@@ -60,6 +60,14 @@ def _check_lora(settings: RecipeView) -> Iterator[Fault]:
     if settings.value("adapter.use_dora") is True and quantization == "int8":
         what = "`use_dora` reads the base's weights at every step, and after one PEFT 0.21 can no longer read int8."
         yield settings.fault("adapter.use_dora", what, "Hold the base in 4 bits: model.quantization: nf4.")
+    targets = settings.value("adapter.target_modules")
+    chunked = settings.objective in ("sft", "pretrain") and settings.value("training.loss_type") in (
+        None,
+        "chunked_nll",
+    )
+    if isinstance(targets, list) and "lm_head" in targets and chunked and settings.value("model.backend") != "unsloth":
+        what = "`target_modules` has lm_head, and the loss chunked_nll computes around an adapter on it."
+        yield settings.fault("adapter.target_modules", what, "Set training.loss_type: nll, or leave out lm_head.")
     yield from _check_start(settings)
 
 

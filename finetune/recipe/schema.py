@@ -17,6 +17,7 @@ from finetune.recipe.objective_defaults import fill_defaults
 
 __all__ = [
     "AdapterSettings",
+    "BackendName",
     "DataSettings",
     "EvalFraction",
     "EvaluationSettings",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 
+BackendName = Literal["transformers", "unsloth"]
 # A text that names something: an empty one is a slip.
 Name = Annotated[str, Field(min_length=1)]
 
@@ -54,7 +56,7 @@ class ModelSettings(Section):
         Field(description="Hub name, folder or SentencePiece `tokenizer.model`; null: the base model's own tokenizer."),
     ] = None
     backend: Annotated[
-        Literal["transformers", "unsloth"],
+        BackendName,
         Field(
             description="The library that loads and runs the model. unsloth: its kernels for LoRA on a frozen base; "
             "to be installed beside the others."

@@ -18,6 +18,7 @@ def build_card(
     name: str,
     base: str | None,
     quantization: str,
+    backend: str,
     method: str,
     fields: Mapping[str, object],
     init_from: str | None,
@@ -37,6 +38,7 @@ def build_card(
         name: of the run.
         base: model it was made from, a folder or a name on the Hub; None: random weights.
         quantization: how the base was held.
+        backend: library that ran the model.
         method: of the adapter; `full`: the whole model was trained.
         fields: the adapter's further settings.
         init_from: the run or adapter it was trained on from; None: it began fresh.
@@ -62,6 +64,7 @@ def build_card(
     made = {
         "base model": f"{base or 'random weights'}{f' at commit `{commit}`' if commit else ''}",
         "held as": quantization,
+        "run by": backend,
         "method": method,
         **fields,
         **({"trained on from": init_from} if init_from is not None else {}),

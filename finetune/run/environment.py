@@ -32,13 +32,14 @@ _PACKAGES = (
     "safetensors",
     "huggingface_hub",
     "unsloth",
+    "unsloth_zoo",
     "numpy",
 )
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 # Variables that can change what a run computes, how fast, or where it looks.
 _TELLING = re.compile(
     r"(HF_|HUGGINGFACE_|TRANSFORMERS_|TOKENIZERS_|DATASETS_|ACCELERATE_|FSDP_|BNB_|BITSANDBYTES_|CUDA_|CUBLAS_|NCCL_|NVIDIA_"
-    r"|TORCH|PYTORCH|TRITON_|OMP_|MKL_|ONEDNN_|ATEN_|SLURM_JOB|WANDB_|MLFLOW_|TRACKIO_|NO_COLOR$|PYTHONHASHSEED$)"
+    r"|TORCH|PYTORCH|UNSLOTH_|TRITON_|OMP_|MKL_|ONEDNN_|ATEN_|SLURM_JOB|WANDB_|MLFLOW_|TRACKIO_|NO_COLOR$|PYTHONHASHSEED$)"
 )
 _SECRET_NAME = re.compile(r"(^|[._-])(token|secret|password|passwd|api[_-]?key|credentials?)$", re.IGNORECASE)
 # Tokens of the Hub, of OpenAI and its like, of GitHub, of AWS; and user:password@ in an address.

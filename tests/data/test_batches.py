@@ -75,6 +75,27 @@ def test_flat_batches_of_unpacked_rows_restart_at_every_row():
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
 
 
+def test_a_flat_batch_names_the_length_of_every_document_where_it_is_asked_to():
+    rows = [packed_row(*DOCUMENTS[:3]), packed_row(DOCUMENTS[3]), packed_row(DOCUMENTS[1], DOCUMENTS[0])]
+    batch = Collator("flat", pad_token_id=0, names_lengths=True)(rows)
+    lengths = batch["packed_seq_lengths"]
+    assert lengths.tolist() == [5, 4, 6, 3, 4, 5]
+    assert lengths.dtype == torch.int32
+    assert lengths.sum() == batch["input_ids"].shape[1] == batch["num_real_tokens"]
+    unpacked = Collator("flat", pad_token_id=0, names_lengths=True)(
+        [{"input_ids": document, "labels": document} for document in ([7], *DOCUMENTS[:2])]
+    )
+    assert unpacked["packed_seq_lengths"].tolist() == [1, 5, 4]
+
+
+@pytest.mark.parametrize(("layout", "names"), [("flat", False), ("packed", True), ("padded", True)])
+def test_no_other_batch_names_lengths_which_transformers_would_not_know(layout, names):
+    rows = [packed_row(*DOCUMENTS[:2]), packed_row(DOCUMENTS[3])]
+    named = Collator(layout, pad_token_id=0, names_lengths=names)(rows)
+    assert named.keys() == Collator(layout, pad_token_id=0)(rows).keys()
+    assert "packed_seq_lengths" not in named
+
+
 def test_padded_batches_mask_their_padding_and_never_train_it():
     rows = [{"input_ids": document, "labels": document} for document in (DOCUMENTS[0], DOCUMENTS[3])]
     batch = Collator("padded", pad_token_id=31)(rows)
@@ -94,6 +115,12 @@ def test_flash_attention_takes_flat_batches_and_others_follow_packing():
     assert choose_layout(packing=False, attention="flash_attention_2") == "flat"
     assert choose_layout(packing=True, attention="sdpa") == "packed"
     assert choose_layout(packing=False, attention="sdpa") == "padded"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
+def test_unsloths_kernels_take_packed_rows_flat_and_others_padded_whatever_transformers_calls_its_own(attention):
+    assert choose_layout(packing=True, attention=attention, by_unsloth=True) == "flat"
+    assert choose_layout(packing=False, attention=attention, by_unsloth=True) == "padded"
 
 
 PAIRS = [

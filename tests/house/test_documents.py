@@ -147,3 +147,9 @@ def test_every_page_of_docs_is_in_its_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = [path.relative_to("docs") for path in find_files() if path.parts[0] == "docs" and path.suffix == ".md"]
     assert not [str(page) for page in pages if str(page) != "README.md" and f"({page})" not in index]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
+def test_no_document_waits_to_be_filled_in(path: Path) -> None:
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if re.fullmatch(r"(TODO|TBD|FIXME|[A-Z]{4,})\b.*", line) and len(line) < 20]

@@ -67,6 +67,58 @@ def test_the_extras_are_those_that_are_promised() -> None:
     assert all(str(req.specifier).startswith("==") for req in pinned)
 
 
+def read_exact(texts: list[str]) -> dict[str, str]:
+    """Packages by their one version."""
+    pins = map(Requirement, texts)
+    return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+
+
+UNSLOTH = PROJECT["optional-dependencies"]["unsloth"]
+
+
+def test_the_extra_unsloth_is_one_set_of_versions_that_leaves_the_core_alone() -> None:
+    pins = read_exact(UNSLOTH)
+    assert {"unsloth", "unsloth-zoo", "cut-cross-entropy", "torchao", "tyro"} <= pins.keys()
+    assert len(pins) == len(UNSLOTH), "a package is named twice"
+    assert all(Version(version).public == version for version in pins.values())
+    assert pins["unsloth"] == pins["unsloth-zoo"], "they are released together"
+    assert not pins.keys() & CONSTRAINTS.keys(), "what the core pins would stand there twice"
+    assert not pins.keys() & {"torch", "torchvision", "xformers", "triton"}
+
+
+def test_the_page_of_unsloth_tells_the_command_with_the_pins_of_the_extra() -> None:
+    page = (ROOT / "docs" / "unsloth.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (told,) = re.findall(r"-m pip install --no-deps (.*)", page)
+    assert read_exact(told.split()) == read_exact(UNSLOTH)
+
+
+def test_make_test_unsloth_fills_an_environment_of_its_own_from_the_extra_and_runs_its_suite_there() -> None:
+    planned = subprocess.run(
+        ["make", "--no-print-directory", "--always-make", "--dry-run", "test-unsloth"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    *installing, suite = planned.splitlines()
+    assert suite == ".venv-unsloth/bin/python -m pytest -m unsloth tests/unsloth"
+    extra = next(number for number, line in enumerate(installing) if '["optional-dependencies"]["unsloth"]' in line)
+    assert "pip --disable-pip-version-check --quiet install --no-deps" in installing[extra + 1]
+    others = [line for line in installing[:extra] if "pip" in line and " install " in line]
+    assert others
+    assert all("--constraint constraints.txt" in line for line in others if "--upgrade pip" not in line)
+    assert not re.search(r"(?<![\w-])\.venv/", planned), "the tests' own environment is left alone"
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert ".venv-unsloth/" in ignored
+
+
+def test_the_suite_of_unsloth_is_left_out_of_make_test_and_all_of_it_is_marked() -> None:
+    options = PYPROJECT["tool"]["pytest"]["ini_options"]
+    assert "not gpu and not unsloth" in options["addopts"]
+    assert any(marker.startswith("unsloth: ") for marker in options["markers"])
+    files = [ROOT / path for path in find_files() if path.parts[:2] == ("tests", "unsloth")]
+    suites = [path.read_text(encoding="utf-8") for path in files if path.name.startswith("test_")]
+    assert suites
+    assert all(re.search(r"^pytestmark = .*pytest\.mark\.unsloth", suite, re.MULTILINE) for suite in suites)
+
+
 def test_what_the_package_reads_travels_with_it() -> None:
     assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["finetune"]
     ours = {path for path in find_files() if path.parts[0] == "finetune"}

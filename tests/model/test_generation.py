@@ -1,5 +1,6 @@
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -118,6 +119,38 @@ def test_a_model_in_training_answers_and_goes_on_training_as_it_was(tokenizer, d
         loss = peft_model(torch.tensor([PROMPTS[2]]), labels=torch.tensor([PROMPTS[2]])).loss
     loss.backward()
     assert all(p.grad is not None for name, p in peft_model.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["as it should", "with an error"])
+def test_a_model_with_a_way_of_training_of_its_own_is_told_that_it_trains_again(tokenizer, stops):
+    peft_model = get_peft_model(build_model(), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    peft_model.gradient_checkpointing_enable({"use_reentrant": False})
+    peft_model.train()
+    core = peft_model.get_base_model()
+    core.model.norm.eval()  # a part that someone left in evaluation mode
+    modes = {name: module.training for name, module in peft_model.named_modules()}
+    layers = [module for module in core.modules() if hasattr(module, "gradient_checkpointing")]
+    generate = core.generate
+
+    # As Unsloth does it on a GPU: generating switches recomputation off, and only `for_training` on again.
+    def generate_without_recomputing(*args, **kwargs):
+        for layer in layers:
+            layer.gradient_checkpointing = False
+        return generate(*args, **kwargs)
+
+    def train_again():
+        peft_model.train()
+        for layer in layers:
+            layer.gradient_checkpointing = True
+
+    core.generate, core.for_training = generate_without_recomputing, train_again
+    prompt = [0, 10_000] if stops else PROMPTS[0]
+    with pytest.raises(IndexError) if stops else nullcontext():
+        generate_answers(peft_model, tokenizer, [prompt], stop_ids=[EOS], max_new_tokens=4, batch_size=1)
+
+    assert len(layers) > 2
+    assert all(layer.gradient_checkpointing for layer in layers)
+    assert {name: module.training for name, module in peft_model.named_modules()} == modes
 
 
 def test_modes_are_put_back_when_generating_stops_with_an_error(model, tokenizer):

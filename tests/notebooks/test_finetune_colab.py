@@ -72,6 +72,7 @@ def test_run_all_trains_answers_and_packs_the_adapter_on_the_tiny_base(tiny_base
 REPOSITORY_URL = "not used: the folder is there"
 REPOSITORY_DIR = {str(ROOT)!r}
 RECIPE = "recipes/quickstart.yaml"
+BACKEND = "transformers"  # not installed in the tests: "unsloth"
 RUN_NAME = "notebook"
 OUTPUT_DIR = {str(tmp_path)!r}
 OVERRIDES = ["training.max_steps=4", "evaluation.questions=null"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import chain
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
+from trl import SFTTrainer
 
-from finetune.data.batches import IGNORE_INDEX
+from finetune.data.batches import IGNORE_INDEX, Collator
 from finetune.data.tokens import TokenRows
-from finetune.errors import DivergedError, RecipeError
+from finetune.errors import DivergedError, PlaceError, RecipeError
 from finetune.model.adapters import attach_adapter
 from finetune.model.tokenizer import load_tokenizer
+from finetune.objectives import supervised
 from finetune.objectives.building import RunArguments
 from finetune.objectives.supervised import SupervisedTrainer, build_arguments, build_trainer
+from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import AdapterSettings, DataSettings, ModelSettings, SourceSettings, TrainingSettings
 from tests.model.tiny_models import load_tiny, write_tiny_model
 
@@ -66,9 +70,10 @@ def make(
     adapter: AdapterSettings = LORA,
     quantization: str = "none",
     attention: str = "sdpa",
+    compute_dtype: str = "float32",
     **training: object,
 ) -> SupervisedTrainer:
-    base = load_tiny(folder, quantization, attention=attention)
+    base = load_tiny(folder, quantization, attention=attention, compute_dtype=compute_dtype)
     settings = QUIET.model_copy(update=training)
     run = RunArguments(
         name="test", device=base.device, compute_dtype=base.compute_dtype, evaluates=held_out is not None,
@@ -103,6 +108,95 @@ def test_a_packed_batch_gives_each_document_the_loss_it_has_alone(folder, tokeni
             losses += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
             tokens += len(document) - 1
     assert loss == pytest.approx(losses / tokens, abs=1e-5)
+
+
+class WithoutPositions(Collator):
+    """Batches whose positions run on from one document into the next."""
+
+    def __call__(self, rows):
+        batch = super().__call__(rows)
+        del batch["position_ids"]
+        return batch
+
+
+class AllOnesMask(Collator):
+    """Batches with the mask of padded ones, which takes the place of the block-diagonal one."""
+
+    def __call__(self, rows):
+        batch = super().__call__(rows)
+        return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
+
+
+IN_BOTH_MODES = pytest.mark.parametrize("is_training", [True, False], ids=["training", "evaluation"])
+LEAKY = pytest.mark.parametrize("leaky", [WithoutPositions, AllOnesMask])
+
+
+@LEAKY
+def test_a_packed_run_whose_documents_read_each_other_stops_before_its_first_step(
+    folder, tokenizer, tmp_path, monkeypatch, leaky
+):
+    monkeypatch.setattr(supervised, "Collator", leaky)
+    with pytest.raises(PlaceError) as error:
+        make(folder, tokenizer, tmp_path, to_rows(documents(3))).check_before_start()
+    first, way_out = str(error.value).splitlines()
+    assert first.startswith("Packed documents read each other on cpu with these kernels: a document's loss is ")
+    before, after = (float(number) for number in re.findall(r"\d+\.\d{4}", first))
+    assert before != after
+    assert way_out == "  Train on a row for each: data.packing=false"
+
+
+@LEAKY
+def test_a_row_for_each_document_is_not_checked_for_neighbours(folder, tokenizer, tmp_path, monkeypatch, leaky):
+    monkeypatch.setattr(supervised, "Collator", leaky)
+    make(folder, tokenizer, tmp_path, to_single_rows(documents(3)), packing=False).check_before_start()
+
+
+@IN_BOTH_MODES
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_documents_have_to_be_apart_in_training_and_in_evaluation(folder, tokenizer, tmp_path, dtype, is_training):
+    trainer = make(folder, tokenizer, tmp_path, to_rows(documents(3)), compute_dtype=dtype)
+
+    def drop_positions(model, args, kwargs):
+        kept = {name: value for name, value in kwargs.items() if name != "position_ids"}
+        return args, kept if model.training == is_training else kwargs
+
+    hook = trainer.model.register_forward_pre_hook(drop_positions, with_kwargs=True)
+    with pytest.raises(PlaceError, match="Packed documents read each other"):
+        trainer.check_before_start()
+    hook.remove()
+    trainer.check_before_start()
+
+
+@IN_BOTH_MODES
+@pytest.mark.parametrize(
+    ("attention", "dtype", "quantization"),
+    [
+        ("sdpa", "float32", "nf4"),
+        ("eager", "float32", "none"),
+        ("sdpa", "bfloat16", "none"),
+        ("sdpa", "bfloat16", "nf4"),
+    ],
+)
+def test_the_check_of_packed_documents_leaves_model_and_random_numbers_as_they_were(
+    folder, tokenizer, tmp_path, attention, dtype, quantization, is_training
+):
+    trainer = make(
+        folder, tokenizer, tmp_path, to_rows(documents(3)), attention=attention, compute_dtype=dtype,
+        quantization=quantization, adapter=AdapterSettings(method="lora", r=4, lora_dropout=0.5),
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    trainer.model.train(is_training)
+    modes = [module.training for module in trainer.model.modules()]
+    weights = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    trainer.check_before_start()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in trainer.model.modules()] == modes
+    assert trainer.state.num_input_tokens_seen == 0
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+        assert parameter.grad is None
 
 
 def test_the_held_out_loss_is_a_mean_over_tokens_whatever_the_batches(folder, tokenizer, tmp_path):
@@ -237,6 +331,30 @@ def test_early_stopping_ends_a_run_that_gets_no_better(folder, tokenizer, tmp_pa
 def test_a_field_of_the_trainers_own_reaches_it(folder, tokenizer, tmp_path):
     trainer = make(folder, tokenizer, tmp_path, to_rows(documents(2)), neftune_noise_alpha=5.0, weight_decay=0.2)
     assert (trainer.args.neftune_noise_alpha, trainer.args.weight_decay) == (5.0, 0.2)
+
+
+class Meddling(SFTTrainer):
+    """A trainer that decides something by itself."""
+
+    def __init__(self, *, args, **kwargs):
+        args.max_grad_norm = 9.0
+        super().__init__(args=args, **kwargs)
+
+
+class Meddled(StepMixin, Meddling):
+    """It, with what must sit inside the step."""
+
+
+def test_a_setting_that_the_trainer_itself_replaces_is_told_and_else_nothing_is(
+    folder, tokenizer, tmp_path, monkeypatch, caplog
+):
+    rows = to_single_rows(documents(2))
+    make(folder, tokenizer, tmp_path, rows, packing=False, max_grad_norm=1.0)
+    assert "asked for" not in caplog.text
+    monkeypatch.setattr(supervised, "SupervisedTrainer", Meddled)
+    make(folder, tokenizer, tmp_path, rows, packing=False, max_grad_norm=1.0)
+    told = [record.getMessage() for record in caplog.records if record.name == "finetune.objectives.changes"]
+    assert told == ["`training.max_grad_norm`: asked for was 1.0, the library takes 9.0."]
 
 
 def test_a_row_of_one_token_carries_no_label_into_its_neighbour(folder, tokenizer, tmp_path):

@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard
 from finetune.run.card import build_card
 
 MISTRAL = {
-    "name": "mistral_alpaca", "base": "mistralai/Mistral-7B-v0.1", "quantization": "nf4", "method": "lora",
+    "name": "mistral_alpaca", "base": "mistralai/Mistral-7B-v0.1", "quantization": "nf4", "backend": "transformers",
+    "method": "lora",
     "fields": {"r": 64, "lora_alpha": 16}, "data_paths": ["tatsu-lab/alpaca", "data/quickstart/train.jsonl"],
     "template": "mistral", "max_length": 2048, "seed": 42, "commit": "27d67f1b5f57",
     "results": {"steps": 1625, "held-out loss before": 1.9, "held-out loss after": 1.01,
