@@ -92,8 +92,8 @@ def train(
             prepared = prepare(recipe)
             if trained_dir is not None:
                 check_same_template(trained_dir, prepared.tokenizer)
-            head = OBJECTIVES[recipe.objective].head
-            base = load_base(recipe.model, max_length=recipe.data.max_length, seed=recipe.seed, head=head)
+            objective = OBJECTIVES[recipe.objective]
+            base = load_base(recipe.model, max_length=recipe.data.max_length, seed=recipe.seed, head=objective.head)
             check_vocabulary(base.model, prepared.tokenizer)
             identity = build_identity(base, prepared, trained_dir)
             if resume:
@@ -102,7 +102,7 @@ def train(
             answerer = Answerer(model, prepared.tokenizer, prepared.renderer.stop_ids, recipe.evaluation)
             checkpoint = find_checkpoint(folder) if resume else None
             resumed_step = None if checkpoint is None else find_step(checkpoint)
-            trainer = OBJECTIVES[recipe.objective].build_trainer(
+            trainer = objective.build_trainer(
                 base=base,
                 model=model,
                 tokenizer=prepared.tokenizer,
