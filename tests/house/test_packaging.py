@@ -137,7 +137,7 @@ def test_ci_runs_the_checks_and_the_tests() -> None:
     path = ROOT / ".ci" / "run"
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
-    assert [line for line in lines if line.startswith("make")] == ["make check", "make test"]
+    assert [line for line in lines if line.startswith("make")] == ["make check", "make test", "make test-unsloth"]
     assert os.access(path, os.X_OK)
 
 
