@@ -52,7 +52,9 @@ test-unsloth:
 	.venv-unsloth/bin/python -m pytest -m unsloth tests/unsloth
 
 test-gpu: $(VENV)/.stamp-dev
-	$(RUN) -m pytest -m gpu tests/gpu
+	@$(MAKE) --no-print-directory VENV=.venv-unsloth .venv-unsloth/.stamp-unsloth
+	$(RUN) -m pytest -m gpu tests/gpu --ignore tests/gpu/test_unsloth.py
+	.venv-unsloth/bin/python -m pytest -m gpu tests/gpu/test_unsloth.py
 
 clean:
 	rm -rf $(VENV) .venv-unsloth .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -93,7 +93,13 @@ def train(
             if trained_dir is not None:
                 check_same_template(trained_dir, prepared.tokenizer)
             objective = OBJECTIVES[recipe.objective]
-            base = load_base(recipe.model, max_length=recipe.data.max_length, seed=recipe.seed, head=objective.head)
+            base = load_base(
+                recipe.model,
+                max_length=recipe.data.max_length,
+                seed=recipe.seed,
+                head=objective.head,
+                checkpointing=arguments.gradient_checkpointing,
+            )
             check_vocabulary(base.model, prepared.tokenizer)
             identity = build_identity(base, prepared, trained_dir)
             if resume:

@@ -103,7 +103,8 @@ if IN_COLAB:
         "--constraint", str(REPOSITORY_DIR / "constraints-colab.txt"),
         "--editable", str(REPOSITORY_DIR),
     )
-    if BACKEND == "unsloth":  # as it is: what its packages ask for would bring another torch
+    in_recipe = "backend: unsloth" in (REPOSITORY_DIR / RECIPE).read_text()
+    if BACKEND == "unsloth" or (BACKEND is None and in_recipe):  # as it is: what its packages ask for would bring another torch
         extras = tomllib.loads((REPOSITORY_DIR / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *extras["unsloth"])
 print("torch", importlib.metadata.version("torch"))

@@ -32,8 +32,14 @@ __all__ = ["Backend", "Chosen", "check_backend", "find_backend", "start_backend"
 _OURS = "qlora-finetune"
 _MODULES = {"transformers": "finetune.model.plain", "unsloth": "finetune.model.unsloth"}
 # Unsloth's switches, read when it is imported. It counts every load by fetching a page from the Hub, and waits for it
-# where there is no network. It sums a policy's log-probabilities from other numbers than a kept reference's.
-_SWITCHES = {"UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_DPO_CHUNKED": "0", "UNSLOTH_PREFERENCE_CHUNKED": "0"}
+# where there is no network. It sums a policy's log-probabilities from other numbers than a kept reference's, and keeps
+# a float32 base in bfloat16, where a shell asks for it.
+_SWITCHES = {
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "UNSLOTH_DPO_CHUNKED": "0",
+    "UNSLOTH_PREFERENCE_CHUNKED": "0",
+    "UNSLOTH_CPU_FROZEN_BF16": "0",
+}
 # Where it writes code on a GPU, and imports it from; the current folder unless it is told.
 _CODE_FOLDER = "UNSLOTH_COMPILE_LOCATION"
 # Packages of ours that Unsloth reaches into, and therefore fits only some versions of.
@@ -56,6 +62,7 @@ class Chosen:
         head: what the model ends with.
         seed: draws what the files do not hold.
         fresh_head: whether they may lack the score.
+        checkpointing: whether activations are computed twice instead of kept, which Unsloth wants to know twice.
     """
 
     name: str
@@ -69,6 +76,7 @@ class Chosen:
     head: "Head"
     seed: int
     fresh_head: bool
+    checkpointing: bool
 
 
 class Backend(Protocol):
@@ -94,7 +102,8 @@ def start_backend(name: BackendName) -> None:
         return
     _check_packages()
     os.environ |= _SWITCHES
-    os.environ.setdefault(_CODE_FOLDER, str(_make_private_folder()))
+    if _CODE_FOLDER not in os.environ:
+        os.environ[_CODE_FOLDER] = str(_make_private_folder())
     root = logging.getLogger()
     handlers = list(root.handlers)
     try:
@@ -152,7 +161,8 @@ class translating:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ImportError | NotImplementedError | RuntimeError) and not _is_out_of_memory(error):
+        understood = ImportError | RuntimeError | ValueError | TypeError | AssertionError  # NotImplementedError too
+        if isinstance(error, understood) and not _is_out_of_memory(error):
             reason = " ".join(str(error).split())[:300]
             raise PlaceError(f"{self._what}: {reason}\n  {OTHERWISE}") from error
 
@@ -164,8 +174,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _make_private_folder() -> Path:
     """Make a folder for code that only this user can put anything into."""
     folder = Path.home() / ".cache" / "finetune" / "unsloth"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise PlaceError(
+            f"{folder} cannot be made ({error.strerror}); Unsloth writes code there.\n"
+            f"  Name a folder of your own in the environment: {_CODE_FOLDER}=…"
+        ) from error
     return folder
 
 
@@ -175,18 +191,29 @@ def _check_packages() -> None:
     if lacks:
         raise PlaceError(
             f"`backend: unsloth` needs {lacks[0]}"
-            + (f", and {len(lacks) - 1} more packages.\n" if len(lacks) > 1 else ".\n")
+            + (f", and {len(lacks) - 1} more.\n" if len(lacks) > 1 else ".\n")
             + "  Install its tested set as it is; what its packages ask for would bring another torch:\n"
             f"  {sys.executable} -m pip install --no-deps {' '.join(map(str, pinned))}\n"
             f"  {OTHERWISE}"
         )
     for requirement in _read_required("unsloth"):
         if requirement.name in _CHANGED_BY_UNSLOTH and (lack := _find_lack(requirement)):
+            fits = _find_fitting(requirement)
             raise PlaceError(
                 f"`backend: unsloth`: Unsloth {metadata.version('unsloth')} works with {lack}.\n"
-                f"  Install one of these: {sys.executable} -m pip install --no-deps '{requirement}'\n"
+                f"  Install one that fits both: {sys.executable} -m pip install '{fits}'\n"
                 f"  {OTHERWISE}"
             )
+
+
+def _find_fitting(requirement: Requirement) -> Requirement:
+    """Find what fits Unsloth and this package at once."""
+    ours = [one.specifier for one in _read_required(_OURS) if one.name == requirement.name]
+    fitting = Requirement(requirement.name)
+    fitting.specifier = requirement.specifier
+    for specifier in ours:
+        fitting.specifier &= specifier
+    return fitting
 
 
 def _find_pinned() -> list[Requirement]:

@@ -87,7 +87,7 @@ def check_base(settings: ModelSettings, *, max_length: int | None = None, head: 
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
-    _choose(settings, max_length, seed=0, head=head, fresh_head=True)
+    _choose(settings, max_length, seed=0, head=head, fresh_head=True, checkpointing=False)
 
 
 def load_base(
@@ -97,6 +97,7 @@ def load_base(
     seed: int = 42,
     head: Head = "words",
     fresh_head: bool = True,
+    checkpointing: bool = False,
 ) -> BaseModel:
     """Load the base onto its device, quantized as the recipe says, and freeze it.
 
@@ -113,12 +114,13 @@ def load_base(
         seed: draws the numbers of `weights: random`, and those of a score that the files do not hold.
         head: what it is to end with; a score is not quantized, and is held in float32.
         fresh_head: whether the files may lack the score; a model to score with holds its own.
+        checkpointing: whether activations will be computed twice instead of kept; Unsloth wants to know it here.
 
     Raises:
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
-    chosen = _choose(settings, max_length, seed, head, fresh_head)
+    chosen = _choose(settings, max_length, seed, head, fresh_head, checkpointing)
     stored_dtype = _find_stored_dtype(chosen.config, settings.weights)  # before the libraries write theirs over it
     model = find_backend(settings.backend).load(settings, chosen)
     model.requires_grad_(False)
@@ -136,7 +138,9 @@ def load_base(
     )
 
 
-def _choose(settings: ModelSettings, max_length: int | None, seed: int, head: Head, fresh_head: bool) -> Chosen:
+def _choose(
+    settings: ModelSettings, max_length: int | None, seed: int, head: Head, fresh_head: bool, checkpointing: bool
+) -> Chosen:
     """Choose where, in which precision and on which kernel; refuse what cannot be, the device's own lacks first."""
     device = choose_device(settings.device)
     dtype = choose_compute_dtype(settings.compute_dtype, device)
@@ -162,6 +166,7 @@ def _choose(settings: ModelSettings, max_length: int | None, seed: int, head: He
         head=head,
         seed=seed,
         fresh_head=fresh_head,
+        checkpointing=checkpointing,
     )
 
 

@@ -20,7 +20,7 @@ from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel, load_base
 from finetune.model.targets import ADAPTER_WEIGHTS, DeviceName, Target, find_target
 from finetune.model.tokenizer import load_tokenizer
-from finetune.recipe.backend_limits import OTHERWISE, find_unserved_lora_fields
+from finetune.recipe.backend_limits import OTHERWISE, find_embedding_targets, find_unserved_lora_fields
 from finetune.recipe.schema import BackendName
 
 __all__ = [
@@ -98,6 +98,7 @@ def check_served(target: Target, backend: BackendName) -> None:
         return
     fields = json.loads((target.adapter_dir / "adapter_config.json").read_text("utf-8"))
     extras = find_unserved_lora_fields(fields) if target.method == "lora" else []
+    extras += find_embedding_targets(fields.get("target_modules"))
     if target.method != "lora" or extras:
         what = f"with {', '.join(f'`{name}`' for name in extras)}" if extras else f"of {target.method}"
         raise RecipeError(

@@ -8,7 +8,7 @@ repository for a name), or refused (another precision, a larger vocabulary).
 
 import os
 import re
-from pathlib import Path
+from tempfile import TemporaryDirectory
 
 # isort: off
 from unsloth import FastLanguageModel  # before everything it changes
@@ -16,14 +16,17 @@ from unsloth import FastLanguageModel  # before everything it changes
 # isort: on
 import bitsandbytes as bnb
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.access import reaching, refuse_lacking
 from finetune.model.backends import Chosen, translating
 from finetune.model.printing import printed_to_log
+from finetune.model.tokenizer import load_tokenizer
 from finetune.recipe.backend_limits import OTHERWISE
-from finetune.recipe.places import expand
 from finetune.recipe.schema import ModelSettings
 
 __all__ = ["attach", "load", "take_over"]
@@ -38,16 +41,11 @@ def load(settings: ModelSettings, chosen: Chosen) -> PreTrainedModel:
     Raises:
         PlaceError: the files are out of reach or lack a tensor, or Unsloth made something else of them.
     """
-    with reaching(chosen.name, settings.revision):
-        # Unsloth does not say which tensors the files lack. On no device they are compared and none is read.
-        as_stored, compared = AutoModelForCausalLM.from_pretrained(
-            chosen.name,
-            revision=chosen.revision,
-            trust_remote_code=settings.trust_remote_code,
-            device_map={"": "meta"},
-            output_loading_info=True,
-        )
-        refuse_lacking(chosen.name, set(compared["missing_keys"]))
+    # It loads a tokenizer of its own beside, which nothing here uses: ours, so that none is missing or changed.
+    with reaching(chosen.name, settings.revision), TemporaryDirectory() as tokenizer_dir:
+        load_tokenizer(settings).save_pretrained(tokenizer_dir)
+        if chosen.saved_as == "none":
+            _check_complete(settings, chosen)
         with printed_to_log(), translating(f"Unsloth cannot load {chosen.name} here"):
             model, _ = FastLanguageModel.from_pretrained(
                 model_name=chosen.name,
@@ -60,12 +58,14 @@ def load(settings: ModelSettings, chosen: Chosen) -> PreTrainedModel:
                 offload_embedding=False,
                 max_seq_length=chosen.max_length,  # beyond a model's positions it would stretch them
                 attn_implementation=chosen.attention,  # for models that it has no kernels for
-                use_gradient_checkpointing=False,  # told again with the adapter
-                # It loads a tokenizer beside, which nothing here uses.
-                tokenizer_name=_find_tokenizer(settings),
+                use_gradient_checkpointing=_to_its_word(chosen.checkpointing),
+                tokenizer_name=tokenizer_dir,
                 fix_tokenizer=False,
             )
-    _check_as_asked(model, as_stored, settings, chosen)
+    _check_as_asked(model, settings, chosen)
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.compute_dtype = chosen.dtype  # a base saved in 4 bits brings that of the machine that saved it
     # Its trainers rewrite rows of the embeddings that they find untrained.
     ignored = os.environ.get(_IGNORED, "").split("\n")
     os.environ[_IGNORED] = "\n".join(dict.fromkeys([*ignored, chosen.name]))
@@ -91,7 +91,7 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int, checkpointi
             f"`adapter.target_modules`: the pattern matches {name}, and Unsloth puts no LoRA there.\n  {OTHERWISE}"
         )
     with printed_to_log(), translating("Unsloth cannot attach this adapter"):
-        return FastLanguageModel.get_peft_model(
+        attached = FastLanguageModel.get_peft_model(
             model,
             r=config.r,
             lora_alpha=config.lora_alpha,
@@ -105,6 +105,10 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int, checkpointi
             random_state=seed,
             use_gradient_checkpointing=_to_its_word(checkpointing),
         )
+    _check_targets(attached, config)
+    # For some architectures it writes a pattern of its own in the place of the names.
+    attached.peft_config["default"].target_modules = config.target_modules
+    return attached
 
 
 def take_over(model: PeftModel, *, checkpointing: bool) -> PeftModel:
@@ -126,15 +130,37 @@ def _to_its_word(checkpointing: bool) -> str | bool:
     return "unsloth" if checkpointing else False
 
 
-def _find_tokenizer(settings: ModelSettings) -> str | None:
-    """Find a folder or name for it to load; a bare SentencePiece file is neither."""
-    place = settings.tokenizer_name_or_path
-    return None if place is None or Path(expand(place)).is_file() else expand(place)
+def _check_complete(settings: ModelSettings, chosen: Chosen) -> None:
+    """Check that the files hold every tensor, which Unsloth does not tell: on no device, so that none is read."""
+    _, compared = AutoModelForCausalLM.from_pretrained(
+        chosen.name,
+        revision=chosen.revision,
+        trust_remote_code=settings.trust_remote_code,
+        device_map={"": "meta"},
+        output_loading_info=True,
+    )
+    refuse_lacking(chosen.name, set(compared["missing_keys"]))
 
 
-def _check_as_asked(
-    model: PreTrainedModel, as_stored: PreTrainedModel, settings: ModelSettings, chosen: Chosen
-) -> None:
+def _check_targets(model: PeftModel, config: LoraConfig) -> None:
+    """Check that LoRA sits on the layers that PEFT would have put it on."""
+    core = model.get_base_model()
+    wanted = {
+        name.replace(".base_layer", "")
+        for name, _ in core.named_modules()
+        if check_target_module_exists(config, name.removesuffix(".base_layer"))
+    }
+    found = {name for name, module in core.named_modules() if isinstance(module, LoraLayer)}
+    missing = {name for name in wanted - found if isinstance(core.get_submodule(name), nn.Linear)}
+    if missing or not found <= wanted:
+        odd = min(missing or found - wanted)
+        raise PlaceError(
+            f"Unsloth puts LoRA on {len(found)} layers of this model, and `adapter.target_modules` asks for others: "
+            f"{odd}.\n  {OTHERWISE}"
+        )
+
+
+def _check_as_asked(model: PreTrainedModel, settings: ModelSettings, chosen: Chosen) -> None:
     """Check precision and vocabulary: where something does not work, Unsloth prints a line and takes another."""
     in_4_bits = any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules())
     embeddings = model.get_input_embeddings()
@@ -143,7 +169,7 @@ def _check_as_asked(
         fault = f"holds {chosen.name} {'in 4 bits' if in_4_bits else 'unquantized'}, not as `model.quantization` says"
     elif embeddings.weight.dtype != chosen.dtype:
         fault = f"computes in {embeddings.weight.dtype} here, and the recipe in {chosen.dtype}"
-    elif embeddings.num_embeddings != as_stored.get_input_embeddings().num_embeddings:
-        fault = f"has added a padding token to {chosen.name}, whose tokenizer has none"
+    elif embeddings.num_embeddings != chosen.config.get_text_config().vocab_size:
+        fault = f"has resized the vocabulary of {chosen.name}"
     if fault is not None:
         raise PlaceError(f"Unsloth {fault}; what it printed stands above.\n  {OTHERWISE}")

@@ -5,6 +5,7 @@ masks) is switched off: which token is trained is decided in one place, `data.re
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class SupervisedTrainer(StepMixin, SFTTrainer):
             with self.as_in_training(float32_logits=False):
                 self.model.train(training)
                 one, other = (self._measure_second_document(first) for first in (1, 2))
-            if not abs(one - other) <= tolerance * abs(one):
+            if not (math.isnan(one) and math.isnan(other)) and not abs(one - other) <= tolerance * abs(one):
                 raise PlaceError(
                     f"Packed documents read each other on {self.args.device} with these kernels: a document's loss is "
                     f"{one:.4f} after one text and {other:.4f} after another.\n"
@@ -132,8 +133,10 @@ def build_arguments(training: TrainingSettings, run: RunArguments) -> SFTConfig:
     """
     # The rows are ready, so nothing is truncated, packed or dropped behind our back.
     ready: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "packing": False}
-    if run.backend == "unsloth":
-        ready["loss_type"] = "nll"  # the other one of TRL takes the model's head out of Unsloth's hands
+    if run.backend == "unsloth" and run.device.type == "cuda":
+        # TRL's own takes the head out of the hands of Unsloth's kernels. On a CPU it stays: what Unsloth has there
+        # rounds the logits' gradient to bfloat16 (unsloth_zoo 2026.10.9, cpu/ops.py).
+        ready["loss_type"] = "nll"
     return build_config(SFTConfig, training, run, ready)
 
 

@@ -6,6 +6,7 @@ from finetune.recipe.backend_limits import (
     OTHERWISE,
     UNSLOTH_LORA_STARTS,
     UNSLOTH_OBJECTIVES,
+    find_embedding_targets,
     find_unserved_base_settings,
     find_unserved_lora_fields,
 )
@@ -32,6 +33,9 @@ def _check_objective(settings: RecipeView) -> Iterator[Fault]:
     if settings.objective not in UNSLOTH_OBJECTIVES:
         what = f"`backend: unsloth` does not train `objective: {settings.objective}`."
         yield settings.fault("model.backend", what, f"It trains {list_names(UNSLOTH_OBJECTIVES)}.", OTHERWISE)
+    if settings.objective == "grpo" and settings.value("model.device") == "cuda":
+        what = "`backend: unsloth` trains grpo on a GPU with a rewritten trainer, and `objective` is grpo."
+        yield settings.fault("model.backend", what, OTHERWISE)
 
 
 def _check_base(settings: RecipeView) -> Iterator[Fault]:
@@ -53,11 +57,9 @@ def _check_method(settings: RecipeView) -> Iterator[Fault]:
     for name in find_unserved_lora_fields(settings.value("adapter") or {}):
         what = f"`backend: unsloth` has no kernels for `adapter.{name}`."
         yield settings.fault(f"adapter.{name}", what, "Take the line out.", OTHERWISE)
-    targets = settings.value("adapter.target_modules")
-    for name in ("embed_tokens", "lm_head"):
-        if isinstance(targets, list) and name in targets:
-            what = f"`backend: unsloth` puts no LoRA on {name}; it would train all of its weights instead."
-            yield settings.fault("adapter.target_modules", what, f"Leave out {name}.", OTHERWISE)
+    for name in find_embedding_targets(settings.value("adapter.target_modules")):
+        what = f"`backend: unsloth` puts no LoRA on {name}; it would train all of its weights instead."
+        yield settings.fault("adapter.target_modules", what, f"Leave out {name}.", OTHERWISE)
     start = settings.value("adapter.init_lora_weights")
     if isinstance(start, str) and start.partition("_niter_")[0] not in UNSLOTH_LORA_STARTS:
         what = f"`backend: unsloth` does not make the start `init_lora_weights: {start}`."

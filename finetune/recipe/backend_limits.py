@@ -3,6 +3,7 @@
 In go settings by name; out come those that it does not serve, with its reason.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ __all__ = [
     "UNSLOTH_LORA_STARTS",
     "UNSLOTH_OBJECTIVES",
     "Unserved",
+    "find_embedding_targets",
     "find_unserved_base_settings",
     "find_unserved_lora_fields",
 ]
@@ -37,6 +39,10 @@ UNSLOTH_LORA_FIELDS = (
 UNSLOTH_LORA_STARTS = ("gaussian", "loftq", "olora", "pissa")
 # Of an adapter's config, not of the method: where it comes from.
 _ORIGIN = frozenset({"base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type"})
+
+
+# By their names in transformers, and where they stand in a model.
+_EMBEDDINGS = {"embed_tokens": "model.embed_tokens", "lm_head": "lm_head"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,14 @@ def find_unserved_base_settings(model: Mapping[str, Any]) -> Iterator[Unserved]:
     for name, (values, why) in served.items():
         if model[name] not in values:
             yield Unserved(name, model[name], why, values[0])
+
+
+def find_embedding_targets(targets: object) -> list[str]:
+    """Find the embeddings and the head among LoRA's targets, names or a pattern: Unsloth has no LoRA for them."""
+    if isinstance(targets, str):
+        return [name for name, path in _EMBEDDINGS.items() if re.fullmatch(targets, path)]
+    names = targets if isinstance(targets, list | tuple | set) else ()
+    return [name for name in _EMBEDDINGS if any(str(target).rpartition(".")[2] == name for target in names)]
 
 
 def find_unserved_lora_fields(fields: Mapping[str, Any]) -> list[str]:

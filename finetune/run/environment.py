@@ -33,6 +33,9 @@ _PACKAGES = (
     "huggingface_hub",
     "unsloth",
     "unsloth_zoo",
+    "xformers",
+    "flash_attn",
+    "triton",
     "numpy",
 )
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")

@@ -105,9 +105,11 @@ def test_changes_are_told_of_what_was_asked_for_alone(run: RunArguments, caplog:
     assert not caplog.records
 
 
-def test_the_loss_is_left_to_unsloth_where_it_runs_the_model(run: RunArguments) -> None:
-    assert build_arguments(TYPED, replace(run, backend="unsloth")).loss_type == "nll"
-    assert build_arguments(TYPED, run).loss_type == "chunked_nll"
+def test_the_loss_is_left_to_unsloth_where_its_kernels_run_the_model(run: RunArguments) -> None:
+    by_unsloth = replace(run, backend="unsloth")
+    assert build_arguments(TYPED, by_unsloth).loss_type == "chunked_nll", "on a CPU TRL's stays"
+    own = build_arguments(TYPED, replace(by_unsloth, device=torch.device("cuda"), compute_dtype=torch.float32))
+    assert own.loss_type == "nll"
 
 
 def test_unsloth_is_not_used_in_several_processes(run: RunArguments) -> None:

@@ -89,6 +89,8 @@ FAULTS = [
                     "velora_config: {num_groups: 8}", "runtime_config: {ephemeral_gpu_offload: true}")),
     *(("r: 8", f"target_modules: [q_proj, {name}]", 11, f"puts no LoRA on {name}; it would train all of its weights",
        f"Leave out {name}.") for name in ("embed_tokens", "lm_head")),
+    ("r: 8", "target_modules: '.*(q_proj|embed_tokens)'", 11, "puts no LoRA on embed_tokens;",
+     "Leave out embed_tokens."),
     ("max_steps: 10", "loss_type: dft", 15, "computes the loss nll itself, and `loss_type` is dft.", "the line out."),
     *(("max_steps: 10", f"{switch}: true", 15, f"and `training.{switch}` would put others in their place.", "line out.")
       for switch in ("use_liger_kernel", "torch_compile", "activation_offloading")),
@@ -247,3 +249,10 @@ def test_the_recipe_for_unsloth_is_the_other_one_with_another_backend() -> None:
     here, there = (read_recipe(ROOT / "recipes" / f"mistral_alpaca{name}.yaml") for name in ("", "_unsloth"))
     moved = here.model_copy(update={"name": there.name, "model": here.model.model_copy(update={"backend": "unsloth"})})
     assert moved == there
+
+
+def test_grpo_on_a_gpu_that_is_asked_for_is_refused_as_the_recipe_is_read(write: Write) -> None:
+    text = GOOD.replace("objective: sft", "objective: grpo\nrewards: [{function: json}]")
+    told = message_of(write(text), "model.device=cuda")
+    assert told.startswith("r.yaml:6: `backend: unsloth` trains grpo on a GPU with a rewritten trainer")
+    read_recipe(write(text), ["model.device=cpu"])

@@ -63,6 +63,16 @@ def test_what_changes_the_weights_is_refused_in_a_table(folder):
     ]
 
 
+@pytest.mark.parametrize(("then", "now"), [("transformers", "unsloth"), ("unsloth", "transformers")])
+def test_a_run_does_not_change_its_backend_on_the_way(folder, then, now):
+    folder.write_json(folder.resolved_path, RECIPE | {"model": {"backend": then}})
+    with pytest.raises(CheckpointError) as error:
+        refuse_other_recipe(folder, RECIPE | {"model": {"backend": now}})
+    assert error.value.exit_code == 6
+    [row] = [line for line in str(error.value).splitlines() if "model.backend" in line]
+    assert row.split()[-2:] == [then, now]
+
+
 def test_many_differences_stay_within_fifteen_lines(folder):
     changed = RECIPE | {"model": {f"key_{number}": number for number in range(40)}}
     with pytest.raises(CheckpointError) as refused:

@@ -1,10 +1,16 @@
 """The runs that several files here compare, trained once."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 pytest.register_assert_rewrite("tests.unsloth.pairs_of_runs")  # its comparisons show what differs
 
-from tests.end_to_end.small_runs import ROOT  # noqa: E402
+from finetune.model.base import load_base  # noqa: E402
+from finetune.model.tokenizer import load_tokenizer  # noqa: E402
+from finetune.recipe.schema import ModelSettings  # noqa: E402
+from tests.end_to_end.small_runs import ROOT, TINY  # noqa: E402
 from tests.unsloth.pairs_of_runs import Both, build_stories, build_tiny, place_model, train_both  # noqa: E402
 
 STEPS = 20
@@ -28,12 +34,41 @@ TEXT = {
 }
 
 
+def save_in_nf4(tmp_path_factory) -> Path:
+    """The tiny base as its files hold it once it was quantized and saved."""
+    base = load_base(ModelSettings(model_name_or_path=str(TINY), quantization="nf4", device="cpu"))
+    folder = tmp_path_factory.mktemp("saved_nf4")
+    base.model.save_pretrained(folder)
+    load_tokenizer(ModelSettings(model_name_or_path=str(TINY))).save_pretrained(folder)
+    return folder
+
+
+def without_tokenizer(tiny_base, tmp_path_factory) -> Path:
+    """The tiny base's weights and config alone."""
+    folder = tmp_path_factory.mktemp("weights")
+    for path in tiny_base.iterdir():
+        if not path.name.startswith(("tokenizer", "chat_template")):
+            shutil.copy(path, folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trained(shared_data, tiny_base, tmp_path_factory) -> Both:
     """Runs of twenty steps on both bases: in float32, in NF4, packed; on text, and with recomputed activations."""
     recipes = {
         "tiny_float32": build_tiny(**TWENTY_STEPS),
         "tiny_nf4": build_tiny(**TWENTY_STEPS, model=place_model(tiny_base, quantization="nf4")),
+        "tiny_bfloat16": build_tiny(
+            **TWENTY_STEPS, model=place_model(tiny_base, quantization="nf4", compute_dtype="bfloat16")
+        ),
+        "tiny_saved_nf4": build_tiny(
+            **TWENTY_STEPS, model=place_model(save_in_nf4(tmp_path_factory), quantization="nf4")
+        ),
+        "tiny_sentencepiece": build_tiny(
+            **TWENTY_STEPS,
+            model=place_model(without_tokenizer(tiny_base, tmp_path_factory))
+            | {"tokenizer_name_or_path": str(tiny_base / "tokenizer.model")},
+        ),
         "tiny_packed": build_tiny(**TWENTY_STEPS | PACKED),
         "tiny_text": build_tiny(**TWENTY_STEPS | TEXT),
         "tiny_recomputed": build_tiny(**TWENTY_STEPS | RECOMPUTED),

@@ -16,8 +16,11 @@ from tests.unsloth.pairs_of_runs import (
 
 pytestmark = pytest.mark.unsloth
 
-IN_FLOAT32 = ("tiny_float32", "tiny_packed", "tiny_text", "tiny_recomputed", "stories_float32", "stories_packed")
-IN_NF4 = ("tiny_nf4", "stories_nf4")
+IN_FLOAT32 = (
+    "tiny_float32", "tiny_packed", "tiny_text", "tiny_recomputed", "tiny_sentencepiece", "stories_float32",
+    "stories_packed",
+)  # fmt: skip
+IN_NF4 = ("tiny_nf4", "tiny_bfloat16", "tiny_saved_nf4", "stories_nf4")
 ALL = IN_FLOAT32 + IN_NF4
 
 
@@ -28,8 +31,7 @@ def test_one_process_trained_through_unsloth_and_the_other_without_it(trained):
         ours, theirs = trained[name]
         assert "Unsloth (CPU)" in (theirs / "log.txt").read_text(encoding="utf-8")
         assert "Unsloth" not in (ours / "log.txt").read_text(encoding="utf-8")
-        # Its own cross entropy gives no logits to take these from; that they are missing shows it at work.
-        assert "entropy" not in read_lines(theirs)[1]
+        assert read_lines(theirs)[1].keys() == read_lines(ours)[1].keys(), "the same figures"
 
 
 @pytest.mark.parametrize("name", ALL)
