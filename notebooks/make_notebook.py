@@ -104,7 +104,8 @@ if IN_COLAB:
         "--editable", str(REPOSITORY_DIR),
     )
     in_recipe = "backend: unsloth" in (REPOSITORY_DIR / RECIPE).read_text()
-    if BACKEND == "unsloth" or (BACKEND is None and in_recipe):  # as it is: what its packages ask for would bring another torch
+    # As it is: what its packages ask for would bring another torch.
+    if BACKEND == "unsloth" or (BACKEND is None and in_recipe):
         extras = tomllib.loads((REPOSITORY_DIR / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *extras["unsloth"])
 print("torch", importlib.metadata.version("torch"))
