@@ -34,6 +34,7 @@ from finetune.objectives.answers import Answered, Answerer, SampleAnswers
 from finetune.objectives.rewards import build_rewards
 from finetune.objectives.trainer import StepMixin
 from finetune.prepare import Prepared, build_arguments, prepare
+from finetune.recipe.own_methods import WHOLE_METHODS
 from finetune.recipe.reading import to_resolved
 from finetune.recipe.schema import Recipe
 from finetune.reference import fill_reference
@@ -292,7 +293,7 @@ def save_result(
     after: Measured,
 ) -> Path:
     """Save what was trained: the adapter, or the whole model where its own weights were changed."""
-    target = folder.model_dir if recipe.adapter.method == "full" else folder.adapter_dir
+    target = folder.model_dir if recipe.adapter.method in WHOLE_METHODS else folder.adapter_dir
     if not folder.writes:
         return target
     with folder.write_dir(target) as part:

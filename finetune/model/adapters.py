@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
-from peft import AdaLoraModel, PeftConfig, PeftModel, PeftType, TaskType
+from peft import AdaLoraModel, PeftConfig, PeftModel, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
@@ -24,7 +24,10 @@ from finetune.model.adapter_starts import apply_start, choose_start
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel
 from finetune.model.heads import Head, ScoreHead
+from finetune.model.own_methods import OWN_METHODS
+from finetune.model.whole import free_weights
 from finetune.recipe.catalogue import PROMPT_METHODS
+from finetune.recipe.own_methods import WHOLE_METHODS
 from finetune.recipe.schema import AdapterSettings
 
 __all__ = [
@@ -43,7 +46,7 @@ REFERENCE = "ref"
 
 # Methods that choose their modules by a rule of their own, or sit on something else than linear layers. The others
 # take `all-linear` where the recipe names none.
-OWN_TARGETS = frozenset({"adaption_prompt", "ia3", "ln_tuning", "shadow", "trainable_tokens"})
+OWN_TARGETS = frozenset({"adaption_prompt", "bitfit", "bottleneck", "ia3", "ln_tuning", "shadow", "trainable_tokens"})
 
 _TASK_TYPES = {"words": TaskType.CAUSAL_LM, "score": TaskType.SEQ_CLS}
 # Methods whose PEFT config has no `modules_to_save`, where a score would be trained and then left behind.
@@ -70,7 +73,7 @@ def check_adapter(adapter: AdapterSettings, *, head: Head = "words") -> None:
             does not go with a score.
         PlaceError: the method needs a package that is not installed.
     """
-    if adapter.method != "full":
+    if adapter.method not in WHOLE_METHODS:
         _choose_config(adapter, head)
 
 
@@ -78,9 +81,6 @@ def attach_adapter(
     base: BaseModel, adapter: AdapterSettings, seed: int, *, checkpointing: bool = False
 ) -> PreTrainedModel | PeftModel:
     """Attach the adapter and leave exactly it trainable; the score of a reward model is trained and saved with it.
-
-    With `full` every weight is trained, held in float32: a 16-bit weight is too coarse for the small
-    steps of fine-tuning, and float16's gradient scaler refuses one.
 
     Args:
         base: the frozen model; it is changed in place.
@@ -94,8 +94,8 @@ def attach_adapter(
         PlaceError: the method needs a package that is not installed.
     """
     set_seed(seed)
-    if adapter.method == "full":
-        return base.model.float().requires_grad_(True)
+    if adapter.method in WHOLE_METHODS:
+        return free_weights(base.model, adapter)
     config, start = _choose_config(adapter, base.head)
     _name_targets(base.model, config)
     # Whoever opens the adapter gets the base it was trained on.
@@ -112,7 +112,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     counts = [
         (_true_number(parameter), parameter.requires_grad)
         for name, parameter in model.named_parameters()
-        if f".{REFERENCE}." not in name
+        if REFERENCE not in name.split(".")
     ]
     return ParameterCount(
         trainable=sum(number for number, trainable in counts if trainable),
@@ -167,7 +167,7 @@ def _build_config(method: str, fields: dict[str, Any], head: Head) -> PeftConfig
         RecipeError: PEFT refuses a value.
         PlaceError: the method needs a package that is not installed.
     """
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.upper()]]
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[method.upper()]
     names = {field.name for field in dataclasses.fields(config_class)}
     if "target_modules" in names and method not in OWN_TARGETS and fields.get("target_modules") is None:
         fields = fields | {"target_modules": "all-linear"}
@@ -230,6 +230,7 @@ def _translating(method: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise RecipeError(f"`adapter`: PEFT refuses {method} so: {str(error).strip().splitlines()[0]}") from error
+        who = method if method in OWN_METHODS else f"PEFT refuses {method} so"
+        raise RecipeError(f"`adapter`: {who}: {str(error).strip().splitlines()[0]}") from error
     except ImportError as error:
         raise PlaceError(f"`adapter.method: {method}` needs a package: {str(error).splitlines()[0]}") from error

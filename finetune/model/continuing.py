@@ -106,7 +106,7 @@ def add_reference(model: PeftModel, folder: Path) -> None:
     model.load_adapter(str(folder), adapter_name=REFERENCE, is_trainable=False)
     model.set_adapter("default")
     for name, parameter in model.named_parameters():
-        if f".{REFERENCE}." in name:
+        if REFERENCE in name.split("."):
             parameter.requires_grad_(False)
             parameter.data = parameter.data.float()
 

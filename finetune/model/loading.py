@@ -15,6 +15,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+import finetune.model.own_methods  # noqa: F401 - from here on PEFT knows the methods that are ours
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel, load_base

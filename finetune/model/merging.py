@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapters import count_parameters
+from finetune.model.bitfit import find_added_biases
 from finetune.model.loading import Speaker, attach_saved_adapter
 from finetune.model.targets import Target
 from finetune.recipe.catalogue import PROMPT_METHODS
@@ -46,6 +47,7 @@ __all__ = [
 # Methods whose effect is no change of weights that a linear layer, an embedding or a norm could hold.
 _NOT_IN_WEIGHTS = {
     "adaption_prompt": "it adds learned positions inside the attention",
+    "bottleneck": "it puts a function that is not linear behind the layers",
     "poly": "it mixes several adapters by task",
     "shadow": "it runs a second, smaller model beside the base",
     "xlora": "it mixes several adapters anew for each token",
@@ -161,6 +163,13 @@ def merge_adapter(speaker: Speaker, dtype: torch.dtype) -> PreTrainedModel:
     """
     adapter_dir = speaker.target.adapter_dir
     assert isinstance(speaker.model, PeftModel) and adapter_dir is not None
+    added = find_added_biases(speaker.model)
+    if added:
+        raise RecipeError(
+            f"{speaker.target.name}: BitFit has given {len(added)} layers a bias that this kind of model has none for, "
+            f"the first {added[0]}: a saved one would be passed over when it is opened.\n"
+            f"  Serve it with this package as it is: {adapter_dir}"
+        )
     if speaker.base.quantization != "none":
         _forget_quantization(speaker.base.model)
     plain: PreTrainedModel = speaker.model.unload()

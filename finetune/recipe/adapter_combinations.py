@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS
 from finetune.recipe.faults import Fault
-from finetune.recipe.json_schema import FULL, find_methods
+from finetune.recipe.json_schema import find_methods
+from finetune.recipe.own_methods import FULL, WHOLE_METHODS
 from finetune.recipe.recipe_view import RecipeView
 from finetune.recipe.suggestions import list_names
 
@@ -29,8 +30,9 @@ def _check_quantization(settings: RecipeView) -> Iterator[Fault]:
     method, quantization = settings.value("adapter.method"), settings.value("model.quantization")
     if quantization not in _QUANTIZED:
         return
-    if method == FULL:
-        what = f"`method: full` trains every weight, and those of a base in {quantization} cannot be trained."
+    if method in WHOLE_METHODS:
+        whose = "every weight" if method == FULL else "the base's own weights"
+        what = f"`method: {method}` trains {whose}, and those of a base in {quantization} cannot be trained."
         yield settings.fault("adapter.method", what, "Set model.quantization: none, or adapter.method: lora.")
     elif method not in QUANTIZABLE_METHODS | PROMPT_METHODS | EMBEDDING_METHODS:
         what = f"`method: {method}` cannot sit on a base in {quantization}: PEFT has no layers of it for one."

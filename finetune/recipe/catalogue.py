@@ -24,6 +24,7 @@ __all__ = [
     "UNTRAINABLE_METHODS",
     "Catalogue",
     "build_catalogue",
+    "describe_fields",
     "read_catalogue",
     "render_catalogue",
 ]
@@ -43,9 +44,10 @@ TRAINER_CONFIGS = {
 }
 
 # Methods of PEFT 0.21.2 whose layers take a bitsandbytes base: those with layers of their own for it (lora, adalora,
-# ia3, hira, pvera, randlora, road, vera) and those on PEFT's QuantizationBackend (boft, miss, oft, shira).
+# ia3, hira, pvera, randlora, road, vera), those on PEFT's QuantizationBackend (boft, miss, oft, shira), and ours.
 QUANTIZABLE_METHODS = frozenset(
     {"adalora", "boft", "hira", "ia3", "lora", "miss", "oft", "pvera", "randlora", "road", "shira", "vera"}
+    | {"bitfit", "bottleneck"}
 )
 # Virtual tokens in front of the row. PEFT drops the position ids that keep packed documents apart.
 PROMPT_METHODS = frozenset(
@@ -102,7 +104,7 @@ def build_catalogue() -> Catalogue:
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    configs = {name: _describe_fields(config) for name, config in _import_trainer_configs().items()}
+    configs = {name: describe_fields(config) for name, config in _import_trainer_configs().items()}
     first, *others = configs.values()
     shared = {name: schema for name, schema in first.items() if all(other.get(name) == schema for other in others)}
     return Catalogue(
@@ -113,8 +115,9 @@ def build_catalogue() -> Catalogue:
             for config, schemas in configs.items()
         },
         methods={
-            PeftType(method).value.lower(): _describe_fields(config)
+            method.value.lower(): describe_fields(config)
             for method, config in sorted(PEFT_TYPE_TO_CONFIG_MAPPING.items())
+            if isinstance(method, PeftType)  # others are of our own: `model.own_methods`
         },
     )
 
@@ -158,7 +161,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _describe_fields(config: type) -> dict[str, dict[str, Any]]:
+def describe_fields(config: type) -> dict[str, dict[str, Any]]:
+    """Describe the fields of a library's config: name -> JSON Schema."""
     hints = get_type_hints(config)
     return {field.name: _describe_field(field, hints[field.name]) for field in fields(config) if field.init}
 
@@ -212,7 +216,7 @@ def to_json_schema(annotation: Any) -> dict[str, Any]:
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return {"enum": [member.value for member in annotation]}
     if is_dataclass(annotation) and isinstance(annotation, type):
-        return {"type": "object", "properties": _describe_fields(annotation), "additionalProperties": False}
+        return {"type": "object", "properties": describe_fields(annotation), "additionalProperties": False}
     return {}
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from finetune.recipe.catalogue import TRAINER_CONFIGS, UNTRAINABLE_METHODS
 from finetune.recipe.faults import Fault, quote, to_line_number
 from finetune.recipe.json_schema import (
-    FULL,
     Schema,
     build_adapter_schema,
     build_schema,
@@ -21,6 +20,7 @@ from finetune.recipe.json_schema import (
     resolve,
 )
 from finetune.recipe.nearest import find_nearest
+from finetune.recipe.own_methods import FULL
 from finetune.recipe.recipe_view import SOURCES, find_objective
 from finetune.recipe.suggestions import Explanation, explain_key, list_names
 from finetune.recipe.yaml_lines import Node

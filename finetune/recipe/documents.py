@@ -20,7 +20,6 @@ from finetune.recipe.catalogue import (
     read_catalogue,
 )
 from finetune.recipe.json_schema import (
-    FULL,
     Schema,
     build_adapter_schema,
     build_editor_schema,
@@ -119,7 +118,8 @@ def _render_methods() -> Iterator[str]:
         "## The methods of `adapter`\n\n"
         f"Each takes the fields of its config in PEFT {read_catalogue().made_from['peft']}, by PEFT's names and with "
         "PEFT's defaults; their meaning stands in PEFT's own documentation. *4-bit* says whether the method can sit on "
-        "a quantized base; the others need `quantization: none`. Methods of virtual tokens need `packing: false`, and "
+        "a quantized base; the others need `quantization: none`. `bitfit` and `bottleneck` are of our own, on PEFT's "
+        "bases (docs/model.md). Methods of virtual tokens need `packing: false`, and "
         "`prefix_tuning` also `gradient_checkpointing: false`.\n\n"
         "| method | 4-bit | its settings |\n|---|---|---|"
     )
@@ -141,7 +141,7 @@ def _render_methods() -> Iterator[str]:
 def _can_be_quantized(method: str) -> str:
     if method in PROMPT_METHODS:
         return "yes, without packing"
-    return "yes" if method in QUANTIZABLE_METHODS | EMBEDDING_METHODS and method != FULL else "no"
+    return "yes" if method in QUANTIZABLE_METHODS | EMBEDDING_METHODS else "no"
 
 
 def _render_defaults() -> Iterator[str]:

@@ -10,12 +10,12 @@ from typing import Any
 
 from finetune.recipe.catalogue import TRAINER_CONFIGS, UNTRAINABLE_METHODS, read_catalogue
 from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
+from finetune.recipe.own_methods import OWN_METHODS, WHOLE_METHODS
 from finetune.recipe.ownership import OWNED_ADAPTER_FIELDS, find_owned_fields
 from finetune.recipe.schema import AdapterSettings, Recipe
 from finetune.recipe.trainer_choices import narrow
 
 __all__ = [
-    "FULL",
     "Schema",
     "build_adapter_schema",
     "build_editor_schema",
@@ -27,8 +27,6 @@ __all__ = [
 ]
 
 Schema = dict[str, Any]
-
-FULL = "full"  # the one value of adapter.method that is no PEFT method: all weights are trained
 
 
 @cache
@@ -53,7 +51,7 @@ def build_adapter_schema(method: str) -> Schema:
         method: one of `find_methods`.
     """
     section = build_schema()["$defs"]["AdapterSettings"]
-    fields = {} if method == FULL else read_catalogue().methods[method]
+    fields = (WHOLE_METHODS | OWN_METHODS | read_catalogue().methods)[method]
     further = {name: field for name, field in fields.items() if name not in OWNED_ADAPTER_FIELDS}
     ours = {name: section["properties"][name] for name in AdapterSettings.model_fields}
     ours["method"] = ours["method"] | {"enum": find_methods()}
@@ -83,8 +81,12 @@ def build_training_schema(objective: str) -> Schema:
 
 
 def find_methods() -> list[str]:
-    """Every value of `adapter.method`: the methods that rows can train, and `full`."""
-    return [*(method for method in read_catalogue().methods if method not in UNTRAINABLE_METHODS), FULL]
+    """Every value of `adapter.method`: PEFT's methods that rows can train, those of our own, and the base's weights."""
+    return [
+        *(method for method in read_catalogue().methods if method not in UNTRAINABLE_METHODS),
+        *OWN_METHODS,
+        *WHOLE_METHODS,
+    ]
 
 
 @cache

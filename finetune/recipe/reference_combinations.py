@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from finetune.recipe.catalogue import PROMPT_METHODS
 from finetune.recipe.faults import Fault
-from finetune.recipe.json_schema import FULL
+from finetune.recipe.own_methods import WHOLE_METHODS
 from finetune.recipe.recipe_view import RecipeView
 from finetune.recipe.schema import AdapterSettings
 from finetune.recipe.suggestions import list_names
@@ -32,8 +32,9 @@ def _check_continued(settings: RecipeView) -> Iterator[Fault]:
     if settings.objective == "reward":
         what = "`adapter.init_from` continues an adapter that gives answers, and a reward model scores them."
         yield settings.fault("adapter.init_from", what, "Take the line out: head and adapter begin fresh.")
-    if settings.value("adapter.method") == FULL:
-        what = "`adapter.init_from` continues an adapter, and `method: full` trains none."
+    method = settings.value("adapter.method")
+    if method in WHOLE_METHODS:
+        what = f"`adapter.init_from` continues an adapter, and `method: {method}` trains none."
         yield settings.fault("adapter.method", what, "Take one of the two lines out.")
     adapter = settings.value("adapter")
     further = [name for name in adapter if name not in AdapterSettings.model_fields]
@@ -64,8 +65,9 @@ def _check_reference(settings: RecipeView) -> Iterator[Fault]:
         return
     if not is_compared:
         return
-    if settings.value("adapter.method") == FULL:
-        what = f"`objective: {objective}` compares with the model without its adapter, and `method: full` has none."
+    method = settings.value("adapter.method")
+    if method in WHOLE_METHODS:
+        what = f"`objective: {objective}` compares with the model without its adapter, and `method: {method}` has none."
         yield settings.fault("adapter.method", what, way_out)
     start = settings.value("adapter.init_lora_weights")
     if isinstance(start, str) and start.startswith(_STARTS_CHANGING_THE_BASE):

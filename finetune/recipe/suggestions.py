@@ -10,13 +10,13 @@ from functools import cache
 
 from finetune.recipe.catalogue import TRAINER_CONFIGS
 from finetune.recipe.json_schema import (
-    FULL,
     build_adapter_schema,
     build_training_schema,
     find_methods,
     find_properties,
 )
 from finetune.recipe.nearest import find_nearest
+from finetune.recipe.own_methods import FULL
 from finetune.recipe.ownership import OTHER_TOOLS, OWNED_ADAPTER_FIELDS, Instead, find_owned_fields
 
 __all__ = ["Explanation", "explain_key", "list_names"]

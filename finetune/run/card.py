@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 import finetune
+from finetune.recipe.own_methods import WHOLE_METHODS
 
 __all__ = ["build_card"]
 
@@ -52,7 +53,7 @@ def build_card(
         rows: trained on.
         fingerprint: of the rows' content.
     """
-    is_adapter = method != "full"
+    is_adapter = method not in WHOLE_METHODS
     data = ModelCardData(
         # Folders of the machine it was trained on mean nothing elsewhere.
         base_model=base if base is not None and _is_hub_name(base) else None,

@@ -23,6 +23,7 @@ from finetune.recipe.catalogue import (
 from finetune.recipe.documents import EDITOR_SCHEMA_PATH, MANUAL_PATH, render_editor_schema, render_manual
 from finetune.recipe.json_schema import build_editor_schema, build_training_schema, find_methods
 from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
+from finetune.recipe.own_methods import OWN_METHODS
 from finetune.recipe.ownership import (
     OWNED_ADAPTER_FIELDS,
     OWNED_BY_OBJECTIVE,
@@ -112,7 +113,9 @@ def test_the_editor_takes_and_refuses_settings_by_the_objective() -> None:
 def test_every_method_exists_and_its_bookkeeping_is_ours() -> None:
     methods = read_catalogue().methods
     assert len(methods) == 45
-    assert set(methods) >= QUANTIZABLE_METHODS | PROMPT_METHODS | EMBEDDING_METHODS | set(UNTRAINABLE_METHODS)
+    named = QUANTIZABLE_METHODS | PROMPT_METHODS | EMBEDDING_METHODS | set(UNTRAINABLE_METHODS)
+    assert set(methods) | set(OWN_METHODS) >= named
+    assert not set(methods) & set(OWN_METHODS)
     assert all(set(OWNED_ADAPTER_FIELDS) <= set(fields) for fields in methods.values())
 
 
@@ -192,3 +195,16 @@ def test_an_annotation_becomes_a_schema(annotation: object, schema: dict[str, ob
 def test_a_section_cannot_be_changed_after_reading() -> None:
     with pytest.raises(ValidationError):
         TrainingSettings().learning_rate = 1.0
+
+
+def test_the_settings_of_our_own_methods_are_those_of_their_configs() -> None:
+    from finetune.model.own_methods import OWN_METHODS as CONFIGS
+    from finetune.recipe.catalogue import describe_fields
+
+    assert OWN_METHODS.keys() == CONFIGS.keys() <= QUANTIZABLE_METHODS
+    for method, fields in OWN_METHODS.items():
+        described = describe_fields(CONFIGS[method])
+        assert fields.keys() == described.keys() - set(OWNED_ADAPTER_FIELDS)
+        for name, schema in fields.items():
+            assert schema["default"] == described[name]["default"]
+            assert schema.get("enum") == described[name].get("enum")

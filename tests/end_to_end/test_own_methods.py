@@ -1,0 +1,132 @@
+"""Methods that PEFT has not got, carried through whole runs: trained, resumed, compared with, opened again."""
+
+import math
+
+import pytest
+from safetensors.torch import load_file
+
+from finetune.errors import RecipeError
+from finetune.model.loading import load_for_inference
+from finetune.model.merging import merge_adapter
+from finetune.model.targets import find_target
+from finetune.recipe.reading import build_recipe
+from tests.end_to_end.small_runs import (
+    ROOT,
+    SHAPE,
+    build_values,
+    read_figures,
+    read_json,
+    read_lines,
+    read_weights,
+    run_small,
+    stopped_at_evaluation,
+)
+
+HIDDEN, LAYERS = SHAPE["hidden_size"], SHAPE["num_hidden_layers"]
+METHODS = {
+    "bottleneck": {"method": "bottleneck", "size": 8},
+    "pfeiffer": {"method": "bottleneck", "size": 8, "variant": "pfeiffer", "dropout": 0.1},
+    "bitfit": {"method": "bitfit"},
+}
+# Of a layer: 2MD + D + M an adapter, two or one of them; a bias for q, k, v, o, gate, up and down.
+COUNTS = {
+    "bottleneck": LAYERS * 2 * (2 * 8 * HIDDEN + HIDDEN + 8),
+    "pfeiffer": LAYERS * (2 * 8 * HIDDEN + HIDDEN + 8),
+    "bitfit": LAYERS * (64 + 32 + 32 + 64 + 128 + 128 + 64),
+}
+PAIRS = {"path": str(ROOT / "data" / "tiny_world" / "preferences.jsonl"), "limit": 24}
+QUESTIONS = {"path": str(ROOT / "data" / "tiny_world" / "test.json"), "limit": 3}
+EVERY_TWO = {"data__eval": {"fraction": 0.1}, "training__eval_steps": 2, "training__save_steps": 2}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_lowers_the_held_out_loss_and_resumes_as_if_never_stopped(tmp_path, name):
+    settings = {"adapter": METHODS[name], **EVERY_TWO, "training__learning_rate": 3e-2}
+    whole = run_small(tmp_path, name="whole", **settings)
+    summary = read_json(whole / "summary.json")
+    assert summary["trainable_parameters"] == COUNTS[name]
+    assert summary["eval_loss"] < summary["eval_loss_before"]
+    with stopped_at_evaluation(2):
+        run_small(tmp_path, name="stopped", **settings)
+    stopped = run_small(tmp_path, name="stopped", resume=True, **settings)
+    assert read_figures(stopped) == read_figures(whole)
+    assert read_weights(stopped) == read_weights(whole)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_was_trained_is_opened_again_and_switched_off(tmp_path, name):
+    run = run_small(tmp_path, adapter=METHODS[name], evaluation__max_new_tokens=3)
+    assert read_json(run / "adapter" / "adapter_config.json")["peft_type"] == METHODS[name]["method"].upper()
+    speaker = load_for_inference(str(run), device="cpu")
+    assert METHODS[name]["method"] in speaker.description
+    ids = speaker.tokenizer("What is the colour of a lemon?", return_tensors="pt").input_ids
+    base = load_for_inference(str(run), base_only=True, device="cpu")
+    on, bare = speaker.model(input_ids=ids).logits, base.model(input_ids=ids).logits
+    assert not on.equal(bare)
+    with speaker.model.disable_adapter():
+        assert speaker.model(input_ids=ids).logits.equal(bare)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_preferences_start_at_ln_2_against_the_model_without_it(tmp_path, name):
+    adapter = METHODS[name] | ({"dropout": 0.0} if "dropout" in METHODS[name] else {})
+    settings = {"objective": "dpo", "data__train": PAIRS, "adapter": adapter, "training__max_steps": 2}
+    run = run_small(tmp_path, **settings)
+    first = next(line["loss"] for line in read_lines(run) if "loss" in line)
+    # A bottleneck starts near the identity, the others at it.
+    assert first == pytest.approx(math.log(2), abs=1e-2 if METHODS[name]["method"] == "bottleneck" else 1e-5)
+
+
+def test_biases_that_a_base_has_no_place_for_are_not_merged_into_it(tmp_path):
+    speaker = load_for_inference(str(run_small(tmp_path, adapter=METHODS["bitfit"])), device="cpu")
+    with pytest.raises(RecipeError, match="BitFit has given 14 layers a bias"):
+        merge_adapter(speaker, speaker.base.compute_dtype)
+
+
+def test_a_bottleneck_is_not_merged(tmp_path):
+    from finetune.model.merging import check_mergeable
+
+    target = find_target(str(run_small(tmp_path, adapter=METHODS["bottleneck"])), device="cpu")
+    with pytest.raises(RecipeError, match="an adapter of method bottleneck cannot be merged: it puts a function"):
+        check_mergeable(target)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        ({"method": "bottleneck", "size": 0}, "`adapter.size` is 0; it must be at least 1."),
+        ({"method": "bottleneck", "variant": "parallel"}, "houlsby"),
+        ({"method": "bottleneck", "r": 8}, "`adapter` has no setting `r`"),
+        ({"method": "bitfits"}, "bitfit"),
+    ],
+    ids=str,
+)
+def test_a_slip_is_answered_as_the_recipe_is_read(tmp_path, adapter, told):
+    with pytest.raises(RecipeError) as error:
+        build_recipe(build_values(tmp_path, adapter=adapter))
+    assert told in str(error.value)
+
+
+def test_the_top_layers_resume_as_if_never_stopped_and_leave_a_whole_model(tmp_path):
+    settings = {"adapter": {"method": "top_k", "layers": 1}, "model__quantization": "none", **EVERY_TWO}
+    whole = run_small(tmp_path, name="whole", **settings)
+    summary = read_json(whole / "summary.json")
+    assert 0 < summary["trainable_parameters"] < summary["total_parameters"]
+    assert summary["eval_loss"] < summary["eval_loss_before"]
+    with stopped_at_evaluation(2):
+        run_small(tmp_path, name="stopped", **settings)
+    stopped = run_small(tmp_path, name="stopped", resume=True, **settings)
+    assert read_figures(stopped) == read_figures(whole)
+    weights = [load_file(run / "model" / "model.safetensors") for run in (whole, stopped)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    assert load_for_inference(str(whole), device="cpu").target.adapter_dir is None
+
+
+@pytest.mark.parametrize("adapter", [*METHODS.values(), {"method": "top_k", "layers": 1}], ids=str)
+def test_a_run_in_bfloat16_keeps_what_it_trains_in_float32_and_answers(tmp_path, adapter):
+    settings = {"model__compute_dtype": "bfloat16", "training__gradient_checkpointing": True, "data__packing": True}
+    if adapter["method"] == "top_k":
+        settings["model__quantization"] = "none"
+    run = run_small(tmp_path, adapter=adapter, evaluation__questions=QUESTIONS, **settings)
+    assert all(math.isfinite(line["loss"]) for line in read_lines(run) if "loss" in line)
+    assert "## Step 4" in (run / "samples.md").read_text(encoding="utf-8")
