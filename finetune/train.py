@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, TrainingArguments
 
 from finetune.errors import FinetuneError
 from finetune.measuring import Gauge, Measured, from_figures, to_figures, to_summary, to_words
-from finetune.model.adapters import adapter_bytes, attach_adapter, check_adapter, count_parameters
+from finetune.model.adapters import adapter_bytes, attach_adapter, check_adapter, count_parameters, find_method
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel, check_base, check_vocabulary, load_base
 from finetune.model.continuing import (
@@ -311,7 +311,7 @@ def save_result(
             base=recipe.model.model_name_or_path,
             quantization=recipe.model.quantization,
             backend=recipe.model.backend,
-            method=recipe.adapter.method,
+            method=find_method(trainer.model) or recipe.adapter.method,
             fields=recipe.adapter.fields,
             init_from=recipe.adapter.init_from,
             is_reward_model=base.head == "score",

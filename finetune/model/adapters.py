@@ -39,6 +39,7 @@ __all__ = [
     "attach_adapter",
     "check_adapter",
     "count_parameters",
+    "find_method",
 ]
 
 # The name under which TRL's trainers look for a frozen copy of the adapter that training started from.
@@ -118,6 +119,11 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         trainable=sum(number for number, trainable in counts if trainable),
         total=sum(number for number, _ in counts),
     )
+
+
+def find_method(model: nn.Module) -> str | None:
+    """Find the method of a model's adapter, which one that was trained before brings along; None without an adapter."""
+    return model.peft_config["default"].peft_type.value.lower() if isinstance(model, PeftModel) else None
 
 
 def adapter_bytes(folder: Path) -> int:
@@ -230,7 +236,8 @@ def _translating(method: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        who = method if method in OWN_METHODS else f"PEFT refuses {method} so"
-        raise RecipeError(f"`adapter`: {who}: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0]
+        told = reason if method in OWN_METHODS else f"PEFT refuses {method} so: {reason}"
+        raise RecipeError(f"`adapter`: {told}") from error
     except ImportError as error:
         raise PlaceError(f"`adapter.method: {method}` needs a package: {str(error).splitlines()[0]}") from error

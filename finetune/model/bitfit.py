@@ -156,10 +156,11 @@ class BitFitModel(BaseTuner):
             return peft_config
         with_norms = peft_config.target_modules is None
         head = self.model.get_output_embeddings() if isinstance(self.model, PreTrainedModel) else None
+        saved_whole = set(peft_config.modules_to_save or ())  # such as the score of a reward model
         found: list[str] = []
         others: list[str] = []
         for name, module in _find_layers(self.model):
-            is_linear = isinstance(module, nn.Linear | Conv1D) and module is not head
+            is_linear = isinstance(module, nn.Linear | Conv1D) and module is not head and name not in saved_whole
             is_target = is_linear or (with_norms and _is_norm_with_bias(module))
             (found if is_target else others).append(name)
         if not found:

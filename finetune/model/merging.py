@@ -33,6 +33,7 @@ from finetune.model.bitfit import find_added_biases
 from finetune.model.loading import Speaker, attach_saved_adapter
 from finetune.model.targets import Target
 from finetune.recipe.catalogue import PROMPT_METHODS
+from finetune.recipe.own_methods import OWN_METHODS
 
 __all__ = [
     "LogitDifference",
@@ -92,7 +93,7 @@ def check_mergeable(target: Target) -> None:
     if reason is not None:
         raise RecipeError(
             f"{target.name}: an adapter of method {method} cannot be merged: {reason}.\n"
-            f"  Serve it with PEFT as it is: {target.adapter_dir}"
+            f"  Serve it with {'this package' if method in OWN_METHODS else 'PEFT'} as it is: {target.adapter_dir}"
         )
 
 
@@ -133,6 +134,8 @@ def write_merged(speaker: Speaker, folder: Path, dtype: torch.dtype, prompts: Se
     """
     check_mergeable(speaker.target)
     check_room(folder, count_parameters(speaker.base.model).total * dtype.itemsize)
+    if isinstance(speaker.model, PeftModel):
+        _check_biases(speaker.model, speaker.target)
     expected = to_logits(speaker.model, prompts)
     device, generation_config = speaker.base.device, _find_generation_config(speaker)
     merged = merge_adapter(speaker, dtype)
@@ -163,13 +166,7 @@ def merge_adapter(speaker: Speaker, dtype: torch.dtype) -> PreTrainedModel:
     """
     adapter_dir = speaker.target.adapter_dir
     assert isinstance(speaker.model, PeftModel) and adapter_dir is not None
-    added = find_added_biases(speaker.model)
-    if added:
-        raise RecipeError(
-            f"{speaker.target.name}: BitFit has given {len(added)} layers a bias that this kind of model has none for, "
-            f"the first {added[0]}: a saved one would be passed over when it is opened.\n"
-            f"  Serve it with this package as it is: {adapter_dir}"
-        )
+    _check_biases(speaker.model, speaker.target)
     if speaker.base.quantization != "none":
         _forget_quantization(speaker.base.model)
     plain: PreTrainedModel = speaker.model.unload()
@@ -195,6 +192,16 @@ def merge_adapter(speaker: Speaker, dtype: torch.dtype) -> PreTrainedModel:
     merged.config.dtype = dtype
     _check_finite(merged, dtype)
     return merged.eval()
+
+
+def _check_biases(model: PeftModel, target: Target) -> None:
+    added = find_added_biases(model)
+    if added:
+        raise RecipeError(
+            f"{target.name}: BitFit has given {len(added)} layers a bias that this kind of model has none for, "
+            f"the first {added[0]}: a saved one would be passed over when it is opened.\n"
+            f"  Serve it with this package as it is: {target.adapter_dir}"
+        )
 
 
 def _dequantize_layers(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, nn.Module]:

@@ -4,6 +4,8 @@ In goes a frozen base; out comes the same with these weights in float32: a 16-bi
 steps of fine-tuning, and float16's gradient scaler refuses one. The others stay as they were held.
 """
 
+import logging
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -13,20 +15,23 @@ from finetune.recipe.schema import AdapterSettings
 
 __all__ = ["free_weights"]
 
+log = logging.getLogger("finetune.model.whole")
+
 
 def free_weights(model: PreTrainedModel, adapter: AdapterSettings) -> PreTrainedModel:
     """Free the weights that a method trains.
 
-    `top_k` frees the last `layers` layers and, with `train_head`, the norm and the head above them; with `layers: 0`
-    the base is a frozen source of features.
+    `top_k` frees the last `layers` layers and, with `train_head`, the norm and the head above them; a head that is the
+    table of embeddings stays as it is. The score of a reward model is always freed. With `layers: 0` the base is a
+    frozen source of features.
 
     Raises:
-        RecipeError: there are fewer layers, nothing is left to train, or the head is the table of embeddings.
+        RecipeError: there are fewer layers, or nothing is left to train.
     """
     if adapter.method == FULL:
         return model.float().requires_grad_(True)
     settings = {name: schema["default"] for name, schema in WHOLE_METHODS[adapter.method].items()} | adapter.fields
-    layers, above = _find_layers(model)
+    layers, norms = _find_layers(model)
     num_freed = settings["layers"]
     if num_freed > len(layers):
         raise RecipeError(
@@ -34,8 +39,11 @@ def free_weights(model: PreTrainedModel, adapter: AdapterSettings) -> PreTrained
             "  All of its weights: adapter.method=full"
         )
     freed = list(layers[len(layers) - num_freed :])
+    score = getattr(model, "score", None)  # drawn for a reward model: nothing else has taught it
     if settings["train_head"]:
-        freed += [*above, *_find_head(model)]
+        freed += [*norms, *([] if score is not None else _find_head(model))]
+    if score is not None:
+        freed.append(score)
     if not freed:
         raise RecipeError(
             "`adapter.layers` is 0 and `adapter.train_head` false: nothing is left to train.\n"
@@ -47,13 +55,15 @@ def free_weights(model: PreTrainedModel, adapter: AdapterSettings) -> PreTrained
 
 
 def _find_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, list[nn.Module]]:
-    """Find the model's layers, and what stands beside and behind them: its last norm."""
+    """Find the model's layers, and the norm behind the last one: beside them, and not of the embeddings."""
     num_layers = model.config.get_text_config().num_hidden_layers
     for parent in model.modules():
-        children = list(parent.children())
-        for place, child in enumerate(children):
+        for child in parent.children():
             if isinstance(child, nn.ModuleList) and len(child) == num_layers:
-                return child, [one for one in children[place + 1 :] if any(True for _ in one.parameters())]
+                beside = parent.named_children()
+                return child, [
+                    one for name, one in beside if "norm" in type(one).__name__.lower() and "emb" not in name
+                ]
     raise RecipeError(
         f"`adapter.method: top_k`: no list of {num_layers} layers is found in {type(model).__name__}.\n"
         "  All of its weights: adapter.method=full"
@@ -61,12 +71,10 @@ def _find_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, list[nn.Module]
 
 
 def _find_head(model: PreTrainedModel) -> list[nn.Module]:
-    head = getattr(model, "score", None) or model.get_output_embeddings()
+    head = model.get_output_embeddings()
     if head is None:
         return []
     if head.weight is model.get_input_embeddings().weight:
-        raise RecipeError(
-            "`adapter.train_head`: the head of this model is its table of embeddings, which stays as it is.\n"
-            "  Set adapter.train_head=false"
-        )
+        log.info("The head is the table of embeddings here, which stays as it is.")
+        return []
     return [head]

@@ -22,7 +22,7 @@ def find_adapter_conflicts(settings: RecipeView) -> Iterator[Fault]:
     """Find what the chosen method cannot do with the rest of the recipe."""
     if settings.value("adapter.method") not in find_methods():
         return
-    for check in (_check_quantization, _check_prompt_methods, _check_lora):
+    for check in (_check_quantization, _check_prompt_methods, _check_lora, _check_top_k):
         yield from check(settings)
 
 
@@ -71,6 +71,14 @@ def _check_lora(settings: RecipeView) -> Iterator[Fault]:
         what = "`target_modules` has lm_head, and the loss chunked_nll computes around an adapter on it."
         yield settings.fault("adapter.target_modules", what, "Set training.loss_type: nll, or leave out lm_head.")
     yield from _check_start(settings)
+
+
+def _check_top_k(settings: RecipeView) -> Iterator[Fault]:
+    if settings.value("adapter.method") != "top_k" or settings.objective == "reward":
+        return
+    if settings.value("adapter.layers") == 0 and settings.value("adapter.train_head") is False:
+        what = "`layers: 0` and `train_head: false` leave nothing to train."
+        yield settings.fault("adapter.train_head", what, "Take one of the two lines out.")
 
 
 def _check_start(settings: RecipeView) -> Iterator[Fault]:

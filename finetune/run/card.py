@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 import finetune
-from finetune.recipe.own_methods import WHOLE_METHODS
+from finetune.recipe.own_methods import OWN_METHODS, WHOLE_METHODS
 
 __all__ = ["build_card"]
 
@@ -83,7 +83,7 @@ def build_card(
         _to_table(made),
         *(["## Results", _to_table(measured)] if measured else []),
         "## Use",
-        _to_use(is_adapter, is_reward_model),
+        _to_use(is_adapter, is_reward_model, is_own_method=method in OWN_METHODS),
         "The chat template beside the weights is the one it was trained with.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -106,13 +106,15 @@ def _to_figure(value: str | float) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _to_use(is_adapter: bool, is_reward_model: bool) -> str:
+def _to_use(is_adapter: bool, is_reward_model: bool, *, is_own_method: bool = False) -> str:
     """The lines that open it elsewhere. A reward model's class is named, for a pipeline would draw its head anew."""
     library, auto = ("peft", "AutoPeftModelFor") if is_adapter else ("transformers", "AutoModelFor")
     kind, arguments = ("SequenceClassification", ", num_labels=1") if is_reward_model else ("CausalLM", "")
     return "\n".join(
         [
+            *(["PEFT alone does not know this method; the first line adds it.\n"] if is_own_method else []),
             "```python",
+            *(["import finetune.model.own_methods"] if is_own_method else []),
             f"from {library} import {auto}{kind}",
             "from transformers import AutoTokenizer",
             "",

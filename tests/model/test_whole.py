@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 from finetune.errors import RecipeError
 from finetune.model.adapters import attach_adapter, count_parameters
-from finetune.recipe.schema import AdapterSettings
+from finetune.model.base import load_base
+from finetune.model.whole import free_weights
+from finetune.recipe.schema import AdapterSettings, ModelSettings
 from tests.model.tiny_models import load_tiny
 
 
@@ -60,9 +63,26 @@ def test_what_cannot_be_trained_is_told(tiny_model, fields, told):
         attach_adapter(load_tiny(tiny_model), top_k(**fields), seed=0)
 
 
-def test_a_head_that_is_the_table_of_embeddings_stays_as_it_is(tiny_model):
+def test_a_head_that_is_the_table_of_embeddings_stays_as_it_is(tiny_model, caplog):
+    caplog.set_level("INFO", logger="finetune")
     base = load_tiny(tiny_model)
     base.model.lm_head.weight = base.model.model.embed_tokens.weight
-    with pytest.raises(RecipeError, match="is its table of embeddings"):
-        attach_adapter(base, top_k(), seed=0)
-    assert attach_adapter(base, top_k(train_head=False), seed=0) is base.model
+    model = attach_adapter(base, top_k(layers=0), seed=0)
+    assert freed(model) == {"model.norm.weight"}
+    assert "the table of embeddings" in caplog.text
+
+
+def test_a_norm_that_stands_before_the_layers_is_found_too():
+    config = OPTConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=16
+    )
+    model = OPTForCausalLM(config).requires_grad_(False)
+    free_weights(model, top_k(layers=0))
+    assert {name.rpartition(".")[0] for name in freed(model)} == {"model.decoder.final_layer_norm"}
+
+
+def test_the_score_of_a_reward_model_is_always_trained(tiny_model):
+    settings = ModelSettings(model_name_or_path=str(tiny_model), quantization="none", device="cpu")
+    model = attach_adapter(load_base(settings, head="score"), top_k(layers=1, train_head=False), seed=0)
+    assert "score.weight" in freed(model)
+    assert "model.norm.weight" not in freed(model)
