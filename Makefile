@@ -49,7 +49,7 @@ docs: $(VENV)/.stamp-dev
 # A place of its own, made by this file like .venv: what Unsloth changes at its import touches no other test.
 test-unsloth:
 	@$(MAKE) --no-print-directory VENV=.venv-unsloth .venv-unsloth/.stamp-unsloth
-	.venv-unsloth/bin/python -m pytest -m unsloth tests/unsloth
+	.venv-unsloth/bin/python -m pytest -m unsloth --timeout 900 tests/unsloth
 
 test-gpu: $(VENV)/.stamp-dev
 	@$(MAKE) --no-print-directory VENV=.venv-unsloth .venv-unsloth/.stamp-unsloth

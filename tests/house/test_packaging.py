@@ -98,7 +98,7 @@ def test_make_test_unsloth_fills_an_environment_of_its_own_from_the_extra_and_ru
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     *installing, suite = planned.splitlines()
-    assert suite == ".venv-unsloth/bin/python -m pytest -m unsloth tests/unsloth"
+    assert suite == ".venv-unsloth/bin/python -m pytest -m unsloth --timeout 900 tests/unsloth"
     extra = next(number for number, line in enumerate(installing) if '["optional-dependencies"]["unsloth"]' in line)
     assert "pip --disable-pip-version-check --quiet install --no-deps" in installing[extra + 1]
     others = [line for line in installing[:extra] if "pip" in line and " install " in line]

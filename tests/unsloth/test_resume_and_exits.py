@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.end_to_end.small_runs import ROWS, read_figures, read_json, read_weights, write_recipe
-from tests.unsloth.pairs_of_runs import build_tiny, place_model, run_python, start_python
+from tests.unsloth.pairs_of_runs import build_tiny, place_model, read_to_its_end, run_python, start_python
 
 pytestmark = pytest.mark.unsloth
 
@@ -66,7 +66,7 @@ def _stop(process: subprocess.Popen[str], metrics: Path, number: signal.Signals)
             process.send_signal(number)
             break
         time.sleep(0.02)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = read_to_its_end(process)
     return process.returncode, stdout, stderr
 
 
