@@ -93,15 +93,7 @@ def train(
             prepared = prepare(recipe)
             if trained_dir is not None:
                 check_same_template(trained_dir, prepared.tokenizer)
-            objective = OBJECTIVES[recipe.objective]
-            base = load_base(
-                recipe.model,
-                max_length=recipe.data.max_length,
-                seed=recipe.seed,
-                head=objective.head,
-                checkpointing=arguments.gradient_checkpointing,
-            )
-            check_vocabulary(base.model, prepared.tokenizer)
+            base = load_frozen_base(recipe, arguments, prepared)
             identity = build_identity(base, prepared, trained_dir)
             if resume:
                 refuse_other_identity(folder, identity)
@@ -109,7 +101,7 @@ def train(
             answerer = Answerer(model, prepared.tokenizer, prepared.renderer.stop_ids, recipe.evaluation)
             checkpoint = find_checkpoint(folder) if resume else None
             resumed_step = None if checkpoint is None else find_step(checkpoint)
-            trainer = objective.build_trainer(
+            trainer = OBJECTIVES[recipe.objective].build_trainer(
                 base=base,
                 model=model,
                 tokenizer=prepared.tokenizer,
@@ -186,6 +178,19 @@ def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
         folder.release()
         raise
     return folder
+
+
+def load_frozen_base(recipe: Recipe, arguments: TrainingArguments, prepared: Prepared) -> BaseModel:
+    """Load the base that the objective wants, and hold the tokenizer's words against its embeddings."""
+    base = load_base(
+        recipe.model,
+        max_length=recipe.data.max_length,
+        seed=recipe.seed,
+        head=OBJECTIVES[recipe.objective].head,
+        checkpointing=arguments.gradient_checkpointing,
+    )
+    check_vocabulary(base.model, prepared.tokenizer)
+    return base
 
 
 def build_identity(base: BaseModel, prepared: Prepared, trained_dir: Path | None) -> dict[str, object]:

@@ -11,15 +11,17 @@ Llama and Mistral). `find_added_biases` tells the latter. `own_methods` makes PE
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _find_minimal_target_modules, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, _find_minimal_target_modules, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from finetune.model.output_tuner import OutputLayer, OutputTuner
 
 __all__ = ["BitFitConfig", "BitFitLayer", "BitFitModel", "BitFitType", "find_added_biases"]
 
@@ -70,14 +72,10 @@ class _Delta(nn.Module):
         return output + self.bias.to(output.dtype)
 
 
-class BitFitLayer(nn.Module, BaseTunerLayer):
+class BitFitLayer(OutputLayer):
     """A linear layer or a norm, and what is added to its bias, by adapter."""
 
     adapter_layer_names = ("bitfit_delta",)
-
-    if TYPE_CHECKING:  # torch's own says tensor or module, which is not so of what PEFT's base class gives
-
-        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BitFitConfig) -> None:
         super().__init__()
@@ -134,21 +132,12 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
             self.get_base_layer().bias = None if before is None else nn.Parameter(before, requires_grad=False)
             self.merged_adapters.clear()
 
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Move an adapter's vector; PEFT would round it to the base's dtype on the way."""
-        if adapter_name not in self.bitfit_delta:
-            return
-        delta = self.bitfit_delta[adapter_name]
-        if not any(parameter.is_meta for parameter in delta.parameters()):
-            delta.to(device or self.get_base_layer().weight.device)
 
-
-class BitFitModel(BaseTuner):
+class BitFitModel(OutputTuner):
     """A model whose targeted layers each have a vector added to their output."""
 
     prefix = "bitfit_"
     tuner_layer_cls = BitFitLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - PEFT's name for what is found here instead
 
     def _prepare_adapter_config(self, peft_config: BitFitConfig, model_config: dict[str, Any]) -> BitFitConfig:
         """Name the layers that None and `all-linear` stand for."""
@@ -168,26 +157,12 @@ class BitFitModel(BaseTuner):
         peft_config.target_modules = sorted(_find_minimal_target_modules(found, others))
         return peft_config
 
-    def _create_and_replace(
-        self,
-        peft_config: BitFitConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, BitFitLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    def _check_target(self, base: nn.Module, name: str) -> None:
         if not isinstance(base, nn.Linear | Conv1D | nn.LayerNorm) and not _is_norm_with_bias(base):
             raise ValueError(
-                f"bitfit: `{current_key}` is a {type(base).__name__}, which takes no bias; linear layers do, and norms "
+                f"bitfit: `{name}` is a {type(base).__name__}, which takes no bias; linear layers do, and norms "
                 "that have one"
             )
-        self._replace_module(parent, target_name, BitFitLayer(target, adapter_name, peft_config), target)
 
     def _check_merge_allowed(self) -> None:
         """Check every layer before the first is changed.

@@ -16,13 +16,15 @@ know the method.
 import re
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _find_minimal_target_modules
+from peft.tuners.tuners_utils import _find_minimal_target_modules
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from finetune.model.output_tuner import OutputLayer, OutputTuner
 
 __all__ = ["BottleneckConfig", "BottleneckLinear", "BottleneckModel", "BottleneckType"]
 
@@ -123,7 +125,7 @@ class BottleneckConfig(PeftConfig):
             raise ValueError(f"dropout is {self.dropout}, and what is dropped is a fraction from 0 to below 1")
 
 
-class BottleneckLinear(nn.Module, BaseTunerLayer):
+class BottleneckLinear(OutputLayer):
     """A linear layer and the adapters behind it; the weights are float32.
 
     PEFT's `all-linear` knows a linear layer that has adapters by the word in its class's name.
@@ -131,10 +133,6 @@ class BottleneckLinear(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_activation", "bottleneck_dropout")
-
-    if TYPE_CHECKING:  # torch's own says tensor or module, which is not so of what PEFT's base class gives
-
-        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig) -> None:
         super().__init__()
@@ -183,21 +181,12 @@ class BottleneckLinear(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Do nothing, since nothing is ever merged."""
 
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Move an adapter; PEFT would round it to the base's dtype on the way."""
-        if adapter_name not in self.bottleneck_down:
-            return
-        for layer in (self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name]):
-            if not any(parameter.is_meta for parameter in layer.parameters()):
-                layer.to(device or self.get_base_layer().weight.device)
 
-
-class BottleneckModel(BaseTuner):
+class BottleneckModel(OutputTuner):
     """A model with bottleneck adapters behind its targeted layers."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLinear
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - PEFT's name for what is found here instead
 
     def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:
         """Name the layers that the variant stands for."""
@@ -208,25 +197,11 @@ class BottleneckModel(BaseTuner):
             peft_config.target_modules = sorted(_find_minimal_target_modules(places, others))
         return peft_config
 
-    def _create_and_replace(
-        self,
-        peft_config: BottleneckConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, BottleneckLinear):
-            target.update_layer(adapter_name, peft_config)
-            return
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    def _check_target(self, base: nn.Module, name: str) -> None:
         if not isinstance(base, nn.Linear | Conv1D):
             raise ValueError(
-                f"bottleneck: `{current_key}` is a {type(base).__name__}, and adapters stand behind linear layers"
+                f"bottleneck: `{name}` is a {type(base).__name__}, and adapters stand behind linear layers"
             )
-        self._replace_module(parent, target_name, BottleneckLinear(target, adapter_name, peft_config), target)
 
 
 def _draw_linear(in_features: int, out_features: int, std: float) -> nn.Linear:

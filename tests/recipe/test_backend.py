@@ -1,11 +1,9 @@
 """What Unsloth cannot train is refused while the recipe is read: with its line, the way out, and nothing loaded."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from finetune.errors import RecipeError
 from finetune.recipe.backend_limits import (
     UNSLOTH_LORA_FIELDS,
     UNSLOTH_LORA_STARTS,
@@ -14,6 +12,7 @@ from finetune.recipe.backend_limits import (
 )
 from finetune.recipe.catalogue import TRAINER_CONFIGS, read_catalogue
 from finetune.recipe.reading import build_recipe, read_recipe, to_resolved
+from tests.recipe.told import Write, message_of
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -42,26 +41,6 @@ BESIDE = {
     "rloo": ["rewards=[{function: json}]"],
     "grpo": ["rewards=[{function: json}]"],
 }
-
-Write = Callable[[str], Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write a recipe into the working directory, so that places are short."""
-    monkeypatch.chdir(tmp_path)
-
-    def write_recipe(text: str) -> Path:
-        Path("r.yaml").write_text(text)
-        return Path("r.yaml")
-
-    return write_recipe
-
-
-def message_of(path: Path, *overrides: str) -> str:
-    with pytest.raises(RecipeError) as error:
-        read_recipe(path, overrides)
-    return str(error.value)
 
 
 ABLE = "It trains sft, pretrain, dpo, kto, orpo, grpo."

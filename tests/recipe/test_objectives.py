@@ -1,7 +1,6 @@
 """Each objective takes its own settings, has its own defaults, and says what it cannot have."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
 from finetune.recipe.reading import build_recipe, read_recipe, to_resolved
 from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE, find_formats
 from finetune.recipe.schema import Recipe
-
-Write = Callable[[str], Path]
+from tests.recipe.told import Write, message_of
 
 SMALL = """\
 name: small
@@ -39,12 +37,6 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         return Path("r.yaml")
 
     return write_recipe
-
-
-def message_of(path: Path, *overrides: str) -> str:
-    with pytest.raises(RecipeError) as error:
-        read_recipe(path, overrides)
-    return str(error.value)
 
 
 def to_dict(recipe: Recipe) -> dict[str, dict[str, object]]:

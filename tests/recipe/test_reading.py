@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from finetune.errors import RecipeError
 from finetune.recipe.catalogue import UNTRAINABLE_METHODS
 from finetune.recipe.reading import build_recipe, read_recipe, read_recipe_with_notices, to_resolved
+from tests.recipe.told import Write, message_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -34,26 +34,6 @@ training:
   learning_rate: 2e-4
   eval_steps: 5
 """
-
-Write = Callable[[str], Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write a recipe into the working directory, so that places are short."""
-    monkeypatch.chdir(tmp_path)
-
-    def write_recipe(text: str) -> Path:
-        Path("r.yaml").write_text(text)
-        return Path("r.yaml")
-
-    return write_recipe
-
-
-def message_of(path: Path, *overrides: str) -> str:
-    with pytest.raises(RecipeError) as error:
-        read_recipe(path, overrides)
-    return str(error.value)
 
 
 def test_a_good_recipe_keeps_what_was_typed(write: Write) -> None:
