@@ -52,4 +52,7 @@ class OutputTuner(BaseTuner):
             target.update_layer(adapter_name, peft_config)
             return
         self._check_target(target.get_base_layer() if isinstance(target, BaseTunerLayer) else target, current_key)
-        self._replace_module(parent, target_name, self.tuner_layer_cls(target, adapter_name, peft_config), target)
+        self._replace_module(parent, target_name, self._build_layer(target, adapter_name, peft_config), target)
+
+    def _build_layer(self, target: nn.Module, adapter_name: str, peft_config: PeftConfig) -> OutputLayer:
+        return self.tuner_layer_cls(target, adapter_name, peft_config)

@@ -1,4 +1,4 @@
-"""The adapter methods of our own, made known to PEFT: bottleneck adapters and BitFit.
+"""The adapter methods of our own, made known to PEFT: bottlenecks, BitFit, the hypernetwork, combinations.
 
 Importing this module enters them into PEFT's registries, once in a process; from then on `get_peft_model`,
 `save_pretrained`, `PeftModel.from_pretrained` and `load_adapter` treat them like any other method. PEFT's
@@ -14,14 +14,24 @@ from peft.tuners.tuners_utils import BaseTuner
 
 from finetune.model.bitfit import BitFitConfig, BitFitModel, BitFitType
 from finetune.model.bottleneck import BottleneckConfig, BottleneckModel, BottleneckType
+from finetune.model.combined import CombinedConfig, CombinedModel, CombinedType
+from finetune.model.hypernetwork import HypernetworkConfig, HypernetworkType
+from finetune.model.hypernetwork_tuner import HypernetworkModel
 
 __all__ = ["OWN_METHODS"]
 
 # Method, as the recipe names it -> its config.
-OWN_METHODS: dict[str, type[PeftConfig]] = {"bitfit": BitFitConfig, "bottleneck": BottleneckConfig}
+OWN_METHODS: dict[str, type[PeftConfig]] = {
+    "bitfit": BitFitConfig,
+    "bottleneck": BottleneckConfig,
+    "combined": CombinedConfig,
+    "hypernetwork": HypernetworkConfig,
+}
+
+_Type = BitFitType | BottleneckType | CombinedType | HypernetworkType
 
 
-def _register(peft_type: BitFitType | BottleneckType, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
+def _register(peft_type: _Type, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
     if peft_type in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise KeyError(f"PEFT has a method {peft_type.value} of its own by now: ours wants another name")
     PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config
@@ -31,3 +41,5 @@ def _register(peft_type: BitFitType | BottleneckType, config: type[PeftConfig], 
 
 _register(BitFitType.BITFIT, BitFitConfig, BitFitModel)
 _register(BottleneckType.BOTTLENECK, BottleneckConfig, BottleneckModel)
+_register(HypernetworkType.HYPERNETWORK, HypernetworkConfig, HypernetworkModel)
+_register(CombinedType.COMBINED, CombinedConfig, CombinedModel)

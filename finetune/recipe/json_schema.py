@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.recipe.catalogue import TRAINER_CONFIGS, UNTRAINABLE_METHODS, read_catalogue
 from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
-from finetune.recipe.own_methods import OWN_METHODS, WHOLE_METHODS
+from finetune.recipe.own_methods import OWN_METHODS, PART_METHODS, WHOLE_METHODS
 from finetune.recipe.ownership import OWNED_ADAPTER_FIELDS, find_owned_fields
 from finetune.recipe.schema import AdapterSettings, Recipe
 from finetune.recipe.trainer_choices import narrow
@@ -19,6 +19,7 @@ __all__ = [
     "Schema",
     "build_adapter_schema",
     "build_editor_schema",
+    "build_part_schema",
     "build_schema",
     "build_training_schema",
     "find_methods",
@@ -56,6 +57,20 @@ def build_adapter_schema(method: str) -> Schema:
     ours = {name: section["properties"][name] for name in AdapterSettings.model_fields}
     ours["method"] = ours["method"] | {"enum": find_methods()}
     return section | {"properties": ours | further, "additionalProperties": False}
+
+
+@cache
+def build_part_schema(method: str) -> Schema:
+    """Build the schema of a part of a combination: its method and the fields of that method's config.
+
+    Args:
+        method: one of `PART_METHODS`.
+    """
+    schema = build_adapter_schema(method)
+    # Where a part is trained on from, and what is saved whole beside it, the combination says.
+    shared = (*AdapterSettings.model_fields, "modules_to_save")
+    fields = {name: field for name, field in schema["properties"].items() if name not in shared}
+    return schema | {"properties": {"method": {"enum": list(PART_METHODS)}} | fields}
 
 
 @cache
