@@ -1,12 +1,12 @@
 """Talk to a run, an adapter or a model: an answer to one prompt, or a conversation.
 
-`python -m finetune.chat RUN_OR_ADAPTER [--prompt TEXT] [--system TEXT] [--base]`
+`python -m finetune.chat RUN_OR_ADAPTER [--prompt TEXT] [--system TEXT] [--base] [--adapter NAME=RUN ...]`
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NoReturn, Protocol
 
 import typer
 
@@ -21,9 +21,11 @@ Examples:
   python -m finetune.chat outputs/quickstart
   python -m finetune.chat outputs/quickstart --prompt "What colour is a lemon?" --json
   python -m finetune.chat outputs/quickstart --base
+  python -m finetune.chat outputs/poems --adapter law=outputs/law --prompt "May I?" --use law
 
-In a conversation: /reset forgets it, /exit or Ctrl-D leaves. Where standard input is no terminal,
-every line of it is a turn."""
+In a conversation: /reset forgets it, /exit or Ctrl-D leaves; /adapters lists the adapters, /use NAME
+switches to one at once and goes on, /use base to the untouched model. Where standard input is no
+terminal, every line of it is a turn."""
 
 
 def chat(
@@ -55,6 +57,23 @@ def chat(
     base: Annotated[
         bool, typer.Option("--base", help="Leave the adapter off: the untouched base, same template.")
     ] = False,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            help="A further run or adapter on the same base, held beside the first; may be repeated.",
+            metavar="NAME=RUN",
+            show_default=False,
+        ),
+    ] = None,
+    use: Annotated[
+        str | None,
+        typer.Option(
+            help="With --adapter: who answers first. The first one's name is its run's; base is the untouched model.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
     quantization: Annotated[
         str | None,
         typer.Option(
@@ -65,7 +84,7 @@ def chat(
         BackendName, typer.Option(help="What runs the model, no matter what trained the adapter.")
     ] = "transformers",
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --prompt: print one object, `answer` and what it was made with.")
+        bool, typer.Option("--json", help="With --prompt: print one object: `answer`, and what it was made with.")
     ] = False,
 ) -> None:
     """Talk to a run, an adapter or a model: an answer to one prompt, or a conversation."""
@@ -74,54 +93,100 @@ def chat(
             f"command line: {'--json' if as_json else '--input'} goes with --prompt.\n"
             "  A conversation needs neither: each line is a turn."
         )
+    further = _read_adapters(adapters or [])
+    for option, is_asked in (("--base", base), (f"--backend {backend}", backend != "transformers")):
+        if further and is_asked:
+            raise RecipeError(
+                f"command line: {option} and --adapter exclude each other.\n"
+                + (
+                    "  Who answers first: --use base"
+                    if base
+                    else "  Unsloth holds one adapter: leave one of the two out."
+                )
+            )
+    if use is not None and not further:
+        raise RecipeError("command line: --use goes with --adapter.\n  The target without its adapter: --base")
 
     from finetune.model.backends import start_backend
 
     start_backend(backend)  # before the libraries that it may change
+    from finetune.model.loading import load_for_inference
+    from finetune.model.several import BASE, OneSpeaker, load_adapter_set, to_adapter_name
     from finetune.run.logging import log_to_console  # torch and the libraries: seconds
 
     with log_to_console():
+        held: Voices
+        if further:
+            held = load_adapter_set(target, further, quantization=quantization)
+            held.use(use or held.active)
+        else:
+            speaker = load_for_inference(target, base_only=base, quantization=quantization, backend=backend)
+            is_base = base or speaker.target.adapter_dir is None
+            held = OneSpeaker(BASE if is_base else to_adapter_name(speaker.target), speaker)
         talk(
-            target,
+            held,
             prompt=prompt,
             input_text=input_text or "",
             system=system,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            base_only=base,
-            quantization=quantization,
-            backend=backend,
             as_json=as_json,
         )
 
 
+def _read_adapters(typed: Sequence[str]) -> dict[str, str]:
+    """Read `NAME=RUN` of each --adapter."""
+    adapters: dict[str, str] = {}
+    for item in typed:
+        name, mark, place = item.partition("=")
+        if not mark or not name.strip() or not place or name in adapters:
+            what = f"{name} is named twice" if name in adapters else f"found {item}"
+            raise RecipeError(
+                f"command line: --adapter wants NAME=RUN, each name once; {what}.\n  E.g. --adapter law=outputs/law"
+            )
+        adapters[name] = place
+    return adapters
+
+
+class Voices(Protocol):
+    """Who can answer: `finetune.model.several` has it for one speaker and for several on one base."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that can be used."""
+
+    @property
+    def active(self) -> str:
+        """Name of who answers now."""
+
+    @property
+    def speaker(self) -> Any:
+        """Who answers now."""
+
+    def use(self, name: str) -> object:
+        """Switch to another one."""
+
+
 def talk(
-    target: str,
+    held: Voices,
     *,
     prompt: str | None,
     input_text: str,
     system: str | None,
     max_new_tokens: int | None,
     temperature: float,
-    base_only: bool,
-    quantization: str | None,
-    backend: BackendName,
     as_json: bool,
 ) -> None:
-    """Load the target and answer: the prompt, or turn by turn."""
+    """Let whoever is in use answer: the prompt, or turn by turn."""
     from finetune.data.serving import History, build_serving_renderer
     from finetune.model.generation import share_positions, stream_answer
-    from finetune.model.loading import load_for_inference
 
-    speaker = load_for_inference(target, base_only=base_only, quantization=quantization, backend=backend)
-    renderer = build_serving_renderer(speaker.tokenizer)
-    if not speaker.tokenizer.chat_template:
-        _say("No chat template was saved with this tokenizer; asking in Alpaca's form.")
-    _say(speaker.description)
-    max_prompt_tokens, max_answer_tokens = share_positions(speaker.base.model.config, max_new_tokens)
-    history = History(renderer, max_prompt_tokens, system)
+    max_prompt_tokens, max_answer_tokens = share_positions(held.speaker.base.model.config, max_new_tokens)
+    history = History(build_serving_renderer(held.speaker.tokenizer), max_prompt_tokens, system)
+    introduce(held)
 
     def reply(turn: str) -> str:
+        speaker = held.speaker
         prompt_ids, num_left_out = history.ask(turn, input_text)
         if num_left_out:
             _say(
@@ -131,7 +196,7 @@ def talk(
             speaker.model,
             speaker.tokenizer,
             prompt_ids,
-            stop_ids=sorted({*renderer.stop_ids, *speaker.eos_ids}),
+            stop_ids=sorted({*history.renderer.stop_ids, *speaker.eos_ids}),
             max_new_tokens=max_answer_tokens,
             temperature=temperature,
             shown=not as_json,
@@ -139,28 +204,53 @@ def talk(
         history.keep(answer)
         return answer
 
+    def reset(_: str) -> None:
+        history.reset()
+        _say("(forgotten)")
+
+    def use(name: str) -> None:
+        held.use(name)
+        # The conversation goes on, in the template of whoever answers now.
+        history.renderer = build_serving_renderer(held.speaker.tokenizer)
+        introduce(held)
+
+    def list_adapters(_: str) -> None:
+        for name in held.names:
+            _say(f"{'*' if name == held.active else ' '} {name}")
+
     if prompt is None:
-        hold_conversation(read_turns(), reply, history.reset)
+        hold_conversation(read_turns(), reply, {"/reset": reset, "/use": use, "/adapters": list_adapters})
         return
     answer = reply(prompt)
     if as_json:
-        print(json.dumps({"answer": answer, "prompt": prompt, "model": speaker.description}, ensure_ascii=False))
+        made_with = {"prompt": prompt, "adapter": held.active, "model": held.speaker.description}
+        print(json.dumps({"answer": answer} | made_with, ensure_ascii=False))
 
 
-def hold_conversation(turns: Iterator[str], reply: Callable[[str], object], reset: Callable[[], None]) -> None:
+def introduce(held: Voices) -> None:
+    """Say who answers now, and how it is asked where it brings no template."""
+    if not held.speaker.tokenizer.chat_template:
+        _say("No chat template was saved with this tokenizer; asking in Alpaca's form.")
+    _say(held.speaker.description)
+
+
+def hold_conversation(
+    turns: Iterator[str], reply: Callable[[str], object], commands: Mapping[str, Callable[[str], None]]
+) -> None:
     """Reply to each turn until they end or one says `/exit`; a turn that cannot be asked is told and passed over."""
     for turn in turns:
-        command = turn.strip()
+        command, _, rest = turn.strip().partition(" ")
         if command == "/exit":
             return
-        if command == "/reset":
-            reset()
-            _say("(forgotten)")
-        elif command:
-            try:
+        if not command:
+            continue
+        try:
+            if command in commands:
+                commands[command](rest.strip())
+            else:
                 reply(turn)
-            except DataError as error:
-                _say(str(error))
+        except (DataError, RecipeError) as error:
+            _say(str(error))
 
 
 def read_turns() -> Iterator[str]:
@@ -170,7 +260,7 @@ def read_turns() -> Iterator[str]:
             yield line.rstrip("\n")
         return
     _load_line_editing()
-    print("/reset forgets the conversation, /exit or Ctrl-D leaves.", file=sys.stderr)
+    print("/reset forgets the conversation, /use NAME switches, /exit or Ctrl-D leaves.", file=sys.stderr)
     while True:
         try:
             yield input("> ")

@@ -72,6 +72,65 @@ def test_reset_forgets_and_exit_leaves(talk):
     assert "(forgotten)" in err
 
 
+@pytest.fixture(scope="module")
+def second(run) -> Path:
+    """Another run on the same base, asked in another template."""
+    return write_run(run.with_name("second"), run.parents[1] / "base", adapter={"method": "ia3"}, template="alpaca")
+
+
+def test_use_switches_between_adapters_and_the_base_within_one_conversation(talk, second):
+    question = "What colour is a lemon?"
+    alone = {
+        "run": talk("--prompt", question)[1],
+        "second": talk("--prompt", question, target=second)[1],
+        "base": talk("--prompt", question, "--base")[1],
+    }
+    assert len(set(alone.values())) == 3
+    turns = ["/adapters", question]
+    for name in ("second", "base", "law", "run"):
+        turns += ["/reset", f"/use {name}", *([question] if name != "law" else [])]
+    code, out, err = talk("--adapter", f"two={second}", typed="\n".join(turns).replace("/use second", "/use two"))
+    assert code == 0
+    assert out == alone["run"] + alone["second"] + alone["base"] + alone["run"]
+    assert "  base\n* run\n  two\n" in err
+    assert "There are: base, run, two." in err  # and the conversation went on
+
+
+def test_a_prompt_to_one_of_several_says_which_answered(talk, second):
+    asked = ("--adapter", f"two={second}", "--prompt", "What colour is a lemon?", "--json")
+    printed = {name: json.loads(talk(*asked, *option)[1]) for name, option in
+               {"run": (), "two": ("--use", "two"), "base": ("--use", "base")}.items()}  # fmt: skip
+    assert {name: one["adapter"] for name, one in printed.items()} == {"run": "run", "two": "two", "base": "base"}
+    assert len({one["answer"] for one in printed.values()}) == 3
+    assert "ia3 on" in printed["two"]["model"]
+    alone = json.loads(talk("--prompt", "What colour is a lemon?", "--json", "--base")[1])
+    assert (alone["adapter"], alone["answer"]) == ("base", printed["base"]["answer"])
+
+
+def test_a_conversation_with_one_adapter_says_how_to_hold_others(talk):
+    code, out, err = talk(typed="/use law\n/adapters\n")
+    assert (code, out) == (0, "")
+    assert "--adapter NAME=RUN" in err
+    assert "run answers alone" in err
+    assert "* run\n" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--use", "two"], "--use goes with --adapter"),
+        (["--adapter", "second"], "--adapter wants NAME=RUN"),
+        (["--adapter", "a=x", "--adapter", "a=y"], "a is named twice"),
+        (["--adapter", "a=x", "--base"], "--base and --adapter exclude each other"),
+        (["--adapter", "a=x", "--backend", "unsloth"], "--backend unsloth and --adapter exclude each other"),
+    ],
+)
+def test_what_several_adapters_exclude_is_refused_at_once(talk, arguments, told):
+    code, out, err = talk(*arguments)
+    assert (code, out) == (2, "")
+    assert told in err
+
+
 def test_system_base_input_and_temperature_each_change_the_answer(talk):
     asked = ("--prompt", "What colour is a lemon?")
     _, plain, _ = talk(*asked)
