@@ -1,0 +1,1 @@
+"""Many runs as one comparison: its cells, the processes they run in, short probes, table, plot and page."""
