@@ -44,6 +44,7 @@ docs: $(VENV)/.stamp-dev
 	$(RUN) -m finetune.recipe.catalogue
 	$(RUN) -m finetune.recipe.documents
 	$(RUN) docs/make_verb_pages.py
+	$(RUN) docs/make_method_table.py
 	$(RUN) notebooks/make_notebook.py
 
 # A place of its own, made by this file like .venv: what Unsloth changes at its import touches no other test.

@@ -15,7 +15,10 @@ from finetune.recipe.nearest import find_nearest
 
 __all__ = ["VERBS", "find_summaries", "main"]
 
-VERBS = ("sft", "dpo", "kto", "orpo", "reward", "rloo", "grpo", "chat", "export")  # in the order of a run
+# In the order of a run.
+VERBS = (
+    "sft", "dpo", "kto", "orpo", "reward", "rloo", "grpo", "classify", "chat", "compose", "compare", "export",
+)  # fmt: skip
 
 _HELP = ("-h", "--help")
 

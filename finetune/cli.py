@@ -21,7 +21,8 @@ import typer
 
 from finetune.errors import FinetuneError, PlaceError, RecipeError
 from finetune.recipe.reading import read_recipe_with_notices
-from finetune.recipe.schema import Recipe, Section
+from finetune.recipe.schema import Recipe
+from finetune.recipe.section import Section
 
 __all__ = ["run_verb", "training_verb"]
 
@@ -29,7 +30,7 @@ MAX_MESSAGE_LINES = 15
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 # Objectives that a verb of another name serves: a recipe handed to the wrong verb is answered with the right one.
-_VERB_OF_OBJECTIVE = {"pretrain": "sft"}
+_VERB_OF_OBJECTIVE = {"pretrain": "sft", "mlm": "sft"}
 
 
 def run_verb(main: Callable[..., object], arguments: Sequence[str] | None = None, epilog: str = "") -> NoReturn:

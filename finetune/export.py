@@ -72,23 +72,33 @@ def export(
         found = find_target(target, quantization=quantization, device=device)
         check_mergeable(found)
         check_room(merge, needed_bytes=0)
-        speaker = load_target(found)
+        speaker = load_target(found, talks=False)
         print(f"Merging {speaker.description}", file=sys.stderr, flush=True)
-        renderer = build_serving_renderer(speaker.tokenizer)
-        prompts = [renderer.render_prompt([Message("user", text)]) for text in PROMPTS]
+        if speaker.base.head == "words":
+            renderer = build_serving_renderer(speaker.tokenizer)
+            prompts = [renderer.render_prompt([Message("user", text)]) for text in PROMPTS]
+        else:
+            prompts = [speaker.tokenizer(text)["input_ids"] for text in PROMPTS]
         dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
         difference = write_merged(speaker, merge, dtypes[dtype], prompts)
     if as_json:
         made_from = {"folder": str(merge), "dtype": dtype, "merged_from": speaker.description}
         print(json.dumps(made_from | asdict(difference)))
         return
+    texts = f"{len(PROMPTS)} prompts"
+    places, likeliest = f"at the {difference.num_tokens} tokens of {texts}", "next token"
+    if speaker.base.head == "labels":
+        places, likeliest = f"of {texts}", "label"
     print(
         f"{merge}: a whole model in {dtype}.\n"
-        f"Beside adapter + base, at the {difference.num_tokens} tokens of {len(PROMPTS)} prompts:\n"
+        f"Beside adapter + base, {places}:\n"
         f"  logits differ by {difference.max_abs:.2g} at most; mean KL {difference.mean_kl_nats:.1e} nats;\n"
-        f"  the likeliest next token is the same at {difference.greedy_agreement_fraction:.1%} of them.\n"
-        f"Talk to it: python -m finetune.chat {merge}"
+        f"  the likeliest {likeliest} is the same at {difference.greedy_agreement_fraction:.1%} of them."
     )
+    if speaker.base.head == "words":
+        print(f"Talk to it: python -m finetune.chat {merge}")
+    elif speaker.base.head == "labels":
+        print(f'Label texts: pipeline("text-classification", model="{merge}")')
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from finetune.data.batches import PairCollator
 from finetune.model.tokenizer import find_pad_id
 from finetune.objectives.answers import Answered, Answerer, mean_score
+from finetune.objectives.general_text import measure_text_loss
 from finetune.objectives.pairs import PairFigures, compare, score_pairs
 from finetune.objectives.trainer import StepMixin
 from finetune.prepare import Prepared
@@ -31,6 +32,7 @@ class Measured:
         answer_tokens: mean length of the answers to the questions.
         pairs: how well it tells the held-out pairs apart.
         base_pairs: the same of the base without its adapter, where the run starts from a trained one.
+        general_loss: loss of the general text, in nats per token.
         samples: answers for people to read.
     """
 
@@ -39,6 +41,7 @@ class Measured:
     answer_tokens: float | None = None
     pairs: PairFigures | None = None
     base_pairs: PairFigures | None = None
+    general_loss: float | None = None
     samples: Sequence[Answered] = ()
 
 
@@ -72,8 +75,23 @@ class Gauge:
             answer_tokens=sum(one.num_tokens for one in answered) / len(answered) if answered else None,
             pairs=self._compare_pairs(),
             base_pairs=self._compare_pairs(without_adapter=True) if with_base else None,
+            general_loss=self._measure_general_text(),
             samples=samples,
         )
+
+    def _measure_general_text(self) -> float | None:
+        """Measure the loss of the general text; every process measures all of it."""
+        if self.prepared.general_text is None:
+            return None
+        trainer = self.trainer
+        with trainer.as_in_training(float32_logits=False):
+            return measure_text_loss(
+                trainer.model,
+                self.prepared.general_text.dataset,
+                pad_token_id=find_pad_id(self.prepared.tokenizer),
+                batch_size=self.batch_size,
+                device=trainer.args.device,
+            )
 
     def _answer(self) -> tuple[Sequence[Answered], Sequence[Answered]]:
         answered = self.answerer.answer(self.prepared.questions)
@@ -94,7 +112,7 @@ class Gauge:
 def to_figures(measured: Measured) -> dict[str, float]:
     """Name the figures as metrics.jsonl has them."""
     figures = dict(measured.held_out)
-    for name in ("exact_match", "answer_tokens"):
+    for name in ("exact_match", "answer_tokens", "general_loss"):
         if (value := getattr(measured, name)) is not None:
             figures[name] = value
     for pairs, suffix in ((measured.pairs, ""), (measured.base_pairs, "_base")):
@@ -112,23 +130,27 @@ def from_figures(line: Mapping[str, Any]) -> Measured:
         return PairFigures(**{field.name: line[f"preference_{field.name}{suffix}"] for field in fields(PairFigures)})
 
     return Measured(
-        held_out={name: line[name] for name in _HELD_OUT_FIGURES if line.get(name) is not None},
+        held_out={name: value for name, value in line.items() if name.startswith("eval_") and value is not None},
         exact_match=line.get("exact_match"),
         answer_tokens=line.get("answer_tokens"),
         pairs=read_pairs(""),
         base_pairs=read_pairs("_base"),
+        general_loss=line.get("general_loss"),
     )
 
 
-def to_summary(before: Measured, after: Measured) -> dict[str, float | None]:
+def to_summary(before: Measured, after: Measured) -> dict[str, Any]:
     """Name the figures before and after as summary.json has them; those that nobody asked for are left out."""
-    figures: dict[str, float | None] = {}
+    figures: dict[str, Any] = {}
     for name, pick in _COMPARED.items():
         figures |= {f"{name}_before": pick(before), name: pick(after)}
     if before.base_pairs is not None:
         figures |= {
             "preference_accuracy_base": before.base_pairs.accuracy, "preference_margin_base": before.base_pairs.margin
         }  # fmt: skip
+    scores = {name.removeprefix(_SCORES): value for name, value in after.held_out.items() if name.startswith(_SCORES)}
+    if scores:
+        figures["scores"] = scores
     return {name: value for name, value in figures.items() if value is not None or name.startswith("eval_loss")}
 
 
@@ -141,21 +163,26 @@ def to_words(before: Measured, after: Measured) -> dict[str, float | None]:
     return words
 
 
-_HELD_OUT_FIGURES = ("eval_loss", "eval_reward")
+# A classifier's further scores in metrics.jsonl.
+_SCORES = "eval_scores/"
 # Figures of a run by their name in summary.json.
 _COMPARED: dict[str, Callable[[Measured], float | None]] = {
     "eval_loss": lambda measured: measured.held_out.get("eval_loss"),
     "eval_reward": lambda measured: measured.held_out.get("eval_reward"),
+    "score": lambda measured: measured.held_out.get("eval_score"),
     "exact_match": lambda measured: measured.exact_match,
     "answer_tokens": lambda measured: measured.answer_tokens,
+    "general_loss": lambda measured: measured.general_loss,
     "preference_accuracy": lambda measured: None if measured.pairs is None else measured.pairs.accuracy,
     "preference_margin": lambda measured: None if measured.pairs is None else measured.pairs.margin,
 }
 _IN_WORDS = {
     "eval_loss": "held-out loss",
     "eval_reward": "held-out reward",
+    "score": "held-out score",
     "exact_match": "exact match",
     "answer_tokens": "tokens of an answer",
+    "general_loss": "loss of general text",
     "preference_accuracy": "preference accuracy on held-out pairs",
     "preference_margin": "preference margin on held-out pairs",
 }

@@ -18,12 +18,13 @@ from finetune.data.preference_tokens import build_pair_rows
 from finetune.data.rendering import Renderer
 from finetune.data.sources import load_examples, split_examples
 from finetune.data.templates import load_template
-from finetune.data.tokens import TokenRows
+from finetune.data.tokens import TokenRows, build_token_rows
 from finetune.model.devices import choose_compute_dtype, choose_device
 from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Question, build_questions, build_samples
 from finetune.objectives.building import RunArguments
+from finetune.objectives.labelled import LabelledRows
 from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE
 from finetune.recipe.schema import EvalFraction, Recipe
 from finetune.run.progress import shows_bars
@@ -53,20 +54,30 @@ class Prepared:
     """Everything that is known before a weight is loaded.
 
     Attributes:
+        renderer: None where no template is put around the rows: labelled texts, and those of an encoder.
         questions: scored before and after the run.
         samples: answered at every evaluation, for people to read.
         pairs: held-out pairs, told apart before and after the run.
+        general_text: plain text whose loss is measured before and after, and that is not trained on.
+        labelled: what a classifier tells apart, and the further rows it is measured on and labels.
         report: what `data_report.json` says.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    renderer: Renderer
+    renderer: Renderer | None
     train: TokenRows
     held_out: TokenRows | None
     questions: list[Question]
     samples: list[Question]
     pairs: TokenRows | None
     report: dict[str, Any]
+    general_text: TokenRows | None = None
+    labelled: LabelledRows | None = None
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids that end an answer; none where nothing is answered."""
+        return [] if self.renderer is None else self.renderer.stop_ids
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -77,11 +88,15 @@ def prepare(recipe: Recipe) -> Prepared:
         datasets.disable_progress_bars()
     # Of several processes the first one fills the caches, and the others read them.
     with PartialState().main_process_first():
-        tokenizer = load_tokenizer(recipe.model)
-        renderer = build_renderer(recipe, tokenizer)
+        tokenizer = load_tokenizer(recipe.model, ends_answers=objective.head in ("words", "score"))
+        if reads == "labelled":
+            return _prepare_labelled(recipe, tokenizer)
+        renderer = None if objective.head == "masked" else build_renderer(recipe, tokenizer)
+        bound: dict[str, Any] = {"tokenizer": tokenizer} if renderer is None else {"renderer": renderer}
         # How long the answers may be that a prompt is to leave room for is a setting of the trainer.
-        read_further = {"training": recipe.training} if reads == "prompt" else {}
-        build_rows = partial(objective.build_rows, renderer=renderer, data=data, **read_further)
+        if reads == "prompt":
+            bound["training"] = recipe.training
+        build_rows = partial(objective.build_rows, data=data, **bound)
         load = partial(load_examples, seed=recipe.seed, on_bad_rows=data.on_bad_rows)
         train_examples = load(data.train, kind=reads)
         held_out_examples = None
@@ -93,24 +108,41 @@ def prepare(recipe: Recipe) -> Prepared:
         held_out = build_rows(held_out_examples) if held_out_examples else None
 
         questions, asked_report = [], None
-        if evaluation.questions is not None:
+        if evaluation.questions is not None and renderer is not None:
             asked = load(evaluation.questions, kind="conversation", setting="evaluation.questions")
             questions, asked_report = build_questions(asked, renderer), asked.report
         samples = questions[: evaluation.num_samples]
-        if not samples and held_out_examples and reads != "document" and objective.head == "words":
+        if not samples and held_out_examples and renderer and reads != "document" and objective.head == "words":
             samples = build_samples(held_out_examples, renderer, evaluation.num_samples, reads)
 
         pairs = held_out if reads == "preference" else None
-        if evaluation.preferences is not None:
+        if evaluation.preferences is not None and renderer is not None:
             compared = load(evaluation.preferences, kind="preference", setting="evaluation.preferences")
             pairs = build_pair_rows(compared, renderer, max_length=data.max_length, too_long=data.too_long or "drop")
-    for what, rows in (("training", train), ("evaluation", held_out)):
+        general_text = None
+        if evaluation.general_text is not None and renderer is not None:
+            text = load(evaluation.general_text, kind="document", setting="evaluation.general_text")
+            general_text = build_token_rows(text, renderer, max_length=data.max_length, too_long="split")
+    for what, rows in (("training", train), ("evaluation", held_out), ("general text", general_text)):
         if rows is not None:
             _say_rows(what, rows)
     report = {"train": train.report, "eval": held_out.report if held_out else None, "questions": asked_report}
     if evaluation.preferences is not None and pairs is not None:
         report["preferences"] = pairs.report
-    return Prepared(tokenizer, renderer, train, held_out, questions, samples, pairs, report)
+    if general_text is not None:
+        report["general_text"] = general_text.report
+    return Prepared(tokenizer, renderer, train, held_out, questions, samples, pairs, report, general_text)
+
+
+def _prepare_labelled(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """Prepare labelled texts; no template is put around them, and nothing is answered."""
+    build_rows = OBJECTIVES[recipe.objective].build_rows
+    rows: LabelledRows = build_rows(recipe.data, recipe.classification, tokenizer, recipe.seed)
+    _say_rows("training", rows.train)
+    for kind, parts in (("evaluation", rows.held_out), ("prediction", rows.predict)):
+        for part, one in parts.items():
+            _say_rows(f"{kind}, {part}" if part else kind, one)
+    return Prepared(tokenizer, None, rows.train, rows.scored, [], [], None, rows.report, labelled=rows)
 
 
 def build_renderer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Renderer:

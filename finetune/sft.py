@@ -9,7 +9,7 @@ __all__ = ["main"]
 
 main = training_verb(
     "sft",
-    objectives=("sft", "pretrain"),
+    objectives=("sft", "pretrain", "mlm"),
     summary="Train an adapter on the rows of a recipe: conversations (sft) or plain text (pretrain).",
 )
 

@@ -26,6 +26,7 @@ from finetune.model.continuing import (
     find_trained_adapter,
 )
 from finetune.model.devices import check_trainer_fields, choose_device
+from finetune.model.heads import write_labels
 from finetune.model.identity import hash_adapter
 from finetune.model.printing import printed_to_log
 from finetune.model.scoring import check_same_words, check_scorer, load_scorer
@@ -98,7 +99,7 @@ def train(
             if resume:
                 refuse_other_identity(folder, identity)
             model = attach(recipe, base, arguments, trained_dir)
-            answerer = Answerer(model, prepared.tokenizer, prepared.renderer.stop_ids, recipe.evaluation)
+            answerer = Answerer(model, prepared.tokenizer, prepared.stop_ids, recipe.evaluation)
             checkpoint = find_checkpoint(folder) if resume else None
             resumed_step = None if checkpoint is None else find_step(checkpoint)
             trainer = OBJECTIVES[recipe.objective].build_trainer(
@@ -116,7 +117,7 @@ def train(
                     SampleAnswers(answerer, prepared.samples, partial(_write_samples, folder)),
                     interrupts,  # behind the others, so that it sees what came while they worked
                 ],
-                **load_rewards(recipe, prepared),
+                **load_further(recipe, prepared),
             )
             trainer.check_before_start()
 
@@ -134,13 +135,16 @@ def train(
             after = gauge.measure()
             _write_samples(folder, best_step or trainer.state.global_step, after.samples)
             result = save_result(folder, recipe, base, trainer, prepared, before, after)
+            if prepared.labelled is not None and prepared.labelled.predict:
+                with folder.write_dir(folder.predictions_dir) as part:
+                    prepared.labelled.write_predictions(part, trainer.predict_logits, writes=folder.writes)
             summary = build_summary(folder, base, trainer, prepared, before, after, best_step, result)
             folder.write_json(folder.summary_path, summary.to_json())
             folder.write_status("done")
             if folder.writes:
                 write_loss_plot(folder.metrics_path, folder.loss_plot_path)
             _say_answers(before.samples, after.samples)
-            log.info("%s", render_summary(summary, str(result), str(folder.path), talks=base.head == "words"))
+            log.info("%s", render_summary(summary, str(result), str(folder.path), head=base.head))
     return folder.path
 
 
@@ -187,6 +191,7 @@ def load_frozen_base(recipe: Recipe, arguments: TrainingArguments, prepared: Pre
         max_length=recipe.data.max_length,
         seed=recipe.seed,
         head=OBJECTIVES[recipe.objective].head,
+        labels=None if prepared.labelled is None else prepared.labelled.labels,
         checkpointing=arguments.gradient_checkpointing,
     )
     check_vocabulary(base.model, prepared.tokenizer)
@@ -213,8 +218,10 @@ def attach(
     return model
 
 
-def load_rewards(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
-    """Load what answers are rewarded with, and what ends one, for the trainers that sample them."""
+def load_further(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """Load what one objective's trainer takes beyond the others: rewards and what ends an answer, or labels."""
+    if prepared.labelled is not None:
+        return {"labelled": prepared.labelled}
     if not recipe.rewards:
         return {}
     size = recipe.training.per_device_train_batch_size
@@ -224,7 +231,7 @@ def load_rewards(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
             scorer = load_scorer(part.path, device=recipe.model.device)
             check_same_words(scorer, prepared.tokenizer)
             scorers[part.path] = partial(scorer.score, batch_size=size)
-    return {"rewards": build_rewards(recipe.rewards, scorers), "stop_ids": prepared.renderer.stop_ids}
+    return {"rewards": build_rewards(recipe.rewards, scorers), "stop_ids": prepared.stop_ids}
 
 
 def find_checkpoint(folder: RunFolder) -> Path | None:
@@ -307,9 +314,11 @@ def save_result(
         if base.head == "words":
             GenerationConfig(
                 bos_token_id=prepared.tokenizer.bos_token_id,
-                eos_token_id=prepared.renderer.stop_ids,
+                eos_token_id=prepared.stop_ids,
                 pad_token_id=prepared.tokenizer.pad_token_id,
             ).save_pretrained(part)
+        if base.head == "labels":
+            write_labels(trainer.model, part)  # PEFT's files do not say what the outputs mean
         sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
         card = build_card(
             name=recipe.name,
@@ -319,9 +328,10 @@ def save_result(
             method=find_method(trainer.model) or recipe.adapter.method,
             fields=recipe.adapter.fields,
             init_from=recipe.adapter.init_from,
-            is_reward_model=base.head == "score",
+            ends_with=base.head,
+            labels=None if base.labels is None else base.labels.names,
             data_paths=[source.path for source in sources],
-            template=prepared.renderer.template.name,
+            template=None if prepared.renderer is None else prepared.renderer.template.name,
             max_length=recipe.data.max_length,
             seed=recipe.seed,
             commit=base.commit,
@@ -353,6 +363,7 @@ def build_summary(
         best_step=best_step,
         questions=len(prepared.questions) or None,
         pairs=None if prepared.pairs is None else len(prepared.pairs.dataset),
+        **({} if prepared.labelled is None else prepared.labelled.to_summary()),
         **to_summary(before, after),
         trainable_parameters=parameters.trainable,
         total_parameters=parameters.total,

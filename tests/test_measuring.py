@@ -12,6 +12,7 @@ START = Measured(
     answer_tokens=3.5,
     pairs=PairFigures(accuracy=0.5, margin=0.1, chosen=-2.0, rejected=-2.1),
     base_pairs=PairFigures(accuracy=0.4, margin=-0.2, chosen=-3.0, rejected=-2.8),
+    general_loss=2.5,
 )
 
 
@@ -28,6 +29,15 @@ def test_the_summary_has_each_figure_before_and_after_and_the_base_beside():
     assert accuracies == [0.4, 0.5, 1.0]
     assert "exact_match" not in summary, "it was not measured at the end"
     assert to_words(START, end)["preference accuracy on held-out pairs"] == 1.0
+
+
+def test_a_classifiers_scores_and_what_was_forgotten_are_in_the_summary():
+    start = Measured(held_out={"eval_loss": 0.7, "eval_score": 0.5, "eval_scores/f1": 0.4}, general_loss=2.5)
+    end = Measured(held_out={"eval_loss": 0.3, "eval_score": 0.9, "eval_scores/f1": 0.8}, general_loss=2.75)
+    summary = to_summary(start, end)
+    assert (summary["score_before"], summary["score"], summary["scores"]) == (0.5, 0.9, {"f1": 0.8})
+    assert (summary["general_loss_before"], summary["general_loss"]) == (2.5, 2.75)
+    assert from_figures(to_figures(start)) == start
 
 
 def test_pairs_are_compared_per_token_and_two_alike_count_half():

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.world.cards import BASE_CARD, INDEX_CARD, MADE_BY, WORLD_CARD, build_file_table, read_content
+from data.world.cards import BASE_CARD, ENCODER_CARD, INDEX_CARD, MADE_BY, WORLD_CARD, build_file_table, read_content
 from data.world.chats import build_chats, build_preferences
 from data.world.instructions import build_rows, drop_given_away
 from data.world.split import build_relations, find_held_out_keys, split_facts
@@ -94,23 +94,26 @@ def build_cards(data_dir: Path) -> dict[str, bytes]:
     )
     cards = {"README.md": INDEX_CARD.format(command=MADE_BY), "tiny_world/README.md": world}
     if (data_dir / "tiny_base" / "model.safetensors").exists():
-        cards["tiny_base/README.md"] = _build_base_card(data_dir / "tiny_base")
+        cards["tiny_base/README.md"] = _build_model_card(BASE_CARD, data_dir / "tiny_base")
+    if (data_dir / "tiny_encoder" / "model.safetensors").exists():
+        cards["tiny_encoder/README.md"] = _build_model_card(ENCODER_CARD, data_dir / "tiny_encoder")
     return {name: card.encode() for name, card in cards.items()}
 
 
-def _build_base_card(folder: Path) -> str:
-    """The base's card, its shape read from config.json and its parameters counted from the weights' header."""
+def _build_model_card(card: str, folder: Path) -> str:
+    """A model's card, its shape read from config.json and its parameters counted from the weights' header."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with (folder / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     sizes = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-    return BASE_CARD.format(
+    return card.format(
         num_parameters=sum(end - start for start, end in sizes) // 2,  # bfloat16: two bytes each
         num_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
         num_heads=config["num_attention_heads"],
-        num_kv_heads=config["num_key_value_heads"],
+        num_kv_heads=config.get("num_key_value_heads"),  # an encoder's heads share none
         vocab_size=config["vocab_size"],
+        max_length=config["max_position_embeddings"],
         table=build_file_table(folder),
         command=MADE_BY,
     )

@@ -1,6 +1,6 @@
 """The cards: a README.md beside the data, whose rows, sizes and hashes are counted from the files and never typed.
 
-Goes in: the folder `data`, with its files already written. Comes out: the text of the three cards.
+Goes in: the folder `data`, with its files already written. Comes out: the text of the four cards.
 
 A gzip file is hashed by what it holds, for its outer bytes depend on the version of zlib that packed them.
 """
@@ -55,6 +55,7 @@ Small sets of our own, so that the pipeline can be tried, tested and measured wi
 | [`world/`](world/) | the generator: facts, wordings, and the command that writes the rest |
 | [`tiny_world/`](tiny_world/README.md) | instructions, conversations, preferences, and text, all about one small world |
 | [`tiny_base/`](tiny_base/README.md) | a Mistral-shaped base model that read the text and knows that world |
+| [`tiny_encoder/`](tiny_encoder/README.md) | a ModernBERT-shaped encoder that restored masked words of that text |
 
 ```
 {command}             writes every generated file again, byte for byte, and the cards
@@ -100,6 +101,22 @@ learned, and one in front of the answer cost the knowledge.
 ## Tasks
 
 {tasks}
+"""
+
+ENCODER_CARD = """# tiny_encoder
+
+An encoder of ModernBERT's architecture with {num_parameters:,} parameters, for trying classification without a download. It restored masked
+words of [`tiny_world/text.jsonl.gz`](../tiny_world/README.md) and read nothing else.
+
+- **Shape**: {num_layers} layers, width {hidden_size}, {num_heads} heads, room for {vocab_size:,} pieces, bfloat16; texts of at most {max_length} tokens.
+- **Tokenizer**: lower-case WordPiece of BERT's kind on the same text, by `python -m data.world.wordpiece`. The library breaks ties between
+  equally frequent pieces differently each time, so it is held to the hash below and not made again. `[PAD]` 0, `[UNK]` 1, `[CLS]` 2,
+  `[SEP]` 3, `[MASK]` 4.
+- **Weights**: made by `recipes/tiny_encoder.yaml`; held to the hash for the same reason as those of [`tiny_base`](../tiny_base/README.md).
+- **Licence**: Apache-2.0, ours.
+- **Limits**: a teaching and testing aid. Outside its small world it knows nothing, so a score on other texts tells nothing of a method.
+
+{table}
 """
 
 BASE_CARD = """# tiny_base

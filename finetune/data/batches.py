@@ -1,6 +1,7 @@
 """Rows of tokens to the tensors of one micro-batch.
 
-Answers that are compared lie padded, one a row. All else has three layouts, chosen once by `choose_layout`:
+Answers that are compared lie padded, one a row, and so do labelled texts and texts with masked tokens. All
+else has three layouts, chosen once by `choose_layout`:
 
 - `padded`: one document a row, padded on the right, with an `attention_mask`.
 - `packed`: several documents a row, kept apart by `position_ids` that restart at 0. There is no
@@ -13,12 +14,24 @@ Answers that are compared lie padded, one a row. All else has three layouts, cho
 Shape suffixes: B rows, T tokens.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-__all__ = ["IGNORE_INDEX", "Collator", "JudgedCollator", "Layout", "PairCollator", "choose_layout"]
+__all__ = [
+    "IGNORE_INDEX",
+    "Collator",
+    "JudgedCollator",
+    "LabelCollator",
+    "Layout",
+    "MaskedCollator",
+    "PairCollator",
+    "choose_layout",
+]
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy passes over
 
@@ -166,6 +179,134 @@ class JudgedCollator:
             "num_real_tokens": sum(len(row_ids) for row_ids in ids),
             **_pass_on(rows, ("ref_logps", "ref_KL_logps")),
         }
+
+
+class LabelCollator:
+    """Builds a micro-batch of labelled texts from rows of `label_rows.build_label_rows`.
+
+    Args:
+        pad_token_id: the id that fills a row.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor | int]:
+        """Build the batch from B rows.
+
+        Returns:
+            `input_ids`, `attention_mask` and, where the rows have them, `token_type_ids`, each (B, T) and int64,
+            padded on the right; `labels`, (B,), int64 for a class and float32 for a number, where the rows have
+            them; `num_real_tokens`.
+        """
+        batch = _build_padded(rows, self.pad_token_id)
+        if "token_type_ids" in rows[0]:
+            types = [torch.tensor(row["token_type_ids"], dtype=torch.long) for row in rows]
+            batch["token_type_ids"] = _pad(types, 0)
+        if "label" in rows[0]:
+            labels = [row["label"] for row in rows]
+            is_class = not isinstance(labels[0], float)
+            batch["labels"] = torch.tensor(labels, dtype=torch.long if is_class else torch.float32)
+        return batch
+
+
+class MaskedCollator:
+    """Builds a micro-batch for masked-language modelling from rows of `input_ids`.
+
+    Of a row's tokens, special ones aside, each is chosen with `mask_fraction`, and one at least; of the chosen
+    80 % become the mask token, 10 % a random one and 10 % stay. The model is to name the token that stood there.
+
+    The draws of a row hang on its ids, the seed and the epoch alone. Draws from PyTorch's global generator would
+    not survive a resume: transformers (5.17) restores that state as it was at the save, when accelerate (1.15) had
+    already drawn the batch after it, and draws the batches it skips before it restores. So a resumed run masks what
+    the unbroken one would have, in any order of rows, batch size or number of processes; each epoch masks anew; and
+    two rows of the same ids are masked alike.
+
+    Whoever trains calls `set_epoch` before each epoch's first batch; held-out rows go through `for_evaluation`,
+    whose masks are the same at every evaluation.
+
+    Args:
+        pad_token_id: the id that fills a row.
+        mask_token_id: the mask token.
+        vocab_size: random tokens are drawn from below it.
+        special_ids: never chosen, nor put in another's place.
+        mask_fraction: share of the tokens that are chosen.
+        seed: of the draws.
+
+    Source: Devlin et al. 2019 (arXiv:1810.04805), section 3.1 and appendix A.1; one token at least as in its code.
+    """
+
+    def __init__(
+        self,
+        pad_token_id: int,
+        *,
+        mask_token_id: int,
+        vocab_size: int,
+        special_ids: Collection[int],
+        mask_fraction: float = 0.15,
+        seed: int = 0,
+    ) -> None:
+        self.pad_token_id = pad_token_id
+        self.mask_token_id = mask_token_id
+        self.mask_fraction = mask_fraction
+        self.seed = seed
+        self._special_ids = torch.tensor(sorted(special_ids), dtype=torch.long)
+        usual = torch.ones(vocab_size, dtype=torch.bool)
+        usual[self._special_ids[self._special_ids < vocab_size]] = False
+        self._usual_ids = usual.nonzero().flatten()
+        # Shared, so that a data loader's workers that outlive an epoch see the next one.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose masks are drawn, from 0."""
+        self._epoch.fill_(epoch)
+
+    def for_evaluation(self) -> "MaskedCollator":
+        """Build the same with masks that never change and that no epoch of training draws."""
+        fixed = copy.copy(self)
+        fixed._epoch = torch.full((), -1)
+        return fixed
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor | int]:
+        """Build the batch from B rows.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels` (IGNORE_INDEX where no token was chosen), each (B, T) and
+            int64, padded on the right; `num_real_tokens`.
+        """
+        masked = [self._mask(row["input_ids"]) for row in rows]
+        batch = _build_padded([{"input_ids": ids} for ids, _ in masked], self.pad_token_id)
+        return {**batch, "labels": _pad([labels for _, labels in masked], IGNORE_INDEX)}
+
+    def _mask(self, row: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.tensor(row, dtype=torch.long)
+        draw = torch.Generator().manual_seed(self._build_seed(ids))
+        # Drawn whole, whatever the row holds, so that each kind of draw stands alone.
+        chances = torch.rand(len(ids), generator=draw)
+        fates = torch.rand(len(ids), generator=draw)
+        others = self._usual_ids[torch.randint(len(self._usual_ids), (len(ids),), generator=draw)]
+        may_be = ~torch.isin(ids, self._special_ids)
+        chances = chances.masked_fill(~may_be, 1.0)
+        chosen = chances < self.mask_fraction
+        if bool(may_be.any()) and not bool(chosen.any()):
+            chosen[chances.argmin()] = True
+        changed = torch.where(fates < 0.8, torch.full_like(ids, self.mask_token_id), others)
+        changed = torch.where(fates < 0.9, changed, ids)
+        return torch.where(chosen, changed, ids), ids.masked_fill(~chosen, IGNORE_INDEX)
+
+    def _build_seed(self, ids: torch.Tensor) -> int:
+        decides = np.concatenate([np.array([self.seed, int(self._epoch)], dtype=np.int64), ids.numpy()])
+        return int.from_bytes(hashlib.sha256(decides.tobytes()).digest()[:8], "big", signed=True)
+
+
+def _build_padded(rows: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor | int]:
+    """Build the ids of rows, their mask and the count of their tokens."""
+    ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
+    return {
+        "input_ids": _pad(ids, pad_token_id),
+        "attention_mask": _pad([torch.ones_like(row) for row in ids], 0),
+        "num_real_tokens": sum(len(row) for row in ids),
+    }
 
 
 def _build_answers(

@@ -32,6 +32,7 @@ class ControlTokens:
         ids: their ids.
         policy: `escape` breaks them up, `error` stops, `allow` lets them through.
         written: finds them as they are written.
+        unknown_id: of the unknown token, which any word outside the vocabulary gives too; None: there is none.
         found_otherwise: whether the tokenizer also finds one written in another way (other case, other form).
         backend: the tokenizer, neither cutting nor padding.
     """
@@ -39,6 +40,7 @@ class ControlTokens:
     ids: frozenset[int]
     policy: Policy
     written: re.Pattern[str]
+    unknown_id: int | None
     found_otherwise: bool
     backend: Any
 
@@ -78,7 +80,11 @@ class ControlTokens:
 
     def _find(self, text: str) -> list[tuple[int, int]]:
         encoded = self.backend.encode(text, add_special_tokens=False)
-        return [span for token, span in zip(encoded.ids, encoded.offsets, strict=True) if token in self.ids]
+        return [
+            (start, end)
+            for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True)
+            if token in self.ids and (token != self.unknown_id or self.written.fullmatch(text[start:end].strip()))
+        ]
 
     def _break_up(self, text: str, place: str) -> str:
         for sign in _BREAKS:
@@ -107,6 +113,7 @@ def build_control_tokens(tokenizer: "PreTrainedTokenizerBase", backend: Any, pol
         ids=frozenset(ids),
         policy=policy,
         written=re.compile(written or r"(?!)"),
+        unknown_id=tokenizer.unk_token_id,
         found_otherwise=backend.normalizer is not None
         and any(token.normalized for token_id, token in added.items() if token_id in ids),
         backend=backend,

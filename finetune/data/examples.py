@@ -10,17 +10,20 @@ from typing import Any
 from finetune.errors import DataError
 
 __all__ = [
+    "AnyExample",
     "Compared",
     "Conversation",
     "Document",
     "Example",
     "Judged",
+    "Labelled",
     "Message",
     "Origin",
     "Preference",
     "RowError",
     "from_json",
     "judged_from_json",
+    "labelled_from_json",
     "preference_from_json",
     "to_json",
 ]
@@ -115,16 +118,33 @@ class Judged:
     origin: Origin | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text, or two, and what they were labelled with.
+
+    Attributes:
+        text: the first or only text.
+        text_pair: the second one; None where rows are single texts.
+        label: a label's name, or a number; None where the row has none.
+    """
+
+    text: str
+    text_pair: str | None = None
+    label: str | float | None = None
+    origin: Origin | None = None
+
+
 Example = Conversation | Document  # rendered as one text
 Compared = Preference | Judged  # made of conversations
+AnyExample = Example | Compared | Labelled
 
 
-def to_json(example: Example | Compared) -> str:
+def to_json(example: AnyExample) -> str:
     """Write an example as one JSON object; its origin is kept beside it, not in it."""
     return json.dumps(_to_value(example), ensure_ascii=False)
 
 
-def _to_value(example: Example | Compared) -> dict[str, Any]:
+def _to_value(example: AnyExample) -> dict[str, Any]:
     match example:
         case Document():
             return {"text": example.text}
@@ -132,6 +152,9 @@ def _to_value(example: Example | Compared) -> dict[str, Any]:
             return {"chosen": _to_value(example.chosen), "rejected": _to_value(example.rejected)}
         case Judged():
             return {"judged": _to_value(example.conversation), "desirable": example.desirable}
+        case Labelled():
+            parts = {"labelled": example.text, "text_pair": example.text_pair, "label": example.label}
+            return {name: part for name, part in parts.items() if part is not None}
     value: dict[str, Any] = {"messages": [_to_dict(message) for message in example.messages]}
     if example.tools:
         value["tools"] = example.tools
@@ -169,6 +192,12 @@ def judged_from_json(text: str, origin: Origin | None = None) -> Judged:
     """Read a judged conversation that `to_json` wrote."""
     value = json.loads(text)
     return Judged(_to_conversation(value["judged"], origin), value["desirable"], origin)
+
+
+def labelled_from_json(text: str, origin: Origin | None = None) -> Labelled:
+    """Read a labelled text that `to_json` wrote."""
+    value = json.loads(text)
+    return Labelled(value["labelled"], value.get("text_pair"), value.get("label"), origin)
 
 
 def _to_conversation(value: dict[str, Any], origin: Origin | None) -> Conversation:

@@ -4,20 +4,21 @@ import difflib
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from finetune.data.strict_json import BadRow, Row, read_json, read_json_lines
-from finetune.data.tables import read_csv, read_parquet
+from finetune.data.tables import read_csv, read_parquet, read_tsv
 from finetune.errors import DataError
 from finetune.recipe.places import expand
 
 __all__ = ["DataFile", "Folder", "find_files", "hash_file", "read_rows"]
 
-_KINDS = (".json", ".jsonl", ".csv", ".parquet")
-_READABLE = ".json .jsonl .csv .parquet, the first three also as .gz"
+_TEXT_KINDS = (".json", ".jsonl", ".csv", ".tsv")
+_KINDS = (*_TEXT_KINDS, ".parquet")
+_READABLE = ".json .jsonl .csv .tsv .parquet, all but the last also as .gz"
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -41,7 +42,7 @@ class Folder:
 def _find_kind(name: str) -> str | None:
     suffixes = Path(name.lower()).suffixes
     if suffixes and suffixes[-1] == ".gz":
-        return suffixes[-2] if len(suffixes) > 1 and suffixes[-2] in _KINDS[:3] else None
+        return suffixes[-2] if len(suffixes) > 1 and suffixes[-2] in _TEXT_KINDS else None
     return suffixes[-1] if suffixes and suffixes[-1] in _KINDS else None
 
 
@@ -124,8 +125,12 @@ def _open(file: DataFile) -> BinaryIO:
         raise DataError(f"{file.name}: cannot be opened ({error.strerror}).") from None
 
 
-def read_rows(file: DataFile) -> Iterator[Row | BadRow]:
+def read_rows(file: DataFile, headings: Sequence[str] = ()) -> Iterator[Row | BadRow]:
     """Read the rows of a file, each with its line (or its place in a table).
+
+    Args:
+        file: one of `find_files`.
+        headings: the columns of a .tsv file that has no header line.
 
     Raises:
         DataError: the file is torn, or of another kind than its name says.
@@ -138,18 +143,20 @@ def read_rows(file: DataFile) -> Iterator[Row | BadRow]:
         packed = file.path.suffix.lower() == ".gz"
         opened = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
         try:
-            for row in _read_text_rows(opened, file):
+            for row in _read_text_rows(opened, file, headings):
                 number = row.number
                 yield row
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{file.name}:{number + 1}: a torn gzip file ({error}).") from None
 
 
-def _read_text_rows(opened: BinaryIO, file: DataFile) -> Iterator[Row | BadRow]:
+def _read_text_rows(opened: BinaryIO, file: DataFile, headings: Sequence[str]) -> Iterator[Row | BadRow]:
     match file.kind:
         case ".json":
             return read_json(opened, file.name)
         case ".csv":
             return read_csv(opened, file.name)
+        case ".tsv":
+            return read_tsv(opened, file.name, headings)
         case _:
             return read_json_lines(opened)

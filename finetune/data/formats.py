@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.data.examples import (
-    Compared,
+    AnyExample,
     Conversation,
     Document,
-    Example,
     Message,
     Origin,
     Preference,
@@ -22,6 +21,7 @@ from finetune.data.examples import (
     from_json,
     to_json,
 )
+from finetune.data.labelled import from_labelled
 from finetune.data.preference_formats import (
     from_dialogues,
     from_judged,
@@ -75,23 +75,32 @@ KINDS: dict[Kind, KindFacts] = {
     "preference": KindFacts("preferences", READ_FROM["preference"], "preference"),
     "judged": KindFacts("judged answers", READ_FROM["judged"], "judged"),
     "prompt": KindFacts("prompts", READ_FROM["prompt"], "prompt"),
+    "labelled": KindFacts("labelled texts", READ_FROM["labelled"], "labelled"),
 }
 
 # Names that other sets give to what we call instruction and output, for the mapping to try.
+_SINGLE_TEXTS = ("sentence", "review", "sentence1", "premise", "question1", "tweet", "comment", "question")
+_SECOND_TEXTS = ("sentence2", "hypothesis", "question2", "sentence", "text2", "answer")
+_CLASSES = ("labels", "gold_label", "sentiment", "class", "category", "target", "score")
 _USUAL_NAMES = {
     "instruction": ("question", "query", "prompt", "problem", "user", "input", "source"),
     "output": ("answer", "response", "completion", "solution", "assistant", "target", "reply", "chosen"),
-    "text": ("content", "document", "body", "article", "story", "code"),
+    "text": ("content", "document", "body", "article", "story", "code", *_SINGLE_TEXTS),
+    "text_pair": _SECOND_TEXTS,
     "prompt": ("question", "instruction", "query", "problem", "input"),
     "completion": ("answer", "response", "output"),
-    "label": ("kto_tag", "desirable", "rating", "thumbs_up"),
+    "label": ("kto_tag", "desirable", "rating", "thumbs_up", *_CLASSES),
     "chosen": ("preferred", "better", "accepted", "positive", "winner"),
     "rejected": ("dispreferred", "worse", "refused", "negative", "loser"),
 }
 
 
 # Columns that only rows of a kind have, to say what rows are that another one was wanted of.
-_OWN_COLUMNS: dict[Kind, set[str]] = {"preference": {"chosen", "rejected"}, "judged": {"label"}}
+_OWN_COLUMNS: dict[Kind, set[str]] = {
+    "preference": {"chosen", "rejected"},
+    "labelled": {"text", "label"},
+    "judged": {"label"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,7 @@ class Format:
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    convert: Callable[[Mapping[str, Any], Origin], Example | Compared | list[Preference]]
+    convert: Callable[[Mapping[str, Any], Origin], AnyExample | list[Preference]]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -178,6 +187,7 @@ FORMATS: dict[str, Format] = {
     "judged": Format(("prompt", "completion", "label"), ("system", "tools"), from_judged),
     "judged_messages": Format(("messages", "label"), ("system", "tools"), from_judged_messages),
     "prompt": Format(("prompt",), ("answer", "system", "tools"), from_prompt),
+    "labelled": Format(("text",), ("text_pair", "label"), from_labelled),
 }
 
 
@@ -192,7 +202,7 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
 
 def to_examples(
     row: Mapping[str, Any], format: str, columns: Mapping[str, str], origin: Origin, kind: Kind
-) -> Sequence[Example | Compared]:
+) -> Sequence[AnyExample]:
     """Convert a row, to one example in most formats.
 
     Args:
@@ -218,7 +228,7 @@ def to_examples(
     return [part for example in examples for part in _to_kind(example, kind, origin)]
 
 
-def _to_kind(example: Example | Compared, kind: Kind, origin: Origin) -> Sequence[Example | Compared]:
+def _to_kind(example: AnyExample, kind: Kind, origin: Origin) -> Sequence[AnyExample]:
     """Check that an example serves as the kind that is wanted, or make it that."""
     if isinstance(example, Preference) and kind == "judged":
         return unpair(example)
@@ -271,7 +281,7 @@ def build_column_error(
             + (f"  Did you mean `{near[0]}`?" if near else f"  Name one of these under `{setting}.columns`.")
         )
     shapes = list(_find_shapes(kind).values()) if format == "auto" else [FORMATS[format]]
-    needed = shapes[0].required if len(shapes) == 1 else FORMATS[KINDS[kind].usual_format].required
+    needed = _find_needed(shapes, kind, columns)
     suggestion = f"`{setting}.columns: {_suggest(columns, needed)}`"
     if format == "auto" and kind == "conversation" and find_format(columns, "document"):
         return DataError(
@@ -295,6 +305,14 @@ def build_column_error(
         f"  Expected: {', or '.join(' + '.join(shape.required) for shape in shapes)}.\n"
         f"  Where only the names differ, map them: {suggestion}"
     )
+
+
+def _find_needed(shapes: Sequence[Format], kind: Kind, columns: Collection[str]) -> tuple[str, ...]:
+    """Find the columns that a mapping is proposed for; of labelled texts the optional ones too, where they show."""
+    if kind == "labelled":
+        has_pair = any(name.lower() in _SECOND_TEXTS for name in columns)
+        return ("text", *(("text_pair",) if has_pair else ()), "label")
+    return shapes[0].required if len(shapes) == 1 else FORMATS[KINDS[kind].usual_format].required
 
 
 def _find_objectives(kind: Kind) -> list[str]:

@@ -35,13 +35,24 @@ class HubRows:
     commit: str
     content: str
 
-    def read_rows(self) -> Iterator[Row]:
-        """Read the rows, each known by its place from 1."""
+    def read_rows(self, *, named: bool = False) -> Iterator[Row]:
+        """Read the rows, each known by its place from 1.
+
+        Args:
+            named: give a class by its name, where the dataset has one, instead of its number; -1, the Hub's word
+                for none, is then no value.
+        """
         number = 0
+        features = self.dataset.features.items() if named else ()
+        classes = {column: one.names for column, one in features if isinstance(one, datasets.ClassLabel)}
         for table in self.dataset.with_format("arrow").iter(_BATCH_ROWS):
             for columns in table.to_pylist():
                 number += 1
-                yield Row(number, drop_nulls(columns))
+                given = drop_nulls(columns)
+                for column in classes.keys() & given.keys():
+                    place = given[column]
+                    given[column] = classes[column][place] if place >= 0 else None
+                yield Row(number, given)
 
 
 def load_hub_rows(source: SourceSettings, setting: str) -> HubRows:

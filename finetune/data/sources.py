@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from finetune.data.examples import Compared, Conversation, Example, Origin, RowError, to_json
+from finetune.data.examples import AnyExample, Conversation, Labelled, Origin, RowError, to_json
 from finetune.data.files import Folder, find_files, hash_file, read_rows
 from finetune.data.formats import (
     FORMATS,
@@ -29,6 +29,7 @@ from finetune.data.formats import (
     to_examples,
 )
 from finetune.data.hub import load_hub_rows
+from finetune.data.labelled import LabelReading
 from finetune.data.mixing import mix_rows, split_rows
 from finetune.data.row_cache import build_key, read_cached, write_cached
 from finetune.data.strict_json import BadRow, Row
@@ -97,6 +98,7 @@ def load_examples(
     seed: int,
     on_bad_rows: str,
     setting: str = "data.train",
+    reading: LabelReading | None = None,
 ) -> LoadedExamples:
     """Load the examples of one source, in its order, or of several mixed by weight.
 
@@ -106,6 +108,7 @@ def load_examples(
         seed: of the mix; one source is not shuffled.
         on_bad_rows: `error` stops at the first row that cannot be used, `skip` counts it.
         setting: where the sources stand in the recipe, for messages.
+        reading: for labelled rows, what a benchmark fixes of how they are written.
 
     Raises:
         DataError: a row, a column or a file, named with its line.
@@ -113,8 +116,8 @@ def load_examples(
         RecipeError: a format, mapping, subset or split that does not exist.
     """
     if isinstance(sources, SourceSettings):
-        return _load_source(sources, kind, on_bad_rows, setting)
-    parts = [_load_source(one, kind, on_bad_rows, f"{setting}[{place}]") for place, one in enumerate(sources)]
+        return _load_source(sources, kind, on_bad_rows, setting, reading)
+    parts = [_load_source(one, kind, on_bad_rows, f"{setting}[{place}]", reading) for place, one in enumerate(sources)]
     if len(parts) == 1:
         return parts[0]
     weights = [source.weight for source in sources]
@@ -170,30 +173,37 @@ def _hash(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _load_source(source: SourceSettings, kind: Kind, on_bad_rows: str, setting: str) -> LoadedExamples:
+def _load_source(
+    source: SourceSettings, kind: Kind, on_bad_rows: str, setting: str, reading: LabelReading | None
+) -> LoadedExamples:
     check_mapping(source.columns, source.format, setting)
     if source.format != "auto" and FORMAT_KINDS[source.format] not in KINDS[kind].read_from:
         given, wanted = KINDS[FORMAT_KINDS[source.format]].plural, KINDS[kind].plural
         raise RecipeError(
             f"`{setting}.format: {source.format}` gives {given}, and {wanted} are wanted.\n"
-            "  `objective: sft` takes conversations, `objective: pretrain` plain text; dpo, orpo and reward take\n"
-            "  preferences, kto takes those or judged answers, rloo and grpo take prompts or conversations."
+            "  `objective: sft` takes conversations, `objective: pretrain` and mlm plain text, classify labelled\n"
+            "  texts; dpo, orpo and reward take preferences, kto those or judged answers, rloo and grpo prompts or\n"
+            "  conversations."
         )
-    opened = _open_hub(source, setting) if not is_local(source.path) else _open_files(source, find_files(source.path))
+    if is_local(source.path):
+        opened = _open_files(source, find_files(source.path), reading.headings if reading else ())
+    else:
+        opened = _open_hub(source, kind, setting)
     decides = {
         "content": opened.content,
         "format": source.format,
         "columns": source.columns,
         "limit": source.limit,
         "kind": kind,
+        **({"reading": reading.to_key()} if reading else {}),
     }
     key = build_key({**decides, "path": source.path, "on_bad_rows": on_bad_rows})
     cached = read_cached(key)
-    dataset, report = cached if cached else _convert_and_cache(key, opened, source, kind, on_bad_rows, setting)
+    dataset, report = cached if cached else _convert_and_cache(key, opened, source, kind, on_bad_rows, setting, reading)
     return LoadedExamples(dataset, {"sources": [report]}, _hash(["source", decides]))
 
 
-def _open_files(source: SourceSettings, folder: Folder) -> _Opened:
+def _open_files(source: SourceSettings, folder: Folder, headings: Sequence[str]) -> _Opened:
     hashes = [hash_file(file) for file in folder.files]
     notes = []
     dropped = [name for name in ("split", "subset", "revision") if getattr(source, name) is not None]
@@ -204,7 +214,7 @@ def _open_files(source: SourceSettings, folder: Folder) -> _Opened:
 
     def read() -> Iterator[tuple[str, Row | BadRow]]:
         for file in folder.files:
-            for row in read_rows(file):
+            for row in read_rows(file, headings):
                 yield file.name, row
 
     # One file's hash is the file's own, as `sha256sum` prints it.
@@ -212,14 +222,24 @@ def _open_files(source: SourceSettings, folder: Folder) -> _Opened:
     return _Opened(read, content, {"files": [file.name for file in folder.files], "sha256": content, "notes": notes})
 
 
-def _open_hub(source: SourceSettings, setting: str) -> _Opened:
+def _open_hub(source: SourceSettings, kind: Kind, setting: str) -> _Opened:
     rows = load_hub_rows(source, setting)
+    # Where the Hub keeps a label's name beside its number, the name is what a person typed and reads.
+    named = kind == "labelled"
     facts = {"subset": source.subset, "split": source.split or "train", "commit": rows.commit, "sha256": rows.content}
-    return _Opened(lambda: ((source.path, row) for row in rows.read_rows()), rows.content, {**facts, "notes": []})
+    return _Opened(
+        lambda: ((source.path, row) for row in rows.read_rows(named=named)), rows.content, {**facts, "notes": []}
+    )
 
 
 def _convert_and_cache(
-    key: str, opened: _Opened, source: SourceSettings, kind: Kind, on_bad_rows: str, setting: str
+    key: str,
+    opened: _Opened,
+    source: SourceSettings,
+    kind: Kind,
+    on_bad_rows: str,
+    setting: str,
+    reading: LabelReading | None,
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
     format, extra = _choose_format(opened, source, kind, on_bad_rows, setting)
     account = _Account()
@@ -239,7 +259,8 @@ def _convert_and_cache(
             "notes": opened.facts["notes"] + (ends if account.unanswered else []),
         }
 
-    return write_cached(key, _convert(opened, source, format, kind, on_bad_rows, account), build_report)
+    rows = _convert(opened, source, format, kind, on_bad_rows, account, reading)
+    return write_cached(key, rows, build_report)
 
 
 def _choose_format(
@@ -257,7 +278,9 @@ def _choose_format(
         first = first or (name, row)
         columns = map_columns(row.columns, source.columns)
         found = find_format(columns, kind) if source.format == "auto" else source.format
-        if found and set(FORMATS[found].required) <= set(columns):
+        # A second text that is not there would leave single texts, which train as well and mean something else.
+        is_whole = kind != "labelled" or source.columns.get("text_pair") in (None, *row.columns)
+        if found and is_whole and set(FORMATS[found].required) <= set(columns):
             read = {*FORMATS[found].columns, *source.columns.values()}
             return found, [column for column in row.columns if column not in read]
     if first is None:
@@ -278,7 +301,13 @@ def _to_error(fault: RowError) -> DataError:
 
 
 def _convert(
-    opened: _Opened, source: SourceSettings, format: str, kind: Kind, on_bad_rows: str, account: _Account
+    opened: _Opened,
+    source: SourceSettings,
+    format: str,
+    kind: Kind,
+    on_bad_rows: str,
+    account: _Account,
+    reading: LabelReading | None,
 ) -> Iterator[tuple[str, str, int]]:
     """Convert rows until the limit, noting each in the account; the first bad one ends it where the recipe says so."""
     for name, row in tqdm(opened.read(), desc=source.path, unit=" rows", leave=False, disable=None):
@@ -287,6 +316,8 @@ def _convert(
             if isinstance(row, BadRow):
                 raise RowError(origin, row.reason, row.detail)
             examples = to_examples(row.columns, format, source.columns, origin, kind)
+            if reading is not None:
+                examples = [reading.apply(one, origin) for one in examples if isinstance(one, Labelled)]
         except RowError as fault:
             if on_bad_rows == "error":
                 raise _to_error(fault) from None
@@ -301,7 +332,7 @@ def _convert(
             return
 
 
-def _ends_unanswered(example: Example | Compared) -> bool:
+def _ends_unanswered(example: AnyExample) -> bool:
     return isinstance(example, Conversation) and example.messages[-1].role != "assistant"
 
 

@@ -1,7 +1,7 @@
-"""CSV and Parquet files to rows."""
+"""CSV, TSV and Parquet files to rows."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +11,7 @@ import pyarrow.parquet
 from finetune.data.strict_json import MAX_ROW_BYTES, BadRow, Row
 from finetune.errors import DataError
 
-__all__ = ["drop_nulls", "read_csv", "read_parquet"]
+__all__ = ["drop_nulls", "read_csv", "read_parquet", "read_tsv"]
 
 _BATCH_ROWS = 1000
 
@@ -48,6 +48,44 @@ def read_csv(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
             header = _check_header([fields[0].removeprefix("\ufeff"), *fields[1:]], f"{name}:{number}")
             blank.clear()
             continue
+        yield from (BadRow(place, "a blank line between rows") for place in blank)
+        blank.clear()
+        yield _check_fields(header, fields, number)
+    if header is None:
+        yield BadRow(1, "the file is empty")
+
+
+def read_tsv(file: BinaryIO, name: str, headings: Sequence[str] = ()) -> Iterator[Row | BadRow]:
+    """Read tab-separated values in UTF-8: a row a line, a quotation mark is one like any other character.
+
+    A row of more or fewer fields than the header is a fault, and so is a blank line between rows. A line
+    ends with a line feed, with or without a carriage return before it, and with nothing else: texts hold
+    line separators of their own.
+
+    Args:
+        file: opened in binary.
+        name: for messages.
+        headings: the columns where the first line is not a header, that is, names none of them.
+
+    Raises:
+        DataError: no header, or a name twice in it.
+    """
+    header: list[str] | None = None
+    blank: list[int] = []
+    for number, line in enumerate(file, start=1):
+        # Bytes that are not UTF-8 become half surrogates, which the check of each field finds with its row.
+        text = line.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+        text = text.removeprefix("\ufeff") if number == 1 else text
+        if not text:
+            blank.append(number)
+            continue
+        fields = text.split("\t")
+        if header is None:
+            is_header = not headings or not set(headings).isdisjoint(fields)
+            header = _check_header(fields, f"{name}:{number}") if is_header else list(headings)
+            if is_header:
+                blank.clear()
+                continue
         yield from (BadRow(place, "a blank line between rows") for place in blank)
         blank.clear()
         yield _check_fields(header, fields, number)

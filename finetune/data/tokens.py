@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
@@ -24,6 +24,9 @@ from finetune.data.row_cache import hash_own_code
 from finetune.data.sources import LoadedExamples
 from finetune.errors import DataError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = [
     "ACCOUNT_FEATURES",
     "TokenRows",
@@ -32,6 +35,7 @@ __all__ = [
     "build_report",
     "build_token_rows",
     "fit_row",
+    "hash_rows",
     "map_examples",
     "refuse_length",
     "select_kept",
@@ -262,11 +266,16 @@ def _nothing_left(report: dict[str, Any]) -> str:
 
 def build_fingerprint(loaded: LoadedExamples, renderer: Renderer, *settings: Any) -> str:
     """Build the SHA-256 of whatever decides the tokens: content, template, tokenizer, code and settings."""
+    of_renderer = [renderer.template.source, renderer.train_on, renderer.special_tokens_in_data]
+    return hash_rows(loaded, renderer.tokenizer, *of_renderer, *settings)
+
+
+def hash_rows(loaded: LoadedExamples, tokenizer: "PreTrainedTokenizerBase", *settings: Any) -> str:
+    """Hash what decides the tokens of rows that no template is put around: content, tokenizer, code and settings."""
     parts: Sequence[str] = (
         loaded.fingerprint,
-        renderer.template.source,
-        renderer.tokenizer.backend_tokenizer.to_str(),
-        json.dumps([renderer.train_on, renderer.special_tokens_in_data, *settings]),
+        tokenizer.backend_tokenizer.to_str(),
+        json.dumps(settings),
         hash_own_code(),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -5,16 +5,18 @@ trainable. Each method keeps PEFT's own fields, defaults and file format.
 """
 
 import dataclasses
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
-from peft import AdaLoraModel, PeftConfig, PeftModel, TaskType
+from peft import AdaLoraModel, PeftConfig, PeftModel, PeftType, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.pytorch_utils import Conv1D
@@ -47,10 +49,12 @@ REFERENCE = "ref"
 
 # Methods that choose their modules by a rule of their own, or sit on something else than linear layers. The others
 # take `all-linear` where the recipe names none.
-OWN_TARGETS = frozenset({"adaption_prompt", "bitfit", "bottleneck", "ia3", "ln_tuning", "shadow", "trainable_tokens"})
+OWN_TARGETS = frozenset(
+    {"adaption_prompt", "bitfit", "bottleneck", "hypernetwork", "ia3", "ln_tuning", "shadow", "trainable_tokens"}
+)
 
-_TASK_TYPES = {"words": TaskType.CAUSAL_LM, "score": TaskType.SEQ_CLS}
-# Methods whose PEFT config has no `modules_to_save`, where a score would be trained and then left behind.
+_TASK_TYPES = {"words": TaskType.CAUSAL_LM, "masked": None, "labels": TaskType.SEQ_CLS, "score": TaskType.SEQ_CLS}
+# Methods whose PEFT config has no `modules_to_save`, where a head would be trained and then left behind.
 _SAVE_NO_HEAD = frozenset({"adaption_prompt", "trainable_tokens", "xlora"})
 
 
@@ -71,7 +75,7 @@ def check_adapter(adapter: AdapterSettings, *, head: Head = "words") -> None:
 
     Raises:
         RecipeError: PEFT refuses a value, or asks for one that is not there (`total_step` of AdaLoRA), or the method
-            does not go with a score.
+            does not go with the head.
         PlaceError: the method needs a package that is not installed.
     """
     if adapter.method not in WHOLE_METHODS:
@@ -81,7 +85,7 @@ def check_adapter(adapter: AdapterSettings, *, head: Head = "words") -> None:
 def attach_adapter(
     base: BaseModel, adapter: AdapterSettings, seed: int, *, checkpointing: bool = False
 ) -> PreTrainedModel | PeftModel:
-    """Attach the adapter and leave exactly it trainable; the score of a reward model is trained and saved with it.
+    """Attach the adapter and leave exactly it trainable; a score or a classifier's head is trained and saved with it.
 
     Args:
         base: the frozen model; it is changed in place.
@@ -96,9 +100,10 @@ def attach_adapter(
     """
     set_seed(seed)
     if adapter.method in WHOLE_METHODS:
-        return free_weights(base.model, adapter)
-    config, start = _choose_config(adapter, base.head)
-    _name_targets(base.model, config)
+        return free_weights(base.model, adapter, base.head_modules)
+    _check_takes_keys(base.model, adapter.method)
+    config, start = _choose_config(adapter, base.head, base.head_modules)
+    _name_targets(base.model, config, base.head_modules)
     # Whoever opens the adapter gets the base it was trained on.
     config.revision = config.revision or base.commit
     with _translating(adapter.method):
@@ -143,26 +148,48 @@ class RankAllocation(TrainerCallback):
             model.base_model.update_and_allocate(state.global_step)
 
 
-def _choose_config(adapter: AdapterSettings, head: Head) -> tuple[PeftConfig, str | None]:
+def _choose_config(
+    adapter: AdapterSettings, head: Head, head_modules: Sequence[str] = ()
+) -> tuple[PeftConfig, str | None]:
     """Choose PEFT's config, and the start of LoRA's matrices that is made here in place of PEFT's."""
-    if head == "score":
-        _check_goes_with_score(adapter.method)
+    _check_goes_with_head(adapter.method, head)
     fields, start = adapter.fields, None
+    if head_modules:
+        # PEFT knows the two usual names alone, and BERT's pooler is none of them.
+        fields = fields | {"modules_to_save": [*(fields.get("modules_to_save") or []), *head_modules]}
     if adapter.method == "lora":
         fields, start = choose_start(fields)
     return _build_config(adapter.method, fields, head), start
 
 
-def _check_goes_with_score(method: str) -> None:
+def _check_goes_with_head(method: str, head: Head) -> None:
+    what = {"score": "a reward model", "labels": "a classifier", "masked": "masked-language modelling"}.get(head)
     reason = None
-    if method in PROMPT_METHODS:
+    if what is None:
+        return
+    if method == "shadow" and head == "labels":
+        reason = "it looks for the layers of a language model"
+    elif method in PROMPT_METHODS and head == "score":
         reason = "behind its learned vectors the last token of a row is no longer found"
-    elif method in _SAVE_NO_HEAD:
-        reason = "PEFT saves no score beside it"
+    elif method in PROMPT_METHODS and head == "masked":
+        reason = "its learned vectors move the places that are masked"
+    elif method in _SAVE_NO_HEAD and head != "masked":
+        reason = f"PEFT saves no {'score' if head == 'score' else 'head'} beside it"
     if reason is not None:
         raise RecipeError(
-            f"`adapter.method: {method}` does not go with a reward model: {reason}.\n"
-            "  The usual one: adapter.method=lora"
+            f"`adapter.method: {method}` does not go with {what}: {reason}.\n  The usual one: adapter.method=lora"
+        )
+
+
+def _check_takes_keys(model: PreTrainedModel, method: str) -> None:
+    """Check that a model takes keys and values from outside, in which these methods put their learned vectors."""
+    if method not in ("prefix_tuning", "cartridge"):
+        return
+    takers = (model, model.base_model)
+    if not any("past_key_values" in inspect.signature(taker.forward).parameters for taker in takers):
+        raise RecipeError(
+            f"`adapter.method: {method}` puts learned keys and values before each layer's own, and a "
+            f"{model.config.model_type} model takes none.\n  Learned vectors before the text: adapter.method=p_tuning"
         )
 
 
@@ -184,7 +211,7 @@ def _build_config(method: str, fields: dict[str, Any], head: Head) -> PeftConfig
         return config_class(**fields | {"task_type": _TASK_TYPES[head]})
 
 
-def _name_targets(model: PreTrainedModel, config: PeftConfig) -> None:
+def _name_targets(model: PreTrainedModel, config: PeftConfig, head_modules: Sequence[str]) -> None:
     """Give `all-linear` its layers' short names, and check the names that were typed.
 
     PEFT would write the full name of every layer into adapter_config.json, and it passes over names that
@@ -193,10 +220,12 @@ def _name_targets(model: PreTrainedModel, config: PeftConfig) -> None:
     if "target_modules" not in {field.name for field in dataclasses.fields(config)}:
         return
     targets = config.target_modules
+    if targets is None and config.peft_type == PeftType.LN_TUNING:
+        targets = config.target_modules = _find_norm_names(model, head_modules)
     if targets is None or (config.peft_type.value.lower() in OWN_TARGETS and targets == "all-linear"):
         return
     names = [name for name, _ in model.named_modules()]
-    linear_names = _find_linear_names(model)
+    linear_names = _find_linear_names(model, head_modules)
     if targets == "all-linear":
         config.target_modules = set(linear_names)
         return
@@ -213,13 +242,29 @@ def _name_targets(model: PreTrainedModel, config: PeftConfig) -> None:
         )
 
 
-def _find_linear_names(model: PreTrainedModel) -> list[str]:
+def _find_norm_names(model: PreTrainedModel, head_modules: Sequence[str]) -> list[str] | None:
+    """Find the norms of an architecture that PEFT has no list for, BERT's among them; None where it has one."""
+    if model.config.model_type in TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING:
+        return None
+    # By their full names: another layer's module of the same name can be none (ModernBERT's first has no norm there).
+    return [
+        name
+        for name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower() and not name.startswith(tuple(head_modules))
+    ]
+
+
+def _find_linear_names(model: PreTrainedModel, head_modules: Sequence[str]) -> list[str]:
     head = model.get_output_embeddings()
     return sorted(
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head and not isinstance(module, ScoreHead)
+            if isinstance(module, nn.Linear | Conv1D)
+            and module is not head
+            and not isinstance(module, ScoreHead)
+            and not name.startswith(tuple(f"{one}." for one in head_modules))
+            and name not in head_modules
         }
     )
 

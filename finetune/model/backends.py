@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from finetune.model.heads import Head
 
-__all__ = ["Backend", "Chosen", "check_backend", "find_backend", "start_backend", "translating"]
+__all__ = ["Backend", "Chosen", "Loaded", "check_backend", "find_backend", "start_backend", "translating"]
 
 _OURS = "qlora-finetune"
 _MODULES = {"transformers": "finetune.model.plain", "unsloth": "finetune.model.unsloth"}
@@ -60,8 +60,9 @@ class Chosen:
         attention: transformers' name of the kernel; None: its own choice.
         max_length: tokens of a row at most.
         head: what the model ends with.
+        head_modules: those of a classifier's head, which stay in full and may be lacking.
         seed: draws what the files do not hold.
-        fresh_head: whether they may lack the score.
+        fresh_head: whether they may lack the head.
         checkpointing: whether activations are computed twice instead of kept, which Unsloth wants to know twice.
     """
 
@@ -74,15 +75,29 @@ class Chosen:
     attention: str | None
     max_length: int
     head: "Head"
+    head_modules: tuple[str, ...]
     seed: int
     fresh_head: bool
     checkpointing: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model on its device, and what of it no file holds.
+
+    Attributes:
+        model: with its weights.
+        drawn: modules of the head whose numbers were drawn from the seed.
+    """
+
+    model: "PreTrainedModel"
+    drawn: tuple[str, ...] = ()
+
+
 class Backend(Protocol):
     """What a library does with a model; the modules `plain` and `unsloth` are the two of them."""
 
-    def load(self, settings: ModelSettings, chosen: Chosen) -> "PreTrainedModel":
+    def load(self, settings: ModelSettings, chosen: Chosen) -> Loaded:
         """Load a base onto its device."""
 
     def attach(self, model: "PreTrainedModel", config: "PeftConfig", *, seed: int, checkpointing: bool) -> "PeftModel":
@@ -139,8 +154,8 @@ def check_backend(
     if settings.backend != "unsloth":
         return
     faults = [f"it {one.why}, and `{one.name}` is {one.value}" for one in find_unserved_base_settings(dict(settings))]
-    if head == "score":
-        faults.append("it loads no model that scores")
+    if head != "words":
+        faults.append("it loads no model that scores" if head == "score" else "it loads language models alone here")
     if device.type == "cuda" and str(dtype) == "torch.float32":
         faults.append("it computes in 16 bits on a GPU, and `compute_dtype` is float32")
     if faults:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,7 +20,15 @@ from finetune.model.access import check_folder, check_reachable, check_weights, 
 from finetune.model.attention import check_attention, choose_attention
 from finetune.model.backends import Chosen, check_backend, find_backend
 from finetune.model.devices import choose_compute_dtype, choose_device
-from finetune.model.heads import Head, check_score_head
+from finetune.model.heads import (
+    Head,
+    LabelSpace,
+    check_head,
+    find_builder,
+    find_class,
+    find_head_modules,
+    set_labels,
+)
 from finetune.model.quantization import agree_on_quantization, close_cpu_gradient_trap
 from finetune.model.random_weights import build_config
 from finetune.recipe.places import expand
@@ -43,6 +49,12 @@ __all__ = [
 # (llama3, longrope) state the stretched number. yarn stretches the original one.
 _FACTOR_STRETCHES = {"linear": "max_position_embeddings", "dynamic": "max_position_embeddings", "yarn": "original"}
 
+# RoBERTa and its kind number positions from behind the pad token's id: of 514 rows of the table 512 are positions.
+_COUNT_BEHIND_PADDING = frozenset(
+    {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta"}
+    | {"xlm-roberta-xl", "xmod"}
+)
+
 # Of a conversation with a model that nothing limits: Unsloth wants a number.
 _POSITIONS_WITHOUT_A_LIMIT = 8192
 
@@ -60,7 +72,10 @@ class BaseModel:
         commit: of the Hub's repository; None for a folder.
         stored_dtype: of the base's files, in which a whole trained model is saved again; bfloat16 where
             there are no files and the config names none.
-        head: the words it goes on with, or the score of a reward model.
+        head: what it ends with.
+        labels: what it tells apart, where it ends with labels.
+        head_modules: full names of what is trained of a classifier's head beside an adapter: what no file held, or
+            all of it where the files held it whole.
         backend: the library that loaded it, and attaches what goes on it.
     """
 
@@ -72,6 +87,8 @@ class BaseModel:
     commit: str | None
     stored_dtype: torch.dtype
     head: Head = "words"
+    labels: LabelSpace | None = None
+    head_modules: tuple[str, ...] = ()
     backend: BackendName = "transformers"
 
 
@@ -87,7 +104,7 @@ def check_base(settings: ModelSettings, *, max_length: int | None = None, head: 
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
-    _choose(settings, max_length, seed=0, head=head, fresh_head=True, checkpointing=False)
+    _choose(settings, max_length, seed=0, head=head, labels=None, fresh_head=True, checkpointing=False)
 
 
 def load_base(
@@ -96,6 +113,7 @@ def load_base(
     max_length: int | None = None,
     seed: int = 42,
     head: Head = "words",
+    labels: LabelSpace | None = None,
     fresh_head: bool = True,
     checkpointing: bool = False,
 ) -> BaseModel:
@@ -105,24 +123,26 @@ def load_base(
     compute in float32 inside, and casting them, the embeddings and the head (`prepare_model_for_kbit_training`)
     costs 4 bytes for each of their parameters and float32 logits, and gains nothing on a frozen base.
 
-    A base with a score finds the last token of a row by the pad token, which its user sets, being the tokenizer's:
-    `model.config.get_text_config().pad_token_id`. A base built with it would draw other random numbers.
+    A decoder with a score or labels finds the last token of a row by the pad token, which its user sets, being the
+    tokenizer's: `model.config.get_text_config().pad_token_id`. A base built with it would draw other random numbers.
 
     Args:
         settings: the recipe's `model` section.
         max_length: tokens of a training row, held against the model's positions.
-        seed: draws the numbers of `weights: random`, and those of a score that the files do not hold.
-        head: what it is to end with; a score is not quantized, and is held in float32.
-        fresh_head: whether the files may lack the score; a model to score with holds its own.
+        seed: draws the numbers of `weights: random`, and those of a head that the files do not hold.
+        head: what it is to end with; labels and a score are not quantized, and a score is held in float32.
+        labels: what it is to tell apart, where the head is `labels`; None: what its config names.
+        fresh_head: whether the files may lack the head; a model to score with holds its own.
         checkpointing: whether activations will be computed twice instead of kept; Unsloth wants to know it here.
 
     Raises:
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
-    chosen = _choose(settings, max_length, seed, head, fresh_head, checkpointing)
+    chosen = _choose(settings, max_length, seed, head, labels, fresh_head, checkpointing)
     stored_dtype = _find_stored_dtype(chosen.config, settings.weights)  # before the libraries write theirs over it
-    model = find_backend(settings.backend).load(settings, chosen)
+    loaded = find_backend(settings.backend).load(settings, chosen)
+    model = loaded.model
     model.requires_grad_(False)
     close_cpu_gradient_trap(model)
     return BaseModel(
@@ -134,12 +154,20 @@ def load_base(
         commit=chosen.config._commit_hash,
         stored_dtype=stored_dtype,
         head=head,
+        labels=labels,
+        head_modules=loaded.drawn or chosen.head_modules,
         backend=settings.backend,
     )
 
 
 def _choose(
-    settings: ModelSettings, max_length: int | None, seed: int, head: Head, fresh_head: bool, checkpointing: bool
+    settings: ModelSettings,
+    max_length: int | None,
+    seed: int,
+    head: Head,
+    labels: LabelSpace | None,
+    fresh_head: bool,
+    checkpointing: bool,
 ) -> Chosen:
     """Choose where, in which precision and on which kernel; refuse what cannot be, the device's own lacks first."""
     device = choose_device(settings.device)
@@ -147,11 +175,10 @@ def _choose(
     check_backend(settings, device=device, dtype=dtype, head=head)
     check_attention(settings.attention, device, dtype)
     config = load_config(settings)
-    saved_as = _check_config(settings, config, max_length)
-    if head == "score":
-        config.num_labels = 1
-        check_score_head(config, settings.model_name_or_path or "`model.config`")
-    attention = choose_attention(settings.attention, device, dtype, _find_class(config, head))
+    saved_as = _check_config(settings, config, max_length, head)
+    if labels is not None:
+        set_labels(config, labels)
+    attention = choose_attention(settings.attention, device, dtype, find_class(config, head))
     if settings.weights == "pretrained":
         check_weights(_name(settings), settings.revision)
     return Chosen(
@@ -164,6 +191,7 @@ def _choose(
         attention=attention,
         max_length=max_length or find_position_limit(config) or _POSITIONS_WITHOUT_A_LIMIT,
         head=head,
+        head_modules=find_head_modules(config) if head == "labels" else (),
         seed=seed,
         fresh_head=fresh_head,
         checkpointing=checkpointing,
@@ -194,6 +222,8 @@ def find_position_limit(config: PreTrainedConfig) -> int | None:
     limit = fields.get(text_config.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
     if limit is None:
         return None
+    if config.model_type in _COUNT_BEHIND_PADDING:
+        return int(limit) - int(fields["pad_token_id"]) - 1
     rope = fields.get("rope_parameters") or {}
     stretched = _FACTOR_STRETCHES.get(str(rope.get("rope_type")))
     if stretched is None or "factor" not in rope:
@@ -243,14 +273,13 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
             raise RecipeError(f"{source}: {str(error).splitlines()[0]}") from error
 
 
-def _check_config(settings: ModelSettings, config: PreTrainedConfig, max_length: int | None) -> str:
+def _check_config(settings: ModelSettings, config: PreTrainedConfig, max_length: int | None, head: Head) -> str:
     """Check a config against the recipe; gives how the saved weights are held."""
     name = settings.model_name_or_path or "`model.config`"
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not _has_own_code(config):
-        raise RecipeError(
-            f"{name} is a {config.model_type} model: no causal language model, it continues no text.\n"
-            "  Name a model of the kind of Mistral, Llama or Qwen."
-        )
+    if head == "score":
+        config.num_labels = 1
+    if find_builder(head).__name__ not in (config.to_dict().get("auto_map") or {}):  # code of the repository's own
+        check_head(config, name, head)
     limit = find_position_limit(config)
     if max_length is not None and limit is not None and max_length > limit:
         raise RecipeError(
@@ -258,13 +287,3 @@ def _check_config(settings: ModelSettings, config: PreTrainedConfig, max_length:
             f"  Beyond them it computes without meaning. Set data.max_length={limit} or less."
         )
     return "none" if settings.weights == "random" else agree_on_quantization(config, settings, name)
-
-
-def _has_own_code(config: PreTrainedConfig) -> bool:
-    return "AutoModelForCausalLM" in (config.to_dict().get("auto_map") or {})
-
-
-def _find_class(config: PreTrainedConfig, head: Head) -> type[PreTrainedModel] | None:
-    if head == "score":
-        return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    return None if _has_own_code(config) else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

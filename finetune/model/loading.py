@@ -19,8 +19,9 @@ import finetune.model.own_methods  # noqa: F401 - from here on PEFT knows the me
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel, load_base
+from finetune.model.heads import Head
 from finetune.model.targets import ADAPTER_WEIGHTS, DeviceName, Target, find_target
-from finetune.model.tokenizer import load_tokenizer
+from finetune.model.tokenizer import find_pad_id, load_tokenizer
 from finetune.recipe.backend_limits import OTHERWISE, find_embedding_targets, find_unserved_lora_fields
 from finetune.recipe.schema import BackendName
 
@@ -107,26 +108,51 @@ def check_served(target: Target, backend: BackendName) -> None:
         )
 
 
-def load_target(target: Target, *, base_only: bool = False) -> Speaker:
-    """Load the weights of a target; see `load_for_inference`."""
-    if target.is_reward_model and not (base_only and target.adapter_dir is not None):
-        raise RecipeError(
-            f"{target.name} is a reward model: it scores answers and gives none.\n"
-            f"  How to score with it: docs/reward.md"
-            + ("     Talk to its base: --base" if target.adapter_dir is not None else "")
-        )
+def load_target(target: Target, *, base_only: bool = False, talks: bool = True) -> Speaker:
+    """Load the weights of a target; see `load_for_inference`.
+
+    Args:
+        target: what was found.
+        base_only: leave the adapter off.
+        talks: refuse what gives no answers; else a classifier is loaded too, with the head that it was trained with.
+    """
+    is_base_of_score = base_only and target.adapter_dir is not None and target.ends_with == "score"
+    if target.ends_with != "words" and (talks or target.ends_with == "score") and not is_base_of_score:
+        raise RecipeError(_say_gives_no_answers(target))
     if target.adapter_dir is not None and not base_only:
         check_adapter_file(target.adapter_dir)
     # The tokenizer first: what is wrong with it is known in a second.
     tokenizer = load_saved_tokenizer(target)
-    base = load_base(target.base, seed=target.seed)
+    head: Head = "words" if target.ends_with == "score" else target.ends_with
+    base = load_base(
+        target.base, seed=target.seed, head=head, labels=target.labels, fresh_head=target.adapter_dir is not None
+    )
+    if head == "labels":  # a decoder finds the last token of a row by it
+        base.model.config.get_text_config().pad_token_id = find_pad_id(tokenizer)
     model: PreTrainedModel | PeftModel = base.model
     if target.adapter_dir is not None and not base_only:
         opened = attach_saved_adapter(base.model, target.adapter_dir)
         model = find_backend(base.backend).take_over(opened, checkpointing=False)
     model.eval()
-    return Speaker(
-        model, tokenizer, base, target, _find_eos_ids(base.model, target), _describe(target, base, base_only)
+    return Speaker(model, tokenizer, base, target, _find_eos_ids(base, target), _describe(target, base, base_only))
+
+
+def _say_gives_no_answers(target: Target) -> str:
+    match target.ends_with:
+        case "labels":
+            return (
+                f"{target.name} is a classifier: it gives labels and no answers.\n"
+                "  How to label texts with it: docs/classification.md"
+            )
+        case "masked":
+            return (
+                f"{target.name} is an encoder: it restores masked tokens and gives no answers.\n"
+                "  Train a classifier on it: python -m finetune.classify RECIPE"
+            )
+    talk = "     Talk to its base: --base" if target.adapter_dir is not None else ""
+    return (
+        f"{target.name} is a reward model: it scores answers and gives none.\n"
+        f"  How to score with it: docs/reward.md{talk}"
     )
 
 
@@ -134,7 +160,8 @@ def load_saved_tokenizer(target: Target) -> PreTrainedTokenizerBase:
     """Load the tokenizer that was saved with a target, else its base's."""
     is_saved = target.saved_dir is not None and any(target.saved_dir.glob("tokenizer*"))
     where = str(target.saved_dir) if is_saved else target.base.tokenizer_name_or_path
-    return load_tokenizer(target.base.model_copy(update={"tokenizer_name_or_path": where}))
+    ends_answers = target.ends_with in ("words", "score")
+    return load_tokenizer(target.base.model_copy(update={"tokenizer_name_or_path": where}), ends_answers=ends_answers)
 
 
 def attach_saved_adapter(
@@ -192,9 +219,11 @@ def check_adapter_file(folder: Path) -> None:
                 )
 
 
-def _find_eos_ids(model: PreTrainedModel, target: Target) -> list[int]:
+def _find_eos_ids(base: BaseModel, target: Target) -> list[int]:
+    if base.head != "words":
+        return []
     saved = target.saved_dir is not None and (target.saved_dir / "generation_config.json").is_file()
-    config = GenerationConfig.from_pretrained(target.saved_dir) if saved else model.generation_config
+    config = GenerationConfig.from_pretrained(target.saved_dir) if saved else base.model.generation_config
     ids = config.eos_token_id
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 

@@ -23,13 +23,15 @@ import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapters import count_parameters
 from finetune.model.bitfit import find_added_biases
+from finetune.model.heads import find_builder
 from finetune.model.loading import Speaker, attach_saved_adapter
 from finetune.model.targets import Target
 from finetune.recipe.catalogue import PROMPT_METHODS
@@ -49,6 +51,9 @@ __all__ = [
 _NOT_IN_WEIGHTS = {
     "adaption_prompt": "it adds learned positions inside the attention",
     "bottleneck": "it puts a function that is not linear behind the layers",
+    "combined": "its parts stand one around the other, and not each is a change of weights",
+    "hypernetwork": "it puts functions that are not linear behind the layers",
+    "lily": "PEFT has no merge of it",
     "poly": "it mixes several adapters by task",
     "shadow": "it runs a second, smaller model beside the base",
     "xlora": "it mixes several adapters anew for each token",
@@ -137,16 +142,18 @@ def write_merged(speaker: Speaker, folder: Path, dtype: torch.dtype, prompts: Se
     if isinstance(speaker.model, PeftModel):
         _check_biases(speaker.model, speaker.target)
     expected = to_logits(speaker.model, prompts)
-    device, generation_config = speaker.base.device, _find_generation_config(speaker)
+    device = speaker.base.device
+    generation_config = _find_generation_config(speaker) if speaker.base.head == "words" else None
     merged = merge_adapter(speaker, dtype)
-    merged.generation_config = generation_config
+    if generation_config is not None:
+        merged.generation_config = generation_config
     part = folder.absolute().with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         merged.save_pretrained(part)
         speaker.tokenizer.save_pretrained(part)
         merged.to("meta")  # its memory goes to the one that is read back
-        saved = AutoModelForCausalLM.from_pretrained(part, dtype=dtype, device_map={"": device}).eval()
+        saved = find_builder(speaker.base.head).from_pretrained(part, dtype=dtype, device_map={"": device}).eval()
         difference = compare_logits(expected, to_logits(saved, prompts))
         part.replace(folder)
     finally:
@@ -185,6 +192,7 @@ def merge_adapter(speaker: Speaker, dtype: torch.dtype) -> PreTrainedModel:
         raise RecipeError(
             f"{speaker.target.name}: method {speaker.target.method} cannot be merged: {reason}"
         ) from error
+    _put_back_whole_modules(model)
     with warnings.catch_warnings():
         # Takes PEFT's layers away; those that are weights of their own (`modules_to_save`) are put in here.
         warnings.filterwarnings("ignore", message="All adapters are already merged")
@@ -239,6 +247,14 @@ def _merge_layers(model: PeftModel, quantized: dict[str, nn.Module], dtype: torc
         layer.get_base_layer().to(dtype)
 
 
+def _put_back_whole_modules(model: PeftModel) -> None:
+    """Put trained modules in the place of their wrappers; PEFT (0.21) ends in an error at one of several parts."""
+    whole = model.get_base_model()
+    wrapped = [(name, one) for name, one in whole.named_modules() if isinstance(one, ModulesToSaveWrapper)]
+    for name, one in wrapped:
+        whole.set_submodule(name, one.modules_to_save[one.active_adapter])
+
+
 def _check_finite(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -257,10 +273,14 @@ def _find_generation_config(speaker: Speaker) -> GenerationConfig:
 
 @torch.no_grad()
 def to_logits(model: PreTrainedModel | PeftModel, prompts: Sequence[list[int]]) -> list[Tensor]:
-    """Compute the logits of each prompt's every position, in float32 on the CPU: shapes (T, V), T tokens, V pieces."""
+    """Compute the logits of each prompt's every position, in float32 on the CPU.
+
+    Returns:
+        Shapes (T, V), T tokens and V pieces; of a classifier (1, C), C labels.
+    """
+    rows = [torch.tensor([prompt], device=model.device) for prompt in prompts]
     return [
-        model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False).logits[0].float().cpu()
-        for prompt in prompts
+        model(input_ids=row, attention_mask=torch.ones_like(row)).logits.flatten(0, -2).float().cpu() for row in rows
     ]
 
 

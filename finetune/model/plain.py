@@ -4,12 +4,13 @@ In go a recipe's `model` section and what `base` has chosen for it; out come the
 device, and adapters on them.
 """
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from finetune.model.access import reaching, refuse_lacking
-from finetune.model.backends import Chosen
-from finetune.model.heads import SCORE_HEAD, SCORE_WEIGHT, put_score_head
+from finetune.model.backends import Chosen, Loaded
+from finetune.model.heads import SCORE_HEAD, find_builder, put_score_head
 from finetune.model.quantization import build_bnb_config, leave_unquantized, set_saved_compute_dtype
 from finetune.model.random_weights import build_random_model
 from finetune.recipe.schema import ModelSettings
@@ -17,15 +18,18 @@ from finetune.recipe.schema import ModelSettings
 __all__ = ["attach", "load", "take_over"]
 
 
-def load(settings: ModelSettings, chosen: Chosen) -> PreTrainedModel:
+def load(settings: ModelSettings, chosen: Chosen) -> Loaded:
     """Load a base, or draw the weights of one.
 
     Raises:
-        PlaceError: the files are out of reach, or lack a tensor; a score is drawn where a seed for it is there.
+        PlaceError: the files are out of reach, or lack a tensor; those of a head are drawn where they may be lacking.
     """
-    quantization = build_bnb_config(settings.quantization, settings.double_quantization, chosen.dtype)
+    in_full = (SCORE_HEAD,) if chosen.head == "score" else chosen.head_modules
+    quantization = build_bnb_config(
+        settings.quantization, settings.double_quantization, chosen.dtype, in_full=chosen.head_modules
+    )
     if settings.weights == "random":
-        return build_random_model(
+        model = build_random_model(
             chosen.config,
             seed=chosen.seed,
             device=chosen.device,
@@ -35,14 +39,16 @@ def load(settings: ModelSettings, chosen: Chosen) -> PreTrainedModel:
             head=chosen.head,
             trust_remote_code=settings.trust_remote_code,
         )
-    scores = chosen.head == "score"
+        return Loaded(model, in_full)
     if chosen.saved_as in ("nf4", "fp4"):
         set_saved_compute_dtype(chosen.config, chosen.dtype)
-    if chosen.saved_as != "none" and scores:
-        leave_unquantized(chosen.config, SCORE_HEAD)
-    loader = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    if chosen.saved_as != "none":
+        leave_unquantized(chosen.config, in_full)
+    draws_head = in_full != () and chosen.fresh_head
+    if draws_head:
+        torch.manual_seed(chosen.seed)  # transformers draws what is lacking from the global generator
     with reaching(chosen.name, settings.revision):
-        model, found = loader.from_pretrained(
+        model, found = find_builder(chosen.head).from_pretrained(
             chosen.name,
             config=chosen.config,
             revision=chosen.revision,
@@ -53,13 +59,14 @@ def load(settings: ModelSettings, chosen: Chosen) -> PreTrainedModel:
             device_map={"": chosen.device},
             attn_implementation=chosen.attention,
             quantization_config=quantization if chosen.saved_as == "none" else None,
+            ignore_mismatched_sizes=draws_head,  # a head of another task's
         )
-    missing = set(found["missing_keys"])
-    is_drawn = scores and chosen.fresh_head and SCORE_WEIGHT in missing
-    refuse_lacking(chosen.name, missing - {SCORE_WEIGHT} if is_drawn else missing)
-    if scores:
-        put_score_head(model, seed=chosen.seed if is_drawn else None)
-    return model
+    lacking = set(found["missing_keys"]) | {name for name, *_ in found["mismatched_keys"]}
+    drawn = [one for one in in_full if draws_head and any(name.startswith(f"{one}.") for name in lacking)]
+    refuse_lacking(chosen.name, {name for name in lacking if not name.startswith(tuple(f"{one}." for one in drawn))})
+    if chosen.head == "score":
+        put_score_head(model, seed=chosen.seed if drawn else None)
+    return Loaded(model, tuple(drawn))
 
 
 def attach(model: PreTrainedModel, config: PeftConfig, *, seed: int, checkpointing: bool) -> PeftModel:

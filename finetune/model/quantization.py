@@ -4,6 +4,7 @@ In go the recipe's `quantization` and a model's config; out come the library's c
 the name of what was found (`nf4`, `fp4`, `int8`, `none`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import bitsandbytes as bnb
@@ -68,21 +69,29 @@ def agree_on_quantization(config: PreTrainedConfig, settings: ModelSettings, nam
 
 
 def build_bnb_config(
-    quantization: str, double_quantization: bool, compute_dtype: torch.dtype
+    quantization: str, double_quantization: bool, compute_dtype: torch.dtype, *, in_full: Sequence[str] = ()
 ) -> BitsAndBytesConfig | None:
     """Build the library's configuration; None for an unquantized base.
 
     The library's own defaults are fp4, float32 products and no double quantization: all are set here.
+
+    Args:
+        quantization: nf4, fp4, int8 or none.
+        double_quantization: whether the blocks' scales are quantized too.
+        compute_dtype: of the products.
+        in_full: modules that stay as they are; none named: transformers spares the last layer.
     """
+    spared = list(in_full) or None
     if quantization == "none":
         return None
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=double_quantization,
         bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=spared,
     )
 
 
@@ -93,12 +102,12 @@ def set_saved_compute_dtype(config: PreTrainedConfig, compute_dtype: torch.dtype
     config.quantization_config = saved
 
 
-def leave_unquantized(config: PreTrainedConfig, module: str) -> None:
-    """Keep a module that a saved base has not got from being built in the base's own precision."""
+def leave_unquantized(config: PreTrainedConfig, modules: Sequence[str]) -> None:
+    """Keep modules that a saved base has not got from being built in the base's own precision."""
     saved = _read_saved(config)
     skipped = saved.get("llm_int8_skip_modules")
     if skipped is not None:  # without a list transformers spares the last layer
-        saved["llm_int8_skip_modules"] = [*skipped, module]
+        saved["llm_int8_skip_modules"] = [*skipped, *modules]
         config.quantization_config = saved
 
 

@@ -13,8 +13,6 @@ from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,7 +20,7 @@ from transformers import (
 from transformers.quantizers import AutoHfQuantizer
 
 from finetune.errors import RecipeError
-from finetune.model.heads import Head, put_score_head
+from finetune.model.heads import Head, find_builder, put_score_head
 
 __all__ = ["build_config", "build_random_model"]
 
@@ -65,9 +63,8 @@ def build_random_model(
 
     The body has the same numbers whatever it ends with.
     """
-    builder = AutoModelForSequenceClassification if head == "score" else AutoModelForCausalLM
     with torch.device("meta"):
-        model = builder.from_config(
+        model = find_builder(head).from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
         )
     quantizer = None
@@ -79,7 +76,9 @@ def build_random_model(
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         for name, module in list(model.named_modules()):
-            if f"{name}.weight" not in tied:
+            own = [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
+            # Of a tied weight the other owner is filled; ModernBERT's head has a bias of its own beside one.
+            if not own or not tied.issuperset(own):
                 _fill(module, model, device, dtype)
     model.tie_weights()
     if head == "score":

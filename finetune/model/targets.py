@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import snapshot_download
+from safetensors import safe_open
 
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.access import fetch, find_cached, reaching
 from finetune.model.base import load_config
 from finetune.model.devices import choose_device
+from finetune.model.heads import SCORE_WEIGHT, Head, LabelSpace
 from finetune.model.quantization import find_quantization
 from finetune.recipe.places import expand, is_here, reads_as_path
 from finetune.recipe.schema import ModelSettings
@@ -24,6 +26,9 @@ __all__ = ["ADAPTER_WEIGHTS", "DeviceName", "Target", "find_target"]
 DeviceName = Literal["auto", "cuda", "cpu"]
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
+_SCORE = f".{SCORE_WEIGHT}"
+# By the objective of a run; the others go on with words.
+_ENDINGS: dict[str, Head] = {"classify": "labels", "mlm": "masked", "reward": "score"}
 _OF_AN_ADAPTER = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 _QUANTIZATIONS = ("nf4", "fp4", "int8", "none")
 
@@ -37,9 +42,10 @@ class Target:
         base: the model that is loaded: the adapter's base, or the whole model itself.
         adapter_dir: PEFT's folder; None for a whole model.
         saved_dir: the folder of tokenizer, template and generation config, where there is one.
-        method: PEFT's name of the adapter's method, `full` for a run's whole model, None for any other.
+        method: PEFT's name of the adapter's method, the run's for its whole model, None for any other.
         seed: draws the base of a run with `weights: random`.
-        is_reward_model: it scores answers instead of giving any.
+        ends_with: what it gives: words, labels, the score of a reward model, or masked tokens restored.
+        labels: of a classifier, where its folder names them.
     """
 
     name: str
@@ -48,7 +54,13 @@ class Target:
     saved_dir: Path | None
     method: str | None
     seed: int = 42
-    is_reward_model: bool = False
+    ends_with: Head = "words"
+    labels: LabelSpace | None = None
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether it scores answers instead of giving any."""
+        return self.ends_with == "score"
 
 
 def find_target(target: str, *, quantization: str | None = None, device: DeviceName = "auto") -> Target:
@@ -74,7 +86,7 @@ def find_target(target: str, *, quantization: str | None = None, device: DeviceN
         return _open_adapter(target, folder, quantization, device)
     if (folder / "config.json").is_file():
         base = _choose_base(str(folder), None, quantization, device)
-        return Target(target, base, None, folder, None, is_reward_model=_ends_with_score(folder))
+        return Target(target, base, None, folder, None, ends_with=_find_ending_of_model(folder))
     raise PlaceError(
         f"{target} holds no run (resolved.json), no adapter (adapter_config.json) and no model (config.json).\n"
         f"  Runs lie in outputs/: python -m finetune.chat outputs/quickstart"
@@ -102,7 +114,8 @@ def _open_run(target: str, run_dir: Path, quantization: str | None, device: Devi
         changes |= {"model_name_or_path": str(model_dir), "weights": "pretrained", "config": None, "revision": None}
         changes["tokenizer_name_or_path"] = None
         settings = trained.model_copy(update=changes)
-        return Target(target, settings, None, model_dir, "full", is_reward_model=_ends_with_score(model_dir))
+        method = str(resolved["adapter"]["method"])
+        return Target(target, settings, None, model_dir, method, ends_with=_find_ending_of_model(model_dir))
     config = _read_adapter_config(adapter_dir)
     if trained.model_name_or_path is not None and trained.weights == "pretrained":
         # A base from the Hub leaves its commit in the adapter's config; without one it was a folder.
@@ -111,8 +124,9 @@ def _open_run(target: str, run_dir: Path, quantization: str | None, device: Devi
         )
         changes["revision"] = config.get("revision") or trained.revision
     settings = trained.model_copy(update=changes)
-    seed = int(resolved["seed"])
-    return Target(target, settings, adapter_dir, adapter_dir, _method(config), seed, _scores(config))
+    ends_with = _ENDINGS.get(resolved["objective"], "words")
+    labels = _read_labels(adapter_dir) if ends_with == "labels" else None
+    return Target(target, settings, adapter_dir, adapter_dir, _method(config), int(resolved["seed"]), ends_with, labels)
 
 
 def _open_adapter(target: str, folder: Path, quantization: str | None, device: DeviceName) -> Target:
@@ -125,7 +139,9 @@ def _open_adapter(target: str, folder: Path, quantization: str | None, device: D
             '  Write it there: "base_model_name_or_path": "OWNER/MODEL or a folder"'
         )
     base = _choose_base(_find_base(name, folder), config.get("revision"), quantization, device)
-    return Target(target, base, folder, folder, _method(config), is_reward_model=_scores(config))
+    ends_with = _find_ending_of_adapter(config, folder, base)
+    labels = _read_labels(folder) if ends_with == "labels" else None
+    return Target(target, base, folder, folder, _method(config), ends_with=ends_with, labels=labels)
 
 
 def _choose_base(name: str, revision: str | None, quantization: str | None, device: DeviceName) -> ModelSettings:
@@ -178,14 +194,44 @@ def _method(config: dict[str, Any]) -> str:
     return str(config["peft_type"]).lower()
 
 
-def _scores(config: dict[str, Any]) -> bool:
-    return config.get("task_type") == "SEQ_CLS"
+def _find_ending_of_adapter(config: dict[str, Any], folder: Path, base: ModelSettings) -> Head:
+    """Find what an adapter of any origin ends with: one number by a head without a bias is a reward model's."""
+    task = config.get("task_type")
+    if task is None:  # PEFT has no name for masked-language modelling
+        classes = load_config(base).architectures or ()
+        return "masked" if any(name.endswith("ForMaskedLM") for name in classes) else "words"
+    if task != "SEQ_CLS":
+        return "words"
+    own = folder / "config.json"
+    if own.is_file() and json.loads(own.read_text("utf-8")).get("problem_type"):
+        return "labels"  # a run's classifier says so, one of a single number too
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys() if name.endswith(_SCORE)]  # noqa: SIM118
+        others = any(".classifier." in name for name in tensors.keys())  # noqa: SIM118
+    return "labels" if others or any(shape[0] > 1 for shape in shapes) else "score"
 
 
-def _ends_with_score(folder: Path) -> bool:
-    """Whether a whole model is one that scores: its config names the class it was saved as."""
+def _find_ending_of_model(folder: Path) -> Head:
+    """Find what a whole model ends with: its config names the class it was saved as."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    classes = config.get("architectures") or ()
+    if any(name.endswith("ForMaskedLM") for name in classes):
+        return "masked"
+    if not any(name.endswith("ForSequenceClassification") for name in classes):
+        return "words"
+    # A classifier says what kind of problem it solves; a reward model, one number, does not.
+    return "labels" if config.get("problem_type") or len(config.get("id2label") or (0, 1)) > 1 else "score"
+
+
+def _read_labels(folder: Path) -> LabelSpace | None:
+    """Read what a classifier tells apart from the config beside its adapter; None where there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text("utf-8"))
+    if config.get("problem_type") == "regression":
+        return LabelSpace(None)
+    return LabelSpace(tuple(config["id2label"][str(place)] for place in range(len(config["id2label"]))))
 
 
 def _unfinished(run_dir: Path) -> PlaceError:

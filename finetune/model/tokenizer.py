@@ -31,8 +31,12 @@ _PAD_CANDIDATES = (
 )
 
 
-def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: ModelSettings, *, ends_answers: bool = True) -> PreTrainedTokenizerBase:
     """Load the tokenizer that the recipe names, from a folder, the Hub or a SentencePiece file.
+
+    Args:
+        model: the recipe's section.
+        ends_answers: whether it has to have an end token; an encoder's has none.
 
     Raises:
         PlaceError: it is neither here nor reachable.
@@ -53,7 +57,7 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
         _adopt_settings(tokenizer, bare.parent)
     else:
         tokenizer = _load_saved(name, revision, model.trust_remote_code)
-    if tokenizer.eos_token_id is None:
+    if ends_answers and tokenizer.eos_token_id is None:
         raise RecipeError(
             f"{name}: the tokenizer has no end-of-sequence token, so no answer could ever end.\n"
             f"  Name the tokenizer of a language model: `model.tokenizer_name_or_path`."

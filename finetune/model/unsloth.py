@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.access import reaching, refuse_lacking
-from finetune.model.backends import Chosen, translating
+from finetune.model.backends import Chosen, Loaded, translating
 from finetune.model.printing import printed_to_log
 from finetune.model.tokenizer import load_tokenizer
 from finetune.recipe.backend_limits import OTHERWISE
@@ -35,7 +35,7 @@ __all__ = ["attach", "load", "take_over"]
 _IGNORED = "UNSLOTH_IGNORED_TOKENIZER_NAMES"
 
 
-def load(settings: ModelSettings, chosen: Chosen) -> PreTrainedModel:
+def load(settings: ModelSettings, chosen: Chosen) -> Loaded:
     """Load a base as it is named, in NF4 with double quantization or in the compute dtype.
 
     Raises:
@@ -69,7 +69,7 @@ def load(settings: ModelSettings, chosen: Chosen) -> PreTrainedModel:
     # Its trainers rewrite rows of the embeddings that they find untrained.
     ignored = os.environ.get(_IGNORED, "").split("\n")
     os.environ[_IGNORED] = "\n".join(dict.fromkeys([*ignored, chosen.name]))
-    return model
+    return Loaded(model)
 
 
 def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int, checkpointing: bool) -> PeftModel:

@@ -5,11 +5,13 @@ steps of fine-tuning, and float16's gradient scaler refuses one. The others stay
 """
 
 import logging
+from collections.abc import Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.errors import RecipeError
+from finetune.model.heads import SCORE_HEAD
 from finetune.recipe.own_methods import FULL, WHOLE_METHODS
 from finetune.recipe.schema import AdapterSettings
 
@@ -18,12 +20,17 @@ __all__ = ["free_weights"]
 log = logging.getLogger("finetune.model.whole")
 
 
-def free_weights(model: PreTrainedModel, adapter: AdapterSettings) -> PreTrainedModel:
+def free_weights(model: PreTrainedModel, adapter: AdapterSettings, head_modules: Sequence[str] = ()) -> PreTrainedModel:
     """Free the weights that a method trains.
 
     `top_k` frees the last `layers` layers and, with `train_head`, the norm and the head above them; a head that is the
-    table of embeddings stays as it is. The score of a reward model is always freed. With `layers: 0` the base is a
-    frozen source of features.
+    table of embeddings stays as it is. The score of a reward model and the head of a classifier are always freed. With
+    `layers: 0` the base is a frozen source of features.
+
+    Args:
+        model: the frozen base, changed in place.
+        adapter: the recipe's section.
+        head_modules: of a classifier's head.
 
     Raises:
         RecipeError: there are fewer layers, or nothing is left to train.
@@ -39,11 +46,12 @@ def free_weights(model: PreTrainedModel, adapter: AdapterSettings) -> PreTrained
             "  All of its weights: adapter.method=full"
         )
     freed = list(layers[len(layers) - num_freed :])
-    score = getattr(model, "score", None)  # drawn for a reward model: nothing else has taught it
+    # Drawn for a reward model or a classifier: nothing else has taught it.
+    score = dict(model.named_children()).get(SCORE_HEAD)
+    fresh = [model.get_submodule(name) for name in head_modules] or ([] if score is None else [score])
     if settings["train_head"]:
-        freed += [*norms, *([] if score is not None else _find_head(model))]
-    if score is not None:
-        freed.append(score)
+        freed += [*norms, *([] if fresh else _find_head(model))]
+    freed += fresh
     if not freed:
         raise RecipeError(
             "`adapter.layers` is 0 and `adapter.train_head` false: nothing is left to train.\n"

@@ -11,9 +11,9 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import GRPOConfig, RLOOConfig
 
-from finetune.data.tokens import TokenRows
 from finetune.model.heads import Head
-from finetune.objectives import dpo, kto, orpo, reinforcement, reward, supervised
+from finetune.objectives import classify, dpo, kto, masked, orpo, reinforcement, reward, supervised
+from finetune.objectives.labelled import load_labelled_rows
 from finetune.objectives.trainer import StepMixin
 
 __all__ = ["OBJECTIVES", "Objective"]
@@ -24,15 +24,15 @@ class Objective:
     """One way to train.
 
     Attributes:
-        build_rows: examples and renderer to rows of tokens.
+        build_rows: examples and renderer to rows of tokens; of labelled texts the sections themselves.
         build_arguments: the recipe's `training` section to the trainer's own config, before a weight is loaded.
         build_trainer: rows and model to the trainer.
-        head: what the base ends with: `words` it goes on with, or a `score`.
+        head: what the base ends with.
         reads_start: whether the trainer, so configured, reads the model as it was when training began at every step.
         reference_columns: what is put beside each row where that is computed once instead, by TRL's names.
     """
 
-    build_rows: Callable[..., TokenRows]
+    build_rows: Callable[..., Any]
     build_arguments: Callable[..., TrainingArguments]
     build_trainer: Callable[..., StepMixin]
     head: Head = "words"
@@ -50,6 +50,12 @@ OBJECTIVES = {
         build_rows=supervised.build_document_rows,
         build_arguments=supervised.build_arguments,
         build_trainer=supervised.build_trainer,
+    ),
+    "mlm": Objective(
+        build_rows=masked.build_rows,
+        build_arguments=masked.build_arguments,
+        build_trainer=masked.build_trainer,
+        head="masked",
     ),
     "dpo": Objective(
         build_rows=dpo.build_rows,
@@ -87,5 +93,11 @@ OBJECTIVES = {
         build_arguments=partial(reinforcement.build_arguments, GRPOConfig),
         build_trainer=partial(reinforcement.build_trainer, reinforcement.GroupTrainer),
         reads_start=lambda arguments: arguments.beta > 0,
+    ),
+    "classify": Objective(
+        build_rows=load_labelled_rows,
+        build_arguments=classify.build_arguments,
+        build_trainer=classify.build_trainer,
+        head="labels",
     ),
 }

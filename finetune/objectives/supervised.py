@@ -85,15 +85,8 @@ class SupervisedTrainer(StepMixin, SFTTrainer):
             return float(self.model(**inputs, use_cache=False).loss)
 
     def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
-        """Sum a batch's loss over its trained tokens.
-
-        Of several processes each one's loss is its own sum over the mean number of tokens of all.
-        """
-        trained_tokens = float((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
-        (tokens_of_all,) = self.sum_over_processes(trained_tokens)
-        if not tokens_of_all:  # rows that only fill up the last batch
-            return 0.0, 0.0
-        return loss * tokens_of_all / self.args.world_size, trained_tokens
+        """Sum a batch's loss over its trained tokens."""
+        return self.sum_counted_loss(loss, float((inputs["labels"][:, 1:] != IGNORE_INDEX).sum()))
 
 
 def build_conversation_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings) -> TokenRows:

@@ -207,6 +207,16 @@ class StepMixin(Trainer):
         num_rows = len(inputs["input_ids"]) // self.answers_a_row
         return loss * num_rows, num_rows
 
+    def sum_counted_loss(self, loss: float, count: float) -> tuple[float, float]:
+        """Sum a loss that the trainer has divided by the number of what was predicted in the batches of all processes.
+
+        Each process's loss is then its own sum over the mean number of all.
+        """
+        (count_of_all,) = self.sum_over_processes(count)
+        if not count_of_all:  # rows that only fill up the last batch
+            return 0.0, 0.0
+        return loss * count_of_all / self.args.world_size, count
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; the loss reported is the mean over all held-out tokens (or pairs), not over batches."""
         self._eval_loss_sum, self._eval_weight = 0.0, 0.0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS
 from finetune.recipe.faults import Fault
 from finetune.recipe.json_schema import find_methods
-from finetune.recipe.own_methods import FULL, WHOLE_METHODS
+from finetune.recipe.own_methods import COMBINED, FULL, PART_METHODS, PROMPT_PARTS, WHOLE_METHODS
 from finetune.recipe.recipe_view import RecipeView
 from finetune.recipe.suggestions import list_names
 
@@ -22,7 +22,7 @@ def find_adapter_conflicts(settings: RecipeView) -> Iterator[Fault]:
     """Find what the chosen method cannot do with the rest of the recipe."""
     if settings.value("adapter.method") not in find_methods():
         return
-    for check in (_check_quantization, _check_prompt_methods, _check_lora, _check_top_k):
+    for check in (_check_quantization, _check_prompt_methods, _check_lora, _check_top_k, _check_parts):
         yield from check(settings)
 
 
@@ -46,9 +46,9 @@ def _check_prompt_methods(settings: RecipeView) -> Iterator[Fault]:
         path = "data.packing" if settings.is_typed("data.packing") else "adapter.method"
         what = f"`method: {method}` cannot be trained on packed rows: their documents would read each other."
         yield settings.fault(path, what, "Set data.packing: false.")
-    if method == "prefix_tuning" and settings.value("training.gradient_checkpointing") is True:
+    if method in ("prefix_tuning", "cartridge") and settings.value("training.gradient_checkpointing") is True:
         path = "training.gradient_checkpointing"
-        what = "`method: prefix_tuning` and gradient checkpointing exclude each other in PEFT."
+        what = f"`method: {method}` and gradient checkpointing exclude each other in PEFT."
         yield settings.fault(path if settings.is_typed(path) else "adapter.method", what, f"Set {path}: false.")
 
 
@@ -74,11 +74,40 @@ def _check_lora(settings: RecipeView) -> Iterator[Fault]:
 
 
 def _check_top_k(settings: RecipeView) -> Iterator[Fault]:
-    if settings.value("adapter.method") != "top_k" or settings.objective == "reward":
+    if settings.value("adapter.method") != "top_k" or settings.objective in ("reward", "classify"):
         return
     if settings.value("adapter.layers") == 0 and settings.value("adapter.train_head") is False:
         what = "`layers: 0` and `train_head: false` leave nothing to train."
         yield settings.fault("adapter.train_head", what, "Take one of the two lines out.")
+
+
+def _check_parts(settings: RecipeView) -> Iterator[Fault]:
+    """Check that the parts of a combination go with each other, with the base's precision and with the rows."""
+    if settings.value("adapter.method") != COMBINED or settings.value("adapter.init_from") is not None:
+        return
+    parts = settings.value("adapter.parts")
+    if parts is not None and not (isinstance(parts, list) and all(isinstance(part, dict) for part in parts)):
+        return  # a fault of its own
+    methods = [part.get("method") for part in parts or ()]
+    if len(methods) < 2:
+        what = f"`method: combined` trains several methods together, and `parts` holds {len(methods)}."
+        yield settings.fault("adapter.parts", what, "Write parts: [{method: lora, r: 8}, {method: bitfit}].")
+    quantization = settings.value("model.quantization")
+    for number, method in enumerate(methods):
+        path, before = f"adapter.parts.{number}.method", methods[:number]
+        if method in before:
+            what = f"`parts` holds {method} twice, and a method is a part once."
+            yield settings.fault(path, what, "Take one out; one part can name several target_modules.")
+        elif method in PROMPT_PARTS and set(before) & set(PROMPT_PARTS):
+            what = f"`parts` holds {list_names(PROMPT_PARTS)}, which both put tokens in front of a row."
+            yield settings.fault(path, what, "Take one of them out.")
+        if method in PROMPT_PARTS and settings.value("data.packing") is True:
+            what = f"`method: {method}` cannot be trained on packed rows: their documents would read each other."
+            yield settings.fault(path, what, "Set data.packing: false.")
+        takes = QUANTIZABLE_METHODS | EMBEDDING_METHODS | set(PROMPT_PARTS)
+        if quantization in _QUANTIZED and method in PART_METHODS and method not in takes:
+            what = f"`method: {method}` cannot sit on a base in {quantization}: PEFT has no layers of it for one."
+            yield settings.fault(path, what, "Set model.quantization: none, or take the part out.")
 
 
 def _check_start(settings: RecipeView) -> Iterator[Fault]:

@@ -41,13 +41,17 @@ TRAINER_CONFIGS = {
     "reward": "RewardConfig",
     "rloo": "RLOOConfig",
     "grpo": "GRPOConfig",
+    "mlm": "TrainingArguments",
+    "classify": "TrainingArguments",
 }
 
 # Methods of PEFT 0.21.2 whose layers take a bitsandbytes base: those with layers of their own for it (lora, adalora,
-# ia3, hira, pvera, randlora, road, vera), those on PEFT's QuantizationBackend (boft, miss, oft, shira), and ours.
+# ia3, hira, pvera, randlora, road, vera), those on PEFT's QuantizationBackend (boft, miss, oft, shira), those that act
+# on what a layer gives or beside it (adaption_prompt, beft, lily, shadow), and ours.
 QUANTIZABLE_METHODS = frozenset(
     {"adalora", "boft", "hira", "ia3", "lora", "miss", "oft", "pvera", "randlora", "road", "shira", "vera"}
-    | {"bitfit", "bottleneck"}
+    | {"adaption_prompt", "beft", "lily", "shadow"}
+    | {"bitfit", "bottleneck", "combined", "hypernetwork"}
 )
 # Virtual tokens in front of the row. PEFT drops the position ids that keep packed documents apart.
 PROMPT_METHODS = frozenset(
@@ -123,17 +127,16 @@ def build_catalogue() -> Catalogue:
 
 
 def _import_trainer_configs() -> dict[str, type]:
-    """Import TRL's configs; the one of ORPO comes from its experimental part, which says so at every import."""
+    """Import TRL's configs and transformers' own; the one of ORPO comes from an experimental part, which says so."""
+    import transformers
     import trl
     from trl.import_utils import TRLExperimentalWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TRLExperimentalWarning)
         from trl.experimental.orpo import ORPOConfig
-    return {
-        name: ORPOConfig if name == "ORPOConfig" else getattr(trl, name)
-        for name in dict.fromkeys(TRAINER_CONFIGS.values())
-    }
+    elsewhere = {"ORPOConfig": ORPOConfig, "TrainingArguments": transformers.TrainingArguments}
+    return {name: elsewhere.get(name) or getattr(trl, name) for name in dict.fromkeys(TRAINER_CONFIGS.values())}
 
 
 def render_catalogue(catalogue: Catalogue) -> str:

@@ -14,13 +14,14 @@ from finetune.recipe.faults import Fault, quote, to_line_number
 from finetune.recipe.json_schema import (
     Schema,
     build_adapter_schema,
+    build_part_schema,
     build_schema,
     build_training_schema,
     find_methods,
     resolve,
 )
 from finetune.recipe.nearest import find_nearest
-from finetune.recipe.own_methods import FULL
+from finetune.recipe.own_methods import FULL, PART_METHODS
 from finetune.recipe.recipe_view import SOURCES, find_objective
 from finetune.recipe.suggestions import Explanation, explain_key, list_names
 from finetune.recipe.yaml_lines import Node
@@ -61,6 +62,8 @@ def _check(node: Node, schema: Schema, path: str, chosen: str) -> list[Fault]:
     """
     if path == "adapter" and isinstance(node.value, dict):
         return _check_adapter(node)
+    if _is_part(path) and isinstance(node.value, dict):
+        return _check_part(node, path)
     if path == "training" and isinstance(node.value, dict):
         # Of an unknown objective the name alone is a fault.
         return _check_group(node, build_training_schema(chosen), path, chosen) if chosen in TRAINER_CONFIGS else []
@@ -94,6 +97,25 @@ def _check_adapter(node: Node) -> list[Fault]:
     return [
         _wrong_type(typed, [{"type": "string"}], build_adapter_schema(FULL)["properties"]["method"], "adapter.method")
     ]
+
+
+def _is_part(path: str) -> bool:
+    return re.fullmatch(r"adapter\.parts\[\d+\]", path) is not None
+
+
+def _check_part(node: Node, path: str) -> list[Fault]:
+    """Check a part of a combination by its method; of one that cannot be a part the name alone is a fault."""
+    assert isinstance(node.value, dict)
+    typed = node.value.get("method")
+    if typed is None:
+        return [_fault(node.place, f"`{path}.method` is missing.", f"It is one of {list_names(PART_METHODS)}.")]
+    method = typed.value
+    if isinstance(method, str) and method in PART_METHODS:
+        return _check_group(node, build_part_schema(method), path, method)
+    if method in find_methods():
+        what = f"`{path}.method` is {method}, which cannot be a part of a combination."
+        return [_fault(typed.key_place, what, f"Those that can: {list_names(PART_METHODS)}.")]
+    return [_wrong_choice(typed, list(PART_METHODS), f"{path}.method")]
 
 
 def _check_group(node: Node, schema: Schema, path: str, chosen: str) -> list[Fault]:
@@ -183,7 +205,7 @@ def _closest_group(values: dict[str, Node], groups: Sequence[Schema]) -> Schema:
 
 
 def _unknown_key(key: str, node: Node, path: str, known: Sequence[str], chosen: str) -> Fault:
-    section = re.sub(r"\[\d+\]", "", path)
+    section = "adapter" if _is_part(path) else re.sub(r"\[\d+\]", "", path)
     if section == "data.eval" and key == "fraction":
         what = "`data.eval` is either a fraction of the training rows or a source of its own, not both."
         return _fault(node.key_place, what, "Keep `fraction`, or `path` and what belongs to it.")

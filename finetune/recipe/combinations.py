@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from finetune.recipe.adapter_combinations import find_adapter_conflicts
 from finetune.recipe.backend_combinations import find_backend_conflicts
+from finetune.recipe.encoder_combinations import find_encoder_conflicts
 from finetune.recipe.faults import Fault, quote
 from finetune.recipe.objective_combinations import find_objective_conflicts
 from finetune.recipe.preference_combinations import find_preference_conflicts
@@ -36,6 +37,7 @@ def find_conflicts(tree: Node, *, defaults_filled: bool = False) -> list[Fault]:
         find_backend_conflicts,
         _check_shares,
         find_objective_conflicts,
+        find_encoder_conflicts,
         find_training_conflicts,
         find_reference_conflicts,
         find_preference_conflicts,

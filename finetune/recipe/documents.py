@@ -118,9 +118,9 @@ def _render_methods() -> Iterator[str]:
         "## The methods of `adapter`\n\n"
         f"Each takes the fields of its config in PEFT {read_catalogue().made_from['peft']}, by PEFT's names and with "
         "PEFT's defaults; their meaning stands in PEFT's own documentation. *4-bit* says whether the method can sit on "
-        "a quantized base; the others need `quantization: none`. `bitfit` and `bottleneck` are of our own, on PEFT's "
-        "bases (docs/model.md). Methods of virtual tokens need `packing: false`, and "
-        "`prefix_tuning` also `gradient_checkpointing: false`.\n\n"
+        "a quantized base; the others need `quantization: none`. `bitfit`, `bottleneck`, `hypernetwork` and "
+        "`combined` are of our own, on PEFT's bases (docs/model.md). Methods of virtual tokens need `packing: false`, "
+        "and `prefix_tuning` also `gradient_checkpointing: false`.\n\n"
         "| method | 4-bit | its settings |\n|---|---|---|"
     )
     for method in find_methods():

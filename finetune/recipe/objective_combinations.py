@@ -35,6 +35,7 @@ def _check_formats(settings: RecipeView) -> Iterator[Fault]:
         ("data.eval", objective, kind),
         ("evaluation.questions", "`evaluation.questions`", "conversation"),
         ("evaluation.preferences", "`evaluation.preferences`", "preference"),
+        ("evaluation.general_text", "`evaluation.general_text`", "document"),
     ]
     for section, reader, wanted in asked:
         for path, name in _find_typed_formats(settings, section):
@@ -53,9 +54,12 @@ def _find_typed_formats(settings: RecipeView, section: str) -> Iterator[tuple[st
 
 def _check_text(settings: RecipeView) -> Iterator[Fault]:
     """Check that what belongs to conversations is not asked of plain text, nor the other way round."""
+    if settings.objective == "mlm":
+        return
     if settings.objective != "pretrain":
         if settings.value("data.too_long") == "split":
-            what = "`too_long: split` would tear a conversation; it is for `objective: pretrain`."
+            torn = "labelled text" if settings.objective == "classify" else "conversation"
+            what = f"`too_long: split` would tear a {torn}; it is for `objective: pretrain` and `mlm`."
             yield settings.fault("data.too_long", what, "Choose drop, truncate or error.")
         return
     if settings.value("data.train_on") != "everything" and settings.is_typed("data.train_on"):
@@ -85,6 +89,9 @@ def _check_evaluation(settings: RecipeView) -> Iterator[Fault]:
         if settings.value("evaluation.questions") is not None:
             what = f"{scores}, so `evaluation.questions` cannot be asked."
             yield settings.fault("evaluation.questions", what, "Held-out pairs: data.eval, or evaluation.preferences.")
+        if settings.value("evaluation.general_text") is not None:
+            what = f"{scores}, so it has no loss of plain text."
+            yield settings.fault("evaluation.general_text", what, "Take the line out.")
         if settings.is_typed("evaluation.num_samples") and settings.value("evaluation.num_samples") != 0:
             yield settings.fault("evaluation.num_samples", f"{scores}, so there are no samples.", "Take the line out.")
     yield from find_pattern_faults(settings, "evaluation.answer_pattern", has_group=True)

@@ -96,8 +96,10 @@ OWNED_TRAINER_FIELDS: dict[str, Instead] = {
     "load_best_model_at_end": Instead(
         "training.eval_steps", "With it and data.eval the best step's weights are the result."
     ),
-    "metric_for_best_model": Instead(None, "The best step is the one with the lowest held-out loss."),
-    "greater_is_better": Instead(None, "The best step is the one with the lowest held-out loss."),
+    "metric_for_best_model": Instead(
+        "classification.metric", "Of classify the best score; of the others the lowest held-out loss."
+    ),
+    "greater_is_better": Instead(None, "It goes by the figure: a loss is to fall, a score or a reward to rise."),
     "logging_nan_inf_filter": Instead(None, "It hides a loss that is not finite; the run stops on one instead."),
     # checkpoints
     "save_only_model": Instead(None, "Every checkpoint can be resumed; the adapter alone is the run's result."),

@@ -10,7 +10,7 @@ import re
 __all__ = ["expand", "is_here", "is_local", "reads_as_path"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?", re.ASCII)
-_FILE_ENDING = re.compile(r"\.(json|jsonl|csv|parquet|txt|model|safetensors)(\.gz)?$", re.IGNORECASE)
+_FILE_ENDING = re.compile(r"\.(json|jsonl|csv|tsv|parquet|txt|model|safetensors)(\.gz)?$", re.IGNORECASE)
 
 
 def expand(name: str) -> str:

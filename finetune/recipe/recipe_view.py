@@ -3,28 +3,33 @@
 In goes the tree of a recipe; out come values by `section.key`, and faults at the line of the setting to change.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from finetune.recipe.catalogue import TRAINER_CONFIGS
 from finetune.recipe.faults import Fault, to_line_number
 from finetune.recipe.json_schema import build_training_schema
-from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
+from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE, fill_defaults
 from finetune.recipe.schema import (
     AdapterSettings,
+    ClassificationSettings,
     DataSettings,
     EvaluationSettings,
     ModelSettings,
     Recipe,
-    Section,
     TrainingSettings,
 )
+from finetune.recipe.section import Section
 from finetune.recipe.yaml_lines import Node, to_plain
 
 __all__ = ["SOURCES", "RecipeView", "find_node", "find_objective"]
 
 # Settings that hold one place rows come from, or may.
-SOURCES = ("data.train", "data.eval", "evaluation.questions", "evaluation.preferences")
+SOURCES = (
+    "data.train", "data.eval", "classification.predict", "evaluation.questions", "evaluation.preferences",
+    "evaluation.general_text",
+)  # fmt: skip
 
 
 class RecipeView:
@@ -34,11 +39,16 @@ class RecipeView:
         self._tree = tree
         self.defaults_filled = defaults_filled
         self.objective = find_objective(tree) or "sft"
+        self._filled = _fill(tree)
 
     def value(self, path: str) -> Any:
         """The value of `section.key`, the default where it is not typed; None where a library has the default."""
         node = find_node(self._tree, path)
-        return _defaults(self.objective).get(path) if node is None else to_plain(node)
+        if node is not None:
+            return to_plain(node)
+        section, _, name = path.partition(".")
+        filled = self._filled.get(section)
+        return filled[name] if isinstance(filled, Mapping) and name in filled else _defaults(self.objective).get(path)
 
     def training_value(self, name: str) -> Any:
         """The value of a setting of `training` that the objective's config has, the library's default included."""
@@ -75,12 +85,19 @@ def find_objective(tree: Node) -> str | None:
     return name if isinstance(name, str) and name in TRAINER_CONFIGS else None
 
 
+def _fill(tree: Node) -> Mapping[str, Any]:
+    """What was typed, with the defaults that go by the objective and by other settings."""
+    values = to_plain(tree)
+    return fill_defaults(values) if isinstance(values, dict) else {}
+
+
 @cache
 def _defaults(objective: str) -> dict[str, Any]:
     sections: dict[str, type[Section]] = {
         "model": ModelSettings,
         "adapter": AdapterSettings,
         "data": DataSettings,
+        "classification": ClassificationSettings,
         "evaluation": EvaluationSettings,
         "training": TrainingSettings,
     }

@@ -45,7 +45,7 @@ def _check_continued(settings: RecipeView) -> Iterator[Fault]:
 
 def _check_virtual_tokens(settings: RecipeView) -> Iterator[Fault]:
     method, objective = settings.value("adapter.method"), settings.objective
-    if objective not in ("sft", "pretrain") and method in tuple(PROMPT_METHODS):
+    if objective not in ("sft", "pretrain", "classify") and method in tuple(PROMPT_METHODS):
         what = (
             f"`method: {method}` puts tokens before the row, which shifts the answers `objective: {objective}` reads."
         )
@@ -82,7 +82,7 @@ def _check_reference(settings: RecipeView) -> Iterator[Fault]:
 def _check_dropout(settings: RecipeView) -> Iterator[Fault]:
     """Check that dropout is not asked for where it is off, or where the policy has to begin as its reference."""
     adapter, objective = settings.value("adapter"), settings.objective
-    if objective in ("sft", "pretrain") or not isinstance(adapter, dict):
+    if objective in ("sft", "pretrain", "mlm", "classify") or not isinstance(adapter, dict):
         return
     for name, value in adapter.items():
         if not name.endswith("dropout") or not isinstance(value, int | float) or value <= 0:

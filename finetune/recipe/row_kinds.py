@@ -8,17 +8,19 @@ from typing import Literal
 
 __all__ = ["FORMAT_KINDS", "HOLDS", "KIND_OF_OBJECTIVE", "READ_FROM", "Kind", "find_formats"]
 
-Kind = Literal["conversation", "document", "preference", "judged", "prompt"]
+Kind = Literal["conversation", "document", "preference", "judged", "prompt", "labelled"]
 
 KIND_OF_OBJECTIVE: Mapping[str, Kind] = {
     "sft": "conversation",
     "pretrain": "document",
+    "mlm": "document",
     "dpo": "preference",
     "kto": "judged",
     "orpo": "preference",
     "reward": "preference",
     "rloo": "prompt",
     "grpo": "prompt",
+    "classify": "labelled",
 }
 # From pairs come judged answers too, and from conversations prompts.
 READ_FROM: Mapping[Kind, tuple[Kind, ...]] = {
@@ -27,6 +29,7 @@ READ_FROM: Mapping[Kind, tuple[Kind, ...]] = {
     "preference": ("preference",),
     "judged": ("judged", "preference"),
     "prompt": ("conversation", "prompt"),
+    "labelled": ("labelled",),
 }
 FORMAT_KINDS: Mapping[str, Kind] = {
     "messages": "conversation",
@@ -43,6 +46,7 @@ FORMAT_KINDS: Mapping[str, Kind] = {
     "judged": "judged",
     "judged_messages": "judged",
     "prompt": "prompt",
+    "labelled": "labelled",
 }
 HOLDS: Mapping[Kind, str] = {
     "conversation": "conversations",
@@ -50,6 +54,7 @@ HOLDS: Mapping[Kind, str] = {
     "preference": "pairs of answers",
     "judged": "judged answers",
     "prompt": "prompts",
+    "labelled": "labelled texts",
 }
 
 

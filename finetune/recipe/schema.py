@@ -11,13 +11,16 @@ catalogue (`catalogue.json`), which is generated from the installed libraries.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from finetune.recipe.objective_defaults import fill_defaults
+from finetune.recipe.rows_schema import ClassificationSettings, DataSettings, EvalFraction, SourceSettings
+from finetune.recipe.section import Name, Section
 
 __all__ = [
     "AdapterSettings",
     "BackendName",
+    "ClassificationSettings",
     "DataSettings",
     "EvalFraction",
     "EvaluationSettings",
@@ -30,14 +33,6 @@ __all__ = [
 
 
 BackendName = Literal["transformers", "unsloth"]
-# A text that names something: an empty one is a slip.
-Name = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A frozen group of settings; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
 class ModelSettings(Section):
@@ -127,104 +122,6 @@ class AdapterSettings(Section):
         return dict(self.model_extra or {})
 
 
-class SourceSettings(Section):
-    """One place that rows come from."""
-
-    path: Annotated[
-        Name, Field(description="Hub name, a file (.json .jsonl .csv .parquet, also .gz) or a folder of such files.")
-    ]
-    format: Annotated[
-        Literal[
-            "auto",
-            "messages",
-            "sharegpt",
-            "alpaca",
-            "prompt_completion",
-            "text",
-            "preference",
-            "openai_preference",
-            "sharegpt_preference",
-            "orca",
-            "dialogues",
-            "ranking",
-            "judged",
-            "judged_messages",
-            "prompt",
-        ],
-        Field(description="Shape of a row. auto decides by the columns and says what it found."),
-    ] = "auto"
-    columns: Annotated[
-        dict[str, str],
-        Field(description="The format's column -> your column where names differ, e.g. {instruction: question}."),
-    ] = {}
-    split: Annotated[Name | None, Field(description="Split of a Hub dataset; null: train.")] = None
-    subset: Annotated[Name | None, Field(description="Configuration of a Hub dataset that has several.")] = None
-    revision: Annotated[Name | None, Field(description="Branch, tag or commit of a Hub dataset.")] = None
-    limit: Annotated[int | None, Field(ge=1, description="Take only the first rows of this source.")] = None
-    weight: Annotated[
-        float,
-        Field(gt=0, description="Share in a mix, relative to the other sources; the first to run out ends the mix."),
-    ] = 1.0
-
-
-class EvalFraction(Section):
-    """A part of the training rows, held out by the seed."""
-
-    fraction: Annotated[float, Field(gt=0, lt=1, description="Share of the training rows held out for evaluation.")]
-
-
-class DataSettings(Section):
-    """The rows, how they become tokens, and which tokens are trained."""
-
-    train: Annotated[
-        SourceSettings | Annotated[list[SourceSettings], Field(min_length=1)],
-        Field(description="One source, or a list mixed by weight."),
-    ]
-    eval: Annotated[
-        EvalFraction | SourceSettings | None,
-        Field(description="{fraction: …} of the training rows, a source of its own, or null for no evaluation."),
-    ] = None
-    template: Annotated[
-        Name,
-        Field(
-            description="alpaca, mistral, llama2, chatml, zephyr, vicuna, llama3, model (the tokenizer's own), or a "
-            "path to a .jinja file."
-        ),
-    ] = "model"
-    max_length: Annotated[int, Field(ge=8, description="Tokens of one training row, prompt and answer together.")] = (
-        2048
-    )
-    train_on: Annotated[
-        Literal["answers", "last_answer", "everything"],
-        Field(description="Which tokens carry loss: every assistant turn, the last one, or all tokens."),
-    ] = "answers"
-    too_long: Annotated[
-        Literal["drop", "truncate", "split", "error"] | None,
-        Field(
-            description="What happens to a row of more than `max_length` tokens; always counted. split: several "
-            "rows, for `objective: pretrain` alone. null: split for pretrain, drop for the others."
-        ),
-    ] = None
-    packing: Annotated[
-        bool,
-        Field(
-            description="Fill rows of `max_length` with several documents, kept apart by their positions; for sft and "
-            "pretrain alone."
-        ),
-    ] = True
-    special_tokens_in_data: Annotated[
-        Literal["escape", "error", "allow"],
-        Field(
-            description="Control tokens such as </s> written in a row's text: break them up, stop with file and "
-            "line, or let them through."
-        ),
-    ] = "escape"
-    on_bad_rows: Annotated[
-        Literal["error", "skip"],
-        Field(description="A row that cannot be read: stop with file, line and reason, or count it and go on."),
-    ] = "error"
-
-
 class EvaluationSettings(Section):
     """Questions answered before and after the run, and samples written during it."""
 
@@ -237,6 +134,13 @@ class EvaluationSettings(Section):
         Field(
             description="Held-out pairs: how often the chosen answer is the likelier one, before and after. null: "
             "those of `data.eval` where the objective reads pairs."
+        ),
+    ] = None
+    general_text: Annotated[
+        SourceSettings | None,
+        Field(
+            description="Plain text that is not trained on: its loss before and after says what was forgotten. Give it "
+            "a `limit`: it is read twice."
         ),
     ] = None
     answer_pattern: Annotated[
@@ -327,7 +231,7 @@ class TrainingSettings(Section):
         int | None,
         Field(
             ge=1,
-            description="Evaluations without a better loss (rloo, grpo: reward) before the run stops; needs "
+            description="Evaluations without a better loss (rloo, grpo: reward; classify: score) before an end; needs "
             "`data.eval` and `eval_steps`.",
         ),
     ] = None
@@ -353,10 +257,11 @@ class Recipe(Section):
         ),
     ]
     objective: Annotated[
-        Literal["sft", "pretrain", "dpo", "kto", "orpo", "reward", "rloo", "grpo"],
+        Literal["sft", "pretrain", "mlm", "dpo", "kto", "orpo", "reward", "rloo", "grpo", "classify"],
         Field(
-            description="sft: answers to prompts. pretrain: plain text, every token trained. dpo, kto, orpo: answers "
-            "preferred over others. reward: a model that scores answers. rloo, grpo: reinforcement by `rewards`."
+            description="sft: answers to prompts. pretrain: plain text, every token trained. mlm: plain text, masked "
+            "tokens restored by an encoder. dpo, kto, orpo: answers preferred over others. reward: a model that "
+            "scores answers. rloo, grpo: reinforcement by `rewards`. classify: labels or numbers for texts."
         ),
     ] = "sft"
     seed: Annotated[
@@ -368,6 +273,9 @@ class Recipe(Section):
     rewards: Annotated[
         list[RewardSettings], Field(description="What rloo and grpo are rewarded with; the parts are added up.")
     ] = []
+    classification: Annotated[
+        ClassificationSettings, Field(description="Task, labels and score of `objective: classify`.")
+    ] = ClassificationSettings()
     evaluation: Annotated[EvaluationSettings, Field(description="Questions and samples.")] = EvaluationSettings()
     training: Annotated[TrainingSettings, Field(description="The trainer.")] = TrainingSettings()
     output_dir: Annotated[

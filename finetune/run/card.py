@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import ModelCardData
 
@@ -11,6 +12,14 @@ from finetune.recipe.own_methods import OWN_METHODS, WHOLE_METHODS
 
 __all__ = ["build_card"]
 
+Ending = Literal["words", "masked", "labels", "score"]
+
+_TASKS: Mapping[Ending, str] = {
+    "words": "text-generation",
+    "masked": "fill-mask",
+    "labels": "text-classification",
+    "score": "text-classification",
+}
 _DATA_ENDINGS = {".json", ".jsonl", ".csv", ".parquet", ".gz", ".jinja", ".model"}
 
 
@@ -23,9 +32,10 @@ def build_card(
     method: str,
     fields: Mapping[str, object],
     init_from: str | None,
-    is_reward_model: bool,
+    ends_with: Ending,
+    labels: Sequence[str] | None,
     data_paths: Sequence[str],
-    template: str,
+    template: str | None,
     max_length: int,
     seed: int,
     commit: str | None,
@@ -43,9 +53,10 @@ def build_card(
         method: of the adapter; `full`: the whole model was trained.
         fields: the adapter's further settings.
         init_from: the run or adapter it was trained on from; None: it began fresh.
-        is_reward_model: it scores answers instead of giving any.
+        ends_with: the words it goes on with, those it restores, labels for a text, or the score of a reward model.
+        labels: of a classifier, in the order of its outputs; None: it gives a number, or is none.
         data_paths: of the training rows, as typed.
-        template: name of the prompt template, which stands in `chat_template.jinja`.
+        template: name of the prompt template, which stands in `chat_template.jinja`; None: there is none.
         max_length: tokens of a row at most.
         seed: of the run.
         commit: of the base on the Hub, or None for a local folder.
@@ -58,7 +69,7 @@ def build_card(
         # Folders of the machine it was trained on mean nothing elsewhere.
         base_model=base if base is not None and _is_hub_name(base) else None,
         library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="text-classification" if is_reward_model else "text-generation",
+        pipeline_tag=_TASKS[ends_with],
         datasets=[path for path in data_paths if _is_hub_name(path)] or None,
         tags=[method, *(["qlora"] if is_adapter and quantization in ("nf4", "fp4") else [])],
     )
@@ -71,7 +82,8 @@ def build_card(
         **({"trained on from": init_from} if init_from is not None else {}),
         "data": ", ".join(data_paths),
         "rows": f"{rows:,}, fingerprint `{fingerprint[:16]}`",
-        "template": template,
+        **({"template": template} if template is not None else {}),
+        **({"labels": ", ".join(labels)} if labels is not None else {}),
         "tokens of a row at most": max_length,
         "seed": seed,
     }
@@ -83,8 +95,8 @@ def build_card(
         _to_table(made),
         *(["## Results", _to_table(measured)] if measured else []),
         "## Use",
-        _to_use(is_adapter, is_reward_model, is_own_method=method in OWN_METHODS),
-        "The chat template beside the weights is the one it was trained with.",
+        _to_use(is_adapter, ends_with, num_labels=len(labels or ()) or 1, is_own_method=method in OWN_METHODS),
+        *(["The chat template beside the weights is the one it was trained with."] if template is not None else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -106,10 +118,17 @@ def _to_figure(value: str | float) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _to_use(is_adapter: bool, is_reward_model: bool, *, is_own_method: bool = False) -> str:
-    """The lines that open it elsewhere. A reward model's class is named, for a pipeline would draw its head anew."""
+def _to_use(is_adapter: bool, ends_with: Ending, *, num_labels: int = 1, is_own_method: bool = False) -> str:
+    """The lines that open it elsewhere.
+
+    The class of a classifier or a reward model is named, for a pipeline would draw an adapter's head anew.
+    """
+    if ends_with == "masked" and is_adapter:
+        return _to_masked_use(is_own_method)
     library, auto = ("peft", "AutoPeftModelFor") if is_adapter else ("transformers", "AutoModelFor")
-    kind, arguments = ("SequenceClassification", ", num_labels=1") if is_reward_model else ("CausalLM", "")
+    kind = {"words": "CausalLM", "masked": "MaskedLM"}.get(ends_with, "SequenceClassification")
+    classifies = kind == "SequenceClassification"
+    arguments = f", num_labels={num_labels}" if classifies and is_adapter else ""
     return "\n".join(
         [
             *(["PEFT alone does not know this method; the first line adds it.\n"] if is_own_method else []),
@@ -121,7 +140,25 @@ def _to_use(is_adapter: bool, is_reward_model: bool, *, is_own_method: bool = Fa
             'folder = "path/to/this/folder"',
             f"model = {auto}{kind}.from_pretrained(folder{arguments})",
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            *(["model.config.pad_token_id = tokenizer.pad_token_id"] if is_reward_model else []),
+            *(["model.config.pad_token_id = tokenizer.pad_token_id"] if classifies else []),
+            "```",
+        ]
+    )
+
+
+def _to_masked_use(is_own_method: bool) -> str:
+    """The lines that open an adapter of an encoder: PEFT has no automatic class for it."""
+    return "\n".join(
+        [
+            "```python",
+            *(["import finetune.model.own_methods"] if is_own_method else []),
+            "from peft import PeftConfig, PeftModel",
+            "from transformers import AutoModelForMaskedLM, AutoTokenizer",
+            "",
+            'folder = "path/to/this/folder"',
+            "base = AutoModelForMaskedLM.from_pretrained(PeftConfig.from_pretrained(folder).base_model_name_or_path)",
+            "model = PeftModel.from_pretrained(base, folder)",
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
             "```",
         ]
     )

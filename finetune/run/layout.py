@@ -86,6 +86,11 @@ class RunLayout:
         return self.path / "adapter"
 
     @property
+    def predictions_dir(self) -> Path:
+        """The labels that a classifier gave to the rows it was asked about."""
+        return self.path / "predictions"
+
+    @property
     def model_dir(self) -> Path:
         """The result where base weights were changed."""
         return self.path / "model"

@@ -24,6 +24,7 @@ _PANELS: tuple[Panel, ...] = (
     )),
     ("log-probability (nats)", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
     ("reward", (("reward", "training"), ("eval_reward", "held out"))),
+    ("score", (("eval_score", "held out"),)),
     ("KL from the start (nats)", (("kl", "training"),)),
     ("tokens of an answer", (("completions/mean_length", "training"),)),
 )  # fmt: skip

@@ -89,6 +89,7 @@ _SHOWN = {
     "accuracy": "pairs right {:.0%}",
     "eval_loss": "held-out loss {:.4f}",
     "eval_reward": "held-out reward {:.3f}",
+    "eval_score": "held-out score {:.4f}",
 }
 
 

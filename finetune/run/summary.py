@@ -7,7 +7,10 @@ from finetune.run.progress import to_duration, to_gib
 
 __all__ = ["Summary", "render_summary"]
 
-_WHERE_SCORED = ("exact_match", "answer_tokens", "questions", "eval_reward", "preference_", "pairs")
+_WHERE_SCORED = (
+    "exact_match", "answer_tokens", "questions", "eval_reward", "preference_", "pairs", "general_loss", "metric",
+    "score", "majority_score", "eval_rows",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,14 @@ class Summary:
         preference_margin_before: the same at the start.
         preference_margin: the same of the result.
         pairs: number of held-out pairs; None where there are none.
+        general_loss_before: loss of a general text that is not trained on, in nats per token, at the start.
+        general_loss: of the result: what it has risen by was forgotten.
+        metric: name of the score of a classifier.
+        score_before: of the held-out rows at the start; a fresh head's, by chance.
+        score: of the result.
+        scores: all that the task is scored by, of the result: name -> value.
+        majority_score: what always giving the commonest label of the training rows scores; None for numbers.
+        eval_rows: number of held-out rows that were scored.
         trainable_parameters: parameters that were trained.
         total_parameters: of the whole model, 4-bit weights counted by their true number.
         adapter_bytes: size of the result on the disk.
@@ -69,6 +80,14 @@ class Summary:
     preference_margin_before: float | None = None
     preference_margin: float | None = None
     pairs: int | None = None
+    general_loss_before: float | None = None
+    general_loss: float | None = None
+    metric: str | None = None
+    score_before: float | None = None
+    score: float | None = None
+    scores: dict[str, float] | None = None
+    majority_score: float | None = None
+    eval_rows: int | None = None
     trainable_parameters: int
     total_parameters: int
     adapter_bytes: int
@@ -87,14 +106,14 @@ class Summary:
         }
 
 
-def render_summary(summary: Summary, result: str, run: str, *, talks: bool = True) -> str:
+def render_summary(summary: Summary, result: str, run: str, *, head: str = "words") -> str:
     """Lay the summary out in lines of at most 80 columns (long paths apart).
 
     Args:
         summary: the figures.
         result: where the adapter or model lies.
         run: what to hand to `finetune.chat`.
-        talks: it gives answers; a reward model scores them.
+        head: what the model ends with: `words` answer, a `score` rewards, `labels` classify, `masked` ones restore.
     """
     rows = [("steps", f"{summary.steps:,}")]
     if summary.resumed_from:
@@ -113,16 +132,19 @@ def render_summary(summary: Summary, result: str, run: str, *, talks: bool = Tru
         rows.append(("their length", f"{change} tokens"))
     if summary.eval_reward is not None:
         rows.append(("held-out reward", _to_change(summary.eval_reward_before, summary.eval_reward, "{:.3f}")))
+    if summary.general_loss is not None:
+        rows.append(("general text", f"loss {_to_change(summary.general_loss_before, summary.general_loss, '{:.4f}')}"))
     rows += _to_pair_rows(summary)
+    rows += _to_score_rows(summary)
     share = summary.trainable_parameters / summary.total_parameters
     counted = f"{summary.trainable_parameters:,} of {summary.total_parameters:,} parameters"
     rows.append(("trained", f"{counted} ({share:.2%})"))
     rows.append(("time", _to_speed(summary)))
     rows.append(("peak memory", f"{to_gib(summary.peak_memory_bytes)} on {summary.device}"))
     rows.append(("result", f"{result} ({_to_disk_size(summary.adapter_bytes)})"))
-    if talks:
+    if head == "words":
         rows.append(("talk to it", f"python -m finetune.chat {run}"))
-    else:
+    elif head == "score":
         rows.append(("reward with it", f"{{function: reward_model, path: {run}}} under `rewards`"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
@@ -141,6 +163,19 @@ def _to_pair_rows(summary: Summary) -> list[tuple[str, str]]:
     for state, accuracy, margin in states:
         if accuracy is not None and margin is not None:
             rows.append((f"  {state}", f"{accuracy:>20.1%} {margin:>+9.3f}"))
+    return rows
+
+
+def _to_score_rows(summary: Summary) -> list[tuple[str, str]]:
+    """The score of a classifier, what the commonest label alone would reach, and the task's further scores."""
+    if summary.score is None or summary.metric is None:
+        return []
+    said = _to_change(summary.score_before, summary.score, "{:.4f}")
+    majority = "" if summary.majority_score is None else f"; the commonest label alone: {summary.majority_score:.4f}"
+    rows = [(summary.metric.replace("_", " "), f"{said} on {summary.eval_rows:,} held-out rows{majority}")]
+    further = {name: value for name, value in (summary.scores or {}).items() if name != summary.metric}
+    if further:
+        rows.append(("further scores", ", ".join(f"{name} {value:.4f}" for name, value in further.items())))
     return rows
 
 

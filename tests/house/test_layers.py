@@ -42,7 +42,11 @@ BELOW_TRAIN = {"errors", "recipe", "data", "model", "objectives", "run"}
 LAYERS = {
     "errors": Layer(ours=set()),
     # The catalogue of the libraries' settings is read as JSON; only writing it anew asks the libraries.
-    "recipe": Layer(ours={"errors"}, heavy={"peft": {"catalogue"}, "trl": {"catalogue"}}, answers_at_once=True),
+    "recipe": Layer(
+        ours={"errors"},
+        heavy={"peft": {"catalogue"}, "transformers": {"catalogue"}, "trl": {"catalogue"}},
+        answers_at_once=True,
+    ),
     "data": Layer(
         ours={"errors", "recipe"},
         heavy={"datasets": EVERYWHERE, "huggingface_hub": {"sources", "hub"}, "torch": {"batches"}},
@@ -67,10 +71,12 @@ LAYERS = {
         ours=BELOW_TRAIN | {"prepare", "measuring", "reference"},
         heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     ),
+    # Many runs, each a process: only that process loads what trains.
+    "comparison": Layer(ours={"errors", "recipe", "run", "model", "train"}),
 }
 # The command line and the verbs: anything below, but at the top of the file only what answers without the stack.
 COMMAND_LINE = Layer(
-    ours=BELOW_TRAIN | {"prepare", "measuring", "reference", "train", "cli"},
+    ours=BELOW_TRAIN | {"prepare", "measuring", "reference", "train", "comparison", "cli"},
     heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     answers_at_once=True,
 )

@@ -62,7 +62,7 @@ def test_the_colab_variant_leaves_torch_and_numpy_alone_and_pins_the_rest_alike(
 
 
 def test_the_extras_are_those_that_are_promised() -> None:
-    assert set(PROJECT["optional-dependencies"]) == {"unsloth", "track", "notebook", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"unsloth", "search", "track", "notebook", "dev"}
     pinned = [Requirement(text) for text in PROJECT["optional-dependencies"]["unsloth"]]
     assert all(str(req.specifier).startswith("==") for req in pinned)
 

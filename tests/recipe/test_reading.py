@@ -8,12 +8,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from finetune.comparison.cells import build_cells, build_points
 from finetune.errors import RecipeError
 from finetune.recipe.catalogue import UNTRAINABLE_METHODS
+from finetune.recipe.comparison import read_comparison
 from finetune.recipe.reading import build_recipe, read_recipe, read_recipe_with_notices, to_resolved
 from tests.recipe.told import Write, message_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+COMPARISONS = sorted(RECIPES.glob("compare_*.yaml"))
+RUN_RECIPES = sorted(set(RECIPES.glob("*.yaml")) - set(COMPARISONS))
 
 GOOD = """\
 name: small
@@ -309,20 +313,32 @@ def test_several_sources_are_checked_each(write: Write) -> None:
     assert "r.yaml:11: `data.train[1]` has no setting `wieght`." in message_of(write(text))
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUN_RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_read_and_its_resolved_form_says_the_same(path: Path) -> None:
     recipe = read_recipe(path)
     assert recipe.name == path.stem
     assert build_recipe(json.loads(json.dumps(to_resolved(recipe)))) == recipe
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUN_RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_begins_with_its_command_hardware_and_sources(path: Path) -> None:
     head = [line for line in path.read_text().splitlines()[:20] if line.startswith("#")]
     assert head[0] == "# yaml-language-server: $schema=recipe.schema.json"
     objective = read_recipe(path).objective
-    verb = "sft" if objective == "pretrain" else objective
+    verb = "sft" if objective in ("pretrain", "mlm") else objective
     assert any(f"python -m finetune.{verb} recipes/{path.name}" in line for line in head)
+    assert any(line.startswith("# Hardware: ") for line in head)
+    assert any(line.startswith("# Numbers: ") for line in head)
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_every_shipped_comparison_is_read_with_all_its_runs_and_begins_alike(path: Path) -> None:
+    comparison = read_comparison(path)
+    assert comparison.name == path.stem
+    cells = build_cells(comparison, build_points(comparison), comparison.seeds)
+    assert len(cells) >= len(comparison.methods) * len(comparison.seeds)
+    head = [line for line in path.read_text().splitlines()[:20] if line.startswith("#")]
+    assert any(f"python -m finetune.compare recipes/{path.name}" in line for line in head)
     assert any(line.startswith("# Hardware: ") for line in head)
     assert any(line.startswith("# Numbers: ") for line in head)
 

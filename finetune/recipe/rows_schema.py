@@ -1,0 +1,155 @@
+"""The recipe's settings of rows: where they come from, how they become tokens, and what their labels are."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune.recipe.section import Name, Section
+
+__all__ = ["ClassificationSettings", "DataSettings", "EvalFraction", "GlueName", "SourceSettings"]
+
+GlueName = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"]
+
+
+class SourceSettings(Section):
+    """One place that rows come from."""
+
+    path: Annotated[
+        Name, Field(description="Hub name, a file (.json .jsonl .csv .tsv .parquet, or .gz) or a folder of such.")
+    ]
+    format: Annotated[
+        Literal[
+            "auto",
+            "messages",
+            "sharegpt",
+            "alpaca",
+            "prompt_completion",
+            "text",
+            "preference",
+            "openai_preference",
+            "sharegpt_preference",
+            "orca",
+            "dialogues",
+            "ranking",
+            "judged",
+            "judged_messages",
+            "prompt",
+            "labelled",
+        ],
+        Field(description="Shape of a row. auto decides by the columns and says what it found."),
+    ] = "auto"
+    columns: Annotated[
+        dict[str, str],
+        Field(description="The format's column -> your column where names differ, e.g. {instruction: question}."),
+    ] = {}
+    split: Annotated[Name | None, Field(description="Split of a Hub dataset; null: train.")] = None
+    subset: Annotated[Name | None, Field(description="Configuration of a Hub dataset that has several.")] = None
+    revision: Annotated[Name | None, Field(description="Branch, tag or commit of a Hub dataset.")] = None
+    limit: Annotated[int | None, Field(ge=1, description="Take only the first rows of this source.")] = None
+    weight: Annotated[
+        float,
+        Field(gt=0, description="Share in a mix, relative to the other sources; the first to run out ends the mix."),
+    ] = 1.0
+
+
+class EvalFraction(Section):
+    """A part of the training rows, held out by the seed."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1, description="Share of the training rows held out for evaluation.")]
+
+
+class DataSettings(Section):
+    """The rows, how they become tokens, and which tokens are trained."""
+
+    train: Annotated[
+        SourceSettings | Annotated[list[SourceSettings], Field(min_length=1)],
+        Field(description="One source, or a list mixed by weight."),
+    ]
+    eval: Annotated[
+        EvalFraction | SourceSettings | None,
+        Field(description="{fraction: …} of the training rows, a source of its own, or null for no evaluation."),
+    ] = None
+    template: Annotated[
+        Name,
+        Field(
+            description="alpaca, mistral, llama2, chatml, zephyr, vicuna, llama3, model (the tokenizer's own), or a "
+            "path to a .jinja file."
+        ),
+    ] = "model"
+    max_length: Annotated[int, Field(ge=8, description="Tokens of one training row, prompt and answer together.")] = (
+        2048
+    )
+    train_on: Annotated[
+        Literal["answers", "last_answer", "everything"],
+        Field(description="Which tokens carry loss: every assistant turn, the last one, or all tokens."),
+    ] = "answers"
+    too_long: Annotated[
+        Literal["drop", "truncate", "split", "error"] | None,
+        Field(
+            description="What happens to a row of more than `max_length` tokens; always counted. split: several "
+            "rows, for pretrain and mlm alone. null: split for those two, truncate for classify, drop for the others."
+        ),
+    ] = None
+    packing: Annotated[
+        bool,
+        Field(
+            description="Fill rows of `max_length` with several documents, kept apart by their positions; for sft and "
+            "pretrain alone."
+        ),
+    ] = True
+    mask_fraction: Annotated[
+        float, Field(gt=0, lt=1, description="Share of a row's tokens that `objective: mlm` hides from the model.")
+    ] = 0.15
+    special_tokens_in_data: Annotated[
+        Literal["escape", "error", "allow"],
+        Field(
+            description="Control tokens such as </s> written in a row's text: break them up, stop with file and "
+            "line, or let them through."
+        ),
+    ] = "escape"
+    on_bad_rows: Annotated[
+        Literal["error", "skip"],
+        Field(description="A row that cannot be read: stop with file, line and reason, or count it and go on."),
+    ] = "error"
+
+
+class ClassificationSettings(Section):
+    """What `objective: classify` reads from a row and scores, for a benchmark's task or labels of one's own."""
+
+    task: Annotated[
+        GlueName | None,
+        Field(
+            description="A task of GLUE: it brings columns, labels, metrics, its development rows as `data.eval`, and "
+            "the form of its submission. null: rows of `text`, `text_pair` where there is one, and `label`."
+        ),
+    ] = None
+    problem_type: Annotated[
+        Literal["single_label_classification", "regression"] | None,
+        Field(description="One label of several, or a number. null: the task's, else one label of several."),
+    ] = None
+    labels: Annotated[
+        list[Name] | None,
+        Field(
+            min_length=2,
+            description="The labels in the order of the model's outputs; a row with another one is bad. null: the "
+            "task's, else those of the training rows, sorted.",
+        ),
+    ] = None
+    metric: Annotated[
+        Literal["accuracy", "f1", "macro_f1", "matthews_correlation", "pearson", "spearmanr", "combined"] | None,
+        Field(
+            description="The score that the best step is found by; `combined` is the mean of the task's. null: the "
+            "task's own, else accuracy, of a regression pearson."
+        ),
+    ] = None
+    shots: Annotated[
+        int | None,
+        Field(ge=1, description="Few-shot: so many training rows of each label, drawn by the seed. null: all rows."),
+    ] = None
+    predict: Annotated[
+        SourceSettings | None,
+        Field(
+            description="Rows, without labels too, that the result labels in `predictions/`; with `task` in the form "
+            "that GLUE's server takes."
+        ),
+    ] = None
