@@ -160,7 +160,8 @@ def check_settings(recipe: Recipe) -> tuple[TrainingArguments, Path | None]:
     check_trackers(recipe.training.report_to)
     find_backend(recipe.model.backend)  # the command line has started it, before the libraries that it changes
     head, trained_dir = OBJECTIVES[recipe.objective].head, None
-    check_base(recipe.model, max_length=recipe.data.max_length, head=head)
+    virtual_tokens = recipe.adapter.virtual_tokens
+    check_base(recipe.model, max_length=recipe.data.max_length, head=head, virtual_tokens=virtual_tokens)
     if recipe.adapter.init_from is None:
         check_adapter(recipe.adapter, head=head)
     else:

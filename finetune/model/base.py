@@ -92,19 +92,24 @@ class BaseModel:
     backend: BackendName = "transformers"
 
 
-def check_base(settings: ModelSettings, *, max_length: int | None = None, head: Head = "words") -> None:
+def check_base(
+    settings: ModelSettings, *, max_length: int | None = None, head: Head = "words", virtual_tokens: int = 0
+) -> None:
     """Check all that can be known before a weight is fetched.
 
     Args:
         settings: the recipe's `model` section.
         max_length: tokens of a training row, held against the model's positions.
         head: what it is to end with.
+        virtual_tokens: that a prompt method puts before each row.
 
     Raises:
         PlaceError: the device lacks what is asked for, or the base is out of reach.
         RecipeError: the base is not of a kind that can be trained so.
     """
     _choose(settings, max_length, seed=0, head=head, labels=None, fresh_head=True, checkpointing=False)
+    if virtual_tokens and max_length is not None:
+        _check_positions(settings, load_config(settings), max_length, virtual_tokens)
 
 
 def load_base(
@@ -280,10 +285,19 @@ def _check_config(settings: ModelSettings, config: PreTrainedConfig, max_length:
         config.num_labels = 1
     if find_builder(head).__name__ not in (config.to_dict().get("auto_map") or {}):  # code of the repository's own
         check_head(config, name, head)
-    limit = find_position_limit(config)
-    if max_length is not None and limit is not None and max_length > limit:
-        raise RecipeError(
-            f"`data.max_length` is {max_length} tokens, and {name} has positions for {limit}.\n"
-            f"  Beyond them it computes without meaning. Set data.max_length={limit} or less."
-        )
+    if max_length is not None:
+        _check_positions(settings, config, max_length, 0)
     return "none" if settings.weights == "random" else agree_on_quantization(config, settings, name)
+
+
+def _check_positions(settings: ModelSettings, config: PreTrainedConfig, max_length: int, virtual_tokens: int) -> None:
+    """Check that a row, and learned vectors before it, fit into the model's positions."""
+    limit = find_position_limit(config)
+    if limit is None or max_length + virtual_tokens <= limit:
+        return
+    before = f", {virtual_tokens} learned vectors stand before a row" if virtual_tokens else ""
+    raise RecipeError(
+        f"`data.max_length` is {max_length} tokens{before}, and {settings.model_name_or_path or '`model.config`'} has "
+        f"positions for {limit}.\n"
+        f"  Beyond them it computes without meaning. Set data.max_length={limit - virtual_tokens} or less."
+    )

@@ -15,8 +15,8 @@ from finetune.model.adapters import REFERENCE
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel
 from finetune.model.loading import attach_saved_adapter, check_adapter_file, check_served
-from finetune.model.targets import find_target
-from finetune.recipe.places import expand, is_local
+from finetune.model.targets import describe_base, find_target
+from finetune.recipe.places import is_local
 from finetune.recipe.schema import ModelSettings
 
 __all__ = ["add_reference", "attach_trained_adapter", "check_same_template", "find_trained_adapter"]
@@ -52,8 +52,13 @@ def find_trained_adapter(init_from: str, model: ModelSettings, seed: int) -> Pat
             f"`adapter.init_from`: {init_from} is a reward model: it scores answers instead of giving any.\n"
             "  Name an adapter of sft or dpo. What it rewards: rewards: [{function: reward_model, path: …}] under grpo"
         )
+    if target.ends_with != "words":
+        what = "a classifier" if target.ends_with == "labels" else "an encoder's adapter"
+        raise RecipeError(
+            f"`adapter.init_from`: {init_from} is {what}: it gives no answers.\n  Name an adapter of sft or dpo."
+        )
     check_served(target, model.backend)
-    then, now = _describe_base(target.base, target.seed), _describe_base(model, seed)
+    then, now = describe_base(target.base, target.seed), describe_base(model, seed)
     if then != now and not _may_be_a_copy(target.base, model):
         raise RecipeError(
             f"`adapter.init_from`: {init_from} stands on another base than this recipe's.\n"
@@ -109,14 +114,6 @@ def add_reference(model: PeftModel, folder: Path) -> None:
         if REFERENCE in name.split("."):
             parameter.requires_grad_(False)
             parameter.data = parameter.data.float()
-
-
-def _describe_base(model: ModelSettings, seed: int) -> str:
-    if model.weights == "random":
-        return f"random weights of {model.config or model.model_name_or_path}, seed {seed}"
-    assert model.model_name_or_path is not None
-    name = model.model_name_or_path
-    return str(Path(expand(name)).resolve()) if is_local(name) else name
 
 
 def _may_be_a_copy(then: ModelSettings, now: ModelSettings) -> bool:

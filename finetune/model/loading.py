@@ -30,6 +30,7 @@ __all__ = [
     "attach_saved_adapter",
     "check_adapter_file",
     "check_served",
+    "find_saved_eos_ids",
     "load_for_inference",
     "load_saved_tokenizer",
     "load_target",
@@ -219,12 +220,21 @@ def check_adapter_file(folder: Path) -> None:
                 )
 
 
+def find_saved_eos_ids(target: Target) -> list[int] | None:
+    """Find the tokens that end an answer by the generation config saved with a target; None where there is none."""
+    if target.saved_dir is None or not (target.saved_dir / "generation_config.json").is_file():
+        return None
+    return _to_ids(GenerationConfig.from_pretrained(target.saved_dir).eos_token_id)
+
+
 def _find_eos_ids(base: BaseModel, target: Target) -> list[int]:
     if base.head != "words":
         return []
-    saved = target.saved_dir is not None and (target.saved_dir / "generation_config.json").is_file()
-    config = GenerationConfig.from_pretrained(target.saved_dir) if saved else base.model.generation_config
-    ids = config.eos_token_id
+    saved = find_saved_eos_ids(target)
+    return _to_ids(base.model.generation_config.eos_token_id) if saved is None else saved
+
+
+def _to_ids(ids: int | list[int] | None) -> list[int]:
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 

@@ -86,8 +86,9 @@ def check_scorer(target: str, *, device: DeviceName = "auto") -> Target:
     except PlaceError as error:
         raise PlaceError(f"`rewards`: {error}") from error
     if not found.is_reward_model:
+        gives = {"labels": "labels", "masked": "masked tokens"}.get(found.ends_with, "answers")
         raise RecipeError(
-            f"{target} is no reward model: it gives answers and no scores.\n"
+            f"{target} is no reward model: it gives {gives} and no scores.\n"
             "  Train one from preferences: python -m finetune.reward recipes/quickstart_reward.yaml"
         )
     if found.adapter_dir is not None:

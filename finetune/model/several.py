@@ -14,19 +14,19 @@ from pathlib import Path
 
 from peft import PeftModel
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from finetune.errors import RecipeError
 from finetune.model.loading import (
     Speaker,
     attach_saved_adapter,
     check_adapter_file,
+    find_saved_eos_ids,
     load_saved_tokenizer,
     load_target,
 )
-from finetune.model.targets import DeviceName, Target, find_target
-from finetune.recipe.places import expand, is_local
-from finetune.recipe.schema import ModelSettings
+from finetune.model.targets import DeviceName, Target, describe_base, find_target
+from finetune.recipe.places import expand
 
 __all__ = [
     "BASE",
@@ -34,7 +34,6 @@ __all__ = [
     "ModelSwitch",
     "OneSpeaker",
     "check_same_base",
-    "describe_base",
     "find_base_change",
     "load_adapter_set",
     "to_adapter_name",
@@ -168,13 +167,13 @@ class AdapterSet:
         check_same_base([base.target, target])
         assert target.adapter_dir is not None
         check_adapter_file(target.adapter_dir)
-        tokenizer = load_saved_tokenizer(target)
+        tokenizer, eos_ids = load_saved_tokenizer(target), find_saved_eos_ids(target)
         self._speakers[name] = replace(
             base,
             model=self._switch.attach(name, target.adapter_dir),
             tokenizer=tokenizer,
             target=target,
-            eos_ids=_find_eos_ids(base, target),
+            eos_ids=base.eos_ids if eos_ids is None else eos_ids,
             description=f"{target.name}: {target.method} on {base.description}",
         )
         return self._speakers[name]
@@ -283,7 +282,7 @@ def check_same_base(targets: Sequence[Target], *, same_precision: bool = True) -
             raise RecipeError(
                 f"{target.name} is a whole model, not an adapter.\n  Whole models hold their own base: name it first."
             )
-        bases = [describe_base(each.base, each.seed) for each in (first, target)]
+        bases = [_describe_version(each) for each in (first, target)]
         if bases[0] != bases[1]:
             raise RecipeError(
                 f"{target.name} stands on another base than {first.name}.\n"
@@ -297,15 +296,10 @@ def check_same_base(targets: Sequence[Target], *, same_precision: bool = True) -
             )
 
 
-def describe_base(model: ModelSettings, seed: int) -> str:
-    """Name the weights that settings of `model` stand for: a folder, a Hub name with its commit, or random ones."""
-    if model.weights == "random":
-        return f"random weights of {model.config or model.model_name_or_path}, seed {seed}"
-    assert model.model_name_or_path is not None
-    name = model.model_name_or_path
-    if is_local(name):
-        return str(Path(expand(name)).resolve())
-    return f"{name} at {model.revision}" if model.revision else name
+def _describe_version(target: Target) -> str:
+    """Name the weights that a target stands on, with their commit where it is known."""
+    named, revision = describe_base(target.base, target.seed), target.base.revision
+    return f"{named} at {revision}" if revision else named
 
 
 def find_base_change(folder: Path) -> str | None:
@@ -315,10 +309,3 @@ def find_base_change(folder: Path) -> str | None:
     if isinstance(start, str) and start.startswith(_STARTS_CHANGING_THE_BASE):
         return f"start `init_lora_weights: {start}`"
     return "`kasa_config`" if config.get("kasa_config") is not None else None
-
-
-def _find_eos_ids(base: Speaker, target: Target) -> list[int]:
-    if target.saved_dir is None or not (target.saved_dir / "generation_config.json").is_file():
-        return base.eos_ids
-    ids = GenerationConfig.from_pretrained(target.saved_dir).eos_token_id
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -18,10 +18,10 @@ from finetune.model.base import load_config
 from finetune.model.devices import choose_device
 from finetune.model.heads import SCORE_WEIGHT, Head, LabelSpace
 from finetune.model.quantization import find_quantization
-from finetune.recipe.places import expand, is_here, reads_as_path
+from finetune.recipe.places import expand, is_here, is_local, reads_as_path
 from finetune.recipe.schema import ModelSettings
 
-__all__ = ["ADAPTER_WEIGHTS", "DeviceName", "Target", "find_target"]
+__all__ = ["ADAPTER_WEIGHTS", "DeviceName", "Target", "describe_base", "find_target"]
 
 DeviceName = Literal["auto", "cuda", "cpu"]
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -91,6 +91,15 @@ def find_target(target: str, *, quantization: str | None = None, device: DeviceN
         f"{target} holds no run (resolved.json), no adapter (adapter_config.json) and no model (config.json).\n"
         f"  Runs lie in outputs/: python -m finetune.chat outputs/quickstart"
     )
+
+
+def describe_base(model: ModelSettings, seed: int) -> str:
+    """Name the weights that settings of `model` stand for: a folder, a Hub name, or random ones of a seed."""
+    if model.weights == "random":
+        return f"random weights of {model.config or model.model_name_or_path}, seed {seed}"
+    assert model.model_name_or_path is not None
+    name = model.model_name_or_path
+    return str(Path(expand(name)).resolve()) if is_local(name) else name
 
 
 def _find_run(folder: Path) -> Path | None:

@@ -121,6 +121,11 @@ class AdapterSettings(Section):
         """The method's own settings as typed, by PEFT's names."""
         return dict(self.model_extra or {})
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Learned vectors that a prompt method puts before each row."""
+        return int(self.fields.get("num_virtual_tokens") or 0)
+
 
 class EvaluationSettings(Section):
     """Questions answered before and after the run, and samples written during it."""

@@ -113,6 +113,7 @@ def test_the_model_of_a_full_run_is_opened_from_the_run(place, copied):
     shutil.copytree(place / "models" / "base", copied / "model")
     resolved = json.loads((copied / "resolved.json").read_text())
     resolved["model"]["quantization"] = "none"
+    resolved["adapter"]["method"] = "full"
     (copied / "resolved.json").write_text(json.dumps(resolved))
     found = find_target(str(copied))
     assert (found.method, found.adapter_dir, found.base.quantization) == ("full", None, "none")
