@@ -1,9 +1,9 @@
 """Compares the adapter methods: eight on instructions in NF4, or eighteen on three tasks of GLUE with a small encoder.
 
     python -m benchmarks.methods instructions [key=value ...]
-    python -m benchmarks.methods glue --texts CORPUS_FOLDER --glue GLUE_FOLDER [key=value ...]
+    python -m benchmarks.methods glue|glue_sizes --texts CORPUS_FOLDER --glue GLUE_FOLDER [key=value ...]
 
-For `glue` the encoder is made first, where outputs/glue_encoder has none: its tokenizer and its weights, from a folder
+For GLUE the encoder is made first, where outputs/glue_encoder has none: its tokenizer and its weights, from a folder
 of `.jsonl.gz` files of `text`. Further arguments go to the comparison. What is finished is kept: the command can
 be stopped and typed again. Writes `results/methods_WHAT_<machine>.json`, and table and plot beside it.
 """
@@ -23,6 +23,7 @@ from finetune.recipe.comparison import read_comparison
 COMPARISONS = {
     "instructions": Path("recipes/compare_small.yaml"),
     "glue": Path("benchmarks/recipes/compare_glue_small.yaml"),
+    "glue_sizes": Path("benchmarks/recipes/compare_glue_sizes.yaml"),
 }
 ENCODER = Path("outputs/glue_encoder")
 TOKENIZER = Path("outputs/glue_tokenizer")
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     overrides, made_from = list(arguments.overrides), {}
-    if arguments.what == "glue":
+    if arguments.what != "instructions":
         if arguments.glue is None or (arguments.texts is None and not ENCODER.is_dir()):
             parser.error("glue takes --glue, and --texts where outputs/glue_encoder is not there")
         if not (ENCODER / "model").is_dir():

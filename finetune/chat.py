@@ -88,24 +88,9 @@ def chat(
     ] = False,
 ) -> None:
     """Talk to a run, an adapter or a model: an answer to one prompt, or a conversation."""
-    if prompt is None and (as_json or input_text is not None):
-        raise RecipeError(
-            f"command line: {'--json' if as_json else '--input'} goes with --prompt.\n"
-            "  A conversation needs neither: each line is a turn."
-        )
     further = _read_adapters(adapters or [])
-    for option, is_asked in (("--base", base), (f"--backend {backend}", backend != "transformers")):
-        if further and is_asked:
-            raise RecipeError(
-                f"command line: {option} and --adapter exclude each other.\n"
-                + (
-                    "  Who answers first: --use base"
-                    if base
-                    else "  Unsloth holds one adapter: leave one of the two out."
-                )
-            )
-    if use is not None and not further:
-        raise RecipeError("command line: --use goes with --adapter.\n  The target without its adapter: --base")
+    _check_of_one_prompt(prompt, input_text, as_json)
+    _check_of_several(further, base=base, backend=backend, use=use)
 
     from finetune.model.backends import start_backend
 
@@ -131,6 +116,30 @@ def chat(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             as_json=as_json,
+        )
+
+
+def _check_of_one_prompt(prompt: str | None, input_text: str | None, as_json: bool) -> None:
+    """Check that what goes with a prompt is not asked of a conversation."""
+    if prompt is None and (as_json or input_text is not None):
+        raise RecipeError(
+            f"command line: {'--json' if as_json else '--input'} goes with --prompt.\n"
+            "  A conversation needs neither: each line is a turn."
+        )
+
+
+def _check_of_several(further: Mapping[str, str], *, base: bool, backend: str, use: str | None) -> None:
+    """Check that --use is asked beside --adapter alone, and what wants one adapter never beside it."""
+    if use is not None and not further:
+        raise RecipeError("command line: --use goes with --adapter.\n  The target without its adapter: --base")
+    if not further:
+        return
+    if base:
+        raise RecipeError("command line: --base and --adapter exclude each other.\n  Who answers first: --use base")
+    if backend != "transformers":
+        raise RecipeError(
+            f"command line: --backend {backend} and --adapter exclude each other.\n"
+            "  Unsloth holds one adapter: leave one of the two out."
         )
 
 

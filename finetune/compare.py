@@ -46,9 +46,9 @@ def compare(
     """Compare methods, sizes and learning rates by many runs of one recipe: a table, a plot, the best settings."""
     comparison = read_comparison(recipe, overrides or [])
 
+    from finetune.comparison.comparing import compare as carry_out
+    from finetune.comparison.comparing import raise_if_failed
     from finetune.comparison.console import print_findings, to_object
-    from finetune.comparison.experiment import compare as carry_out
-    from finetune.comparison.experiment import raise_if_failed
 
     findings = carry_out(comparison, overwrite=overwrite, say=lambda line: print(line, file=sys.stderr, flush=True))
     if as_json:

@@ -6,12 +6,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from finetune.cli import run_verb
 from finetune.errors import RecipeError
+from finetune.recipe.composing import How, MajoritySign
 
 __all__ = ["main"]
 
@@ -30,20 +31,6 @@ How, on the change dW that each LoRA makes to a layer's weights:
   dare_linear, dare_ties     drop numbers at random (--seed) and scale up the others
   ..._svd                    the same on dW in place of A and B, then as svd"""
 
-_How = Literal[
-    "cat",
-    "svd",
-    "linear",
-    "ties",
-    "ties_svd",
-    "dare_linear",
-    "dare_linear_svd",
-    "dare_ties",
-    "dare_ties_svd",
-    "magnitude_prune",
-    "magnitude_prune_svd",
-]
-
 
 def compose(
     adapters: Annotated[
@@ -58,13 +45,13 @@ def compose(
         Path, typer.Option("--to", help="The new adapter's folder, absent or empty.", metavar="DIR", show_default=False)
     ],
     how: Annotated[
-        _How | None, typer.Option(help="See below; by default cat for LoRA, linear for IA3.", show_default=False)
+        How | None, typer.Option(help="See below; by default cat for LoRA, linear for IA3.", show_default=False)
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="A number an adapter, with commas between; below 0 takes its effect away. By default equal ones "
-            "that sum to 1.",
+            help="A number an adapter, with commas between; below 0 takes its change away with cat and svd. By default "
+            "equal ones that sum to 1.",
             metavar="W,W...",
             show_default=False,
         ),
@@ -74,7 +61,7 @@ def compose(
         typer.Option(help="Share of the numbers kept by ties, dare and magnitude_prune.", show_default=False),
     ] = None,
     majority_sign: Annotated[
-        Literal["total", "frequency"],
+        MajoritySign,
         typer.Option(help="With ties: a number's sign is voted by the sum, or one adapter one vote."),
     ] = "total",
     rank: Annotated[

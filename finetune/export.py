@@ -8,15 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from finetune.cli import run_verb
-
-if TYPE_CHECKING:
-    from finetune.model.base import BaseModel
-    from finetune.model.merging import LogitDifference
 
 __all__ = ["main"]
 
@@ -68,7 +64,7 @@ def export(
     from finetune.data.examples import Message
     from finetune.data.serving import build_serving_renderer
     from finetune.model.loading import load_target
-    from finetune.model.merging import check_mergeable, check_room, write_merged
+    from finetune.model.merging import check_mergeable, check_room, describe_difference, write_merged
     from finetune.model.targets import find_target
     from finetune.run.logging import log_to_console
 
@@ -89,25 +85,11 @@ def export(
         made_from = {"folder": str(merge), "dtype": dtype, "merged_from": speaker.description}
         print(json.dumps(made_from | asdict(difference)))
         return
-    print(f"{merge}: a whole model in {dtype}.\n{_describe_difference(difference, speaker.base)}")
+    print(f"{merge}: a whole model in {dtype}.\n{describe_difference(difference, speaker.base, len(PROMPTS))}")
     if speaker.base.head == "words":
         print(f"Talk to it: python -m finetune.chat {merge}")
     elif speaker.base.head == "labels":
         print(f'Label texts: pipeline("text-classification", model="{merge}")')
-
-
-def _describe_difference(difference: "LogitDifference", base: "BaseModel") -> str:
-    """Say how far the whole model's outputs lie from those of adapter and base."""
-    texts, farthest = f"{len(PROMPTS)} prompts", f"{difference.max_abs:.2g} at most"
-    if base.labels is not None and base.labels.names is None:
-        return f"Beside adapter + base, of {texts}: the numbers differ by {farthest}."
-    places = f"at the {difference.num_tokens} tokens of {texts}" if base.head != "labels" else f"of {texts}"
-    likeliest = {"words": "next token", "labels": "label"}.get(base.head, "token")
-    return (
-        f"Beside adapter + base, {places}:\n"
-        f"  logits differ by {farthest}; mean KL {difference.mean_kl_nats:.1e} nats;\n"
-        f"  the likeliest {likeliest} is the same at {difference.greedy_agreement_fraction:.1%} of them."
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

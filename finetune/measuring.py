@@ -15,6 +15,7 @@ from finetune.data.batches import PairCollator
 from finetune.model.tokenizer import find_pad_id
 from finetune.objectives.answers import Answered, Answerer, mean_score
 from finetune.objectives.general_text import measure_text_loss
+from finetune.objectives.labelled import LabelledRows
 from finetune.objectives.pairs import PairFigures, compare, score_pairs
 from finetune.objectives.trainer import StepMixin
 from finetune.prepare import Prepared
@@ -154,9 +155,9 @@ def to_summary(before: Measured, after: Measured) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if value is not None or name.startswith("eval_loss")}
 
 
-def to_words(before: Measured, after: Measured) -> dict[str, float | None]:
+def to_words(before: Measured, after: Measured, labelled: LabelledRows | None = None) -> dict[str, str | float | None]:
     """Name the figures in words, for the model card."""
-    words: dict[str, float | None] = {}
+    words: dict[str, str | float | None] = {} if labelled is None else {"scored by": labelled.metric.name}
     for name, pick in _COMPARED.items():
         said = _IN_WORDS[name]
         words |= {f"{said} at the start": pick(before), said: pick(after)}

@@ -139,7 +139,7 @@ def _prepare_labelled(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pre
     build_rows = OBJECTIVES[recipe.objective].build_rows
     rows: LabelledRows = build_rows(recipe.data, recipe.classification, tokenizer, recipe.seed)
     _say_rows("training", rows.train)
-    for kind, parts in (("evaluation", rows.held_out), ("prediction", rows.predict)):
+    for kind, parts in (("evaluation", rows.held_out), *(("prediction", asked.parts) for asked in rows.asked)):
         for part, one in parts.items():
             _say_rows(f"{kind}, {part}" if part else kind, one)
     return Prepared(tokenizer, None, rows.train, rows.scored, [], [], None, rows.report, labelled=rows)

@@ -31,7 +31,7 @@ from finetune.model.identity import hash_adapter
 from finetune.model.printing import printed_to_log
 from finetune.model.scoring import check_same_words, check_scorer, load_scorer
 from finetune.objectives import OBJECTIVES
-from finetune.objectives.answers import Answered, Answerer, SampleAnswers
+from finetune.objectives.answers import Answered, Answerer, SampleAnswers, render_answers
 from finetune.objectives.rewards import build_rewards
 from finetune.objectives.trainer import StepMixin
 from finetune.prepare import Prepared, build_arguments, prepare
@@ -55,8 +55,6 @@ from finetune.run.summary import Summary, render_summary
 from finetune.run.trackers import check_trackers
 
 __all__ = ["train"]
-
-_SHOWN_CHARACTERS = 72
 
 log = logging.getLogger("finetune.train")
 
@@ -134,16 +132,15 @@ def train(
             best_step = put_best_back(folder, trainer)
             after = gauge.measure()
             _write_samples(folder, best_step or trainer.state.global_step, after.samples)
+            write_predictions(folder, prepared, trainer)
             result = save_result(folder, recipe, base, trainer, prepared, before, after)
-            if prepared.labelled is not None and prepared.labelled.predict:
-                with folder.write_dir(folder.predictions_dir) as part:
-                    prepared.labelled.write_predictions(part, trainer.predict_logits, writes=folder.writes)
             summary = build_summary(folder, base, trainer, prepared, before, after, best_step, result)
             folder.write_json(folder.summary_path, summary.to_json())
             folder.write_status("done")
             if folder.writes:
                 write_loss_plot(folder.metrics_path, folder.loss_plot_path)
-            _say_answers(before.samples, after.samples)
+            for lines in render_answers(before.samples, after.samples):
+                log.info("%s", lines)
             log.info("%s", render_summary(summary, str(result), str(folder.path), head=base.head))
     return folder.path
 
@@ -204,6 +201,8 @@ def build_identity(base: BaseModel, prepared: Prepared, trained_dir: Path | None
     identity: dict[str, object] = {
         "base_commit": base.commit, "data": prepared.train.fingerprint, "num_processes": count_processes()
     }  # fmt: skip
+    if prepared.held_out is not None:  # the best step and early stopping go by these
+        identity["held_out"] = prepared.held_out.fingerprint
     return identity if trained_dir is None else identity | {"init_from": hash_adapter(trained_dir)}
 
 
@@ -296,6 +295,14 @@ def put_best_back(folder: RunFolder, trainer: StepMixin) -> int | None:
     return find_step(checkpoint)
 
 
+def write_predictions(folder: RunFolder, prepared: Prepared, trainer: StepMixin) -> None:
+    """Label the rows that the recipe asks about; a whole model's weights are not rounded for the disk yet."""
+    if prepared.labelled is None or not prepared.labelled.asked:
+        return
+    with folder.write_dir(folder.predictions_dir) as part:
+        prepared.labelled.write_predictions(part, trainer.predict_logits, writes=folder.writes)
+
+
 def save_result(
     folder: RunFolder,
     recipe: Recipe,
@@ -336,7 +343,7 @@ def save_result(
             max_length=recipe.data.max_length,
             seed=recipe.seed,
             commit=base.commit,
-            results={"steps": trainer.state.global_step, **to_words(before, after)},
+            results={"steps": trainer.state.global_step, **to_words(before, after, prepared.labelled)},
             rows=len(prepared.train.dataset),
             fingerprint=prepared.train.fingerprint,
         )
@@ -380,21 +387,3 @@ def build_summary(
 def _write_samples(folder: RunFolder, step: int, answered: Sequence[Answered]) -> None:
     shown = [Sample(one.question.asked, one.question.reference, one.answer) for one in answered]
     write_samples(folder, step, shown)
-
-
-def _say_answers(before: Sequence[Answered], after: Sequence[Answered]) -> None:
-    earlier = {one.question.asked: one.answer for one in before}
-    for one in after:
-        log.info(
-            "asked   %s\nbefore  %s\nafter   %s\nright   %s\n",
-            _to_line(one.question.asked),
-            _to_line(earlier.get(one.question.asked, "(measured before this process)")),
-            _to_line(one.answer),
-            _to_line(one.question.reference),
-        )
-
-
-def _to_line(text: str) -> str:
-    """The text on one line of a console, its line breaks shown and its end cut; samples.md has all of it."""
-    line = " / ".join(filter(None, (part.strip() for part in text.splitlines())))
-    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"

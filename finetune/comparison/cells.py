@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from finetune.comparison.figures import find_missing_score, find_score
 from finetune.recipe.checks import find_faults
 from finetune.recipe.combinations import find_conflicts
 from finetune.recipe.comparison import Comparison, Method, Settings
@@ -22,12 +23,10 @@ from finetune.recipe.faults import Fault, to_error, to_line_number
 from finetune.recipe.schema import Recipe
 from finetune.recipe.yaml_lines import Node, read_yaml, to_plain, to_tree
 
-__all__ = ["RUNS", "Cell", "Point", "build_cells", "build_points", "find_score", "render_recipe"]
+__all__ = ["RUNS", "Cell", "Point", "build_cells", "build_points", "join_stem", "render_recipe"]
 
 RUNS = "runs"  # the folder of the run folders, inside the comparison's
-_MAX_NAME_LENGTH = 80
-_WITH_PAIRS = ("dpo", "kto", "orpo", "reward")
-_SAMPLED = ("rloo", "grpo")
+_MAX_STEM_LENGTH = 64  # of a run's name without its seed and its probe's steps
 _MAX_STEPS = "training.max_steps"
 
 
@@ -106,7 +105,8 @@ def build_cells(
     base = read_yaml(comparison.base_text, str(comparison.base_path))[0]
     methods = {method.name: method for method in comparison.methods}
     found: dict[Fault, list[str]] = {}
-    cells = []
+    cells: list[Cell] = []
+    score = comparison.score
     for task, settings in (comparison.tasks or {"": {}}).items():
         for point in points:
             tree = _copy(base)
@@ -114,27 +114,19 @@ def build_cells(
             if probe_steps is not None:
                 faults += _put(tree, _MAX_STEPS, to_tree(probe_steps, str(comparison.path)))
             faults += [*find_faults(tree), *find_conflicts(tree)]
-            faults += _find_missing_score(tree, comparison)
+            own = [] if faults else [_build_cell(tree, comparison, point, task, seed, probe_steps) for seed in seeds]
+            if own:
+                score = score or find_score(comparison, own[0].recipe)
+                missing = find_missing_score(score, own[0].recipe, comparison.score_place)
+                faults += [] if missing is None else [missing]
             for fault in faults:
                 found.setdefault(fault, []).append(point.method)
-            if not faults:
-                cells += [_build_cell(tree, comparison, point, task, seed, probe_steps) for seed in seeds]
-    if found:
-        raise to_error([_name_methods(fault, names, len(methods)) for fault, names in found.items()])
+            cells += own
+    faults = [_name_methods(fault, names, len(methods)) for fault, names in found.items()]
+    faults += _find_same_names(cells, comparison)
+    if faults:
+        raise to_error(faults)
     return cells
-
-
-def find_score(comparison: Comparison, recipe: Recipe) -> str:
-    """Find which figure of summary.json is compared."""
-    if comparison.score is not None:
-        return comparison.score
-    if recipe.objective == "classify":
-        return "score"
-    if recipe.evaluation.questions is not None:
-        return "exact_match"
-    if recipe.objective in _WITH_PAIRS:
-        return "preference_accuracy"
-    return "eval_reward" if recipe.objective in _SAMPLED else "eval_loss"
 
 
 def render_recipe(values: Mapping[str, Any], comments: Iterable[str]) -> str:
@@ -193,7 +185,7 @@ def _build_cell(
     tree: Node, comparison: Comparison, point: Point, task: str, seed: int, probe_steps: int | None
 ) -> Cell:
     probe = "" if probe_steps is None else f"probe{probe_steps}"
-    name = _join_name(task, point, f"seed{seed}", probe)
+    name = "-".join(filter(None, (join_stem(task, point), f"seed{seed}", probe)))
     values: dict[str, Any] = {
         **to_plain(tree), "name": name, "seed": seed, "output_dir": str(comparison.folder / RUNS),
     }  # fmt: skip
@@ -201,17 +193,19 @@ def _build_cell(
     return Cell(point, task, seed, probe_steps, Recipe.model_validate(values), render_recipe(values, comments))
 
 
-def _find_missing_score(tree: Node, comparison: Comparison) -> list[Fault]:
-    """Find that nothing is held out to compare by."""
-    values = to_plain(tree)
-    if comparison.score not in (None, "eval_loss") or values.get("objective", "sft") not in ("sft", "pretrain", "mlm"):
-        return []
-    evaluation, data = values.get("evaluation") or {}, values.get("data") or {}
-    has_questions = comparison.score is None and isinstance(evaluation, dict) and evaluation.get("questions")
-    if has_questions or not isinstance(data, dict) or data.get("eval"):
-        return []
-    advice = "Hold rows out: settings: {data.eval: {fraction: 0.1}}, or ask evaluation.questions."
-    return [Fault(str(comparison.path), "the runs have nothing held out to be compared by.", (advice,))]
+def _find_same_names(cells: Sequence[Cell], comparison: Comparison) -> list[Fault]:
+    """Find names that two runs would share, and so one folder: of a method `a-r4` beside `a` with its size `r4`."""
+    by_name: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_name.setdefault(join_stem(cell.task, cell.point), []).append(cell)
+    faults = []
+    for name, own in by_name.items():
+        makers = list(dict.fromkeys((cell.task, cell.point.method) for cell in own))
+        if len({(cell.task, cell.point.method, str(cell.point.chosen)) for cell in own}) > 1:
+            said = " and ".join(f"method {method}{f' on task {task}' if task else ''}" for task, method in makers)
+            what = f"two runs would be named `{name}`: {said}."
+            faults.append(Fault(str(comparison.path), what, ("Give one of them another name.",)))
+    return faults
 
 
 def _name_methods(fault: Fault, methods: Sequence[str], num_methods: int) -> Fault:
@@ -243,12 +237,13 @@ def _to_word(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
 
 
-def _join_name(task: str, point: Point, *rest: str) -> str:
-    name = "-".join(filter(None, (task, point.name, *rest)))
-    if len(name) <= _MAX_NAME_LENGTH:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return "-".join(filter(None, (task[:20], point.method[:20], digest, *rest)))
+def join_stem(task: str, point: Point) -> str:
+    """What the names of a point's runs on a task begin with, whatever their seed; a long one is shortened."""
+    stem = "-".join(filter(None, (task, point.name)))
+    if len(stem) <= _MAX_STEM_LENGTH:
+        return stem
+    digest = hashlib.sha256(f"{task}-{point.name}".encode()).hexdigest()[:8]
+    return "-".join(filter(None, (task[:20], point.method[:20], digest)))
 
 
 # ---- YAML as our reader reads it

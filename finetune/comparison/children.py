@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -20,27 +20,52 @@ from pathlib import Path
 from finetune.errors import FinetuneError
 from finetune.recipe.schema import Recipe
 
-__all__ = ["Child", "Failure", "start_server"]
+__all__ = ["GPU_MARKS", "Child", "Failure", "has_gpu", "share_cores", "start_server"]
 
-_GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/kfd")
+# NVIDIA's driver by its two marks, NVIDIA's under WSL 2 (which has neither), AMD's.
+GPU_MARKS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
 _MEMORY = "the machine's memory ran out, or somebody killed it"
 
 
-def start_server(recipes: Sequence[Recipe], workers: int) -> ForkServerContext:
+def has_gpu(marks: Sequence[Path] = GPU_MARKS) -> bool:
+    """Whether the machine has a GPU that torch may begin to use, told without torch.
+
+    Args:
+        marks: files, any of which a GPU's driver brings.
+    """
+    return any(mark.exists() for mark in marks)
+
+
+@contextlib.contextmanager
+def share_cores(workers: int) -> Iterator[None]:
+    """Give each of the runs begun in this block its share of the cores, unless OMP_NUM_THREADS says otherwise.
+
+    Torch reads it when it is imported, so it must stand before the server starts; another thread count later costs a
+    pool.
+
+    Args:
+        workers: runs at once.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+
+
+def start_server(recipes: Sequence[Recipe]) -> ForkServerContext:
     """Prepare the server that runs are forked from; it starts with the first of them.
 
     Args:
         recipes: of the runs to come.
-        workers: runs at once; each gets its share of the cores, unless OMP_NUM_THREADS says otherwise.
     """
-    # Read when torch is imported, so it must stand before the server starts. A new thread count later costs a pool.
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
     context = multiprocessing.get_context("forkserver")
     # Unsloth changes the libraries it is imported before, and bitsandbytes asks a GPU for its kind when it is imported:
     # CUDA that was begun in the server cannot be used in what is forked from it. Then every child imports its own.
-    has_gpu = any(Path(driver).exists() for driver in _GPU_DRIVERS)
-    if not has_gpu and all(recipe.model.backend == "transformers" for recipe in recipes):
+    if not has_gpu() and all(recipe.model.backend == "transformers" for recipe in recipes):
         context.set_forkserver_preload(["finetune.train"])
     return context
 
@@ -69,7 +94,15 @@ class Child:
         sender.close()
         assert self._process.pid is not None
         # The sentinel of multiprocessing is a word of the server's; this one is the kernel's.
-        self.descriptor = os.pidfd_open(self._process.pid)
+        try:
+            self.descriptor = os.pidfd_open(self._process.pid)
+            self._is_gone = False
+        except ProcessLookupError:  # dead already, and the server, its parent, has taken leave of it
+            self.descriptor = os.dup(self._process.sentinel)
+            self._is_gone = True
+        except OSError:
+            self._process.kill()
+            raise
 
     def stop(self) -> None:
         """Ask it to save and end."""
@@ -80,6 +113,8 @@ class Child:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
+        if self._is_gone:
+            return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.descriptor, number)
 

@@ -4,15 +4,16 @@ In go the findings; the table goes to standard output, as wide as the terminal l
 """
 
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from finetune.comparison.scores import Row
-from finetune.comparison.table import Findings, build_columns, pick_best_rows, to_cells, to_words
+from finetune.comparison.scores import Row, Spread
+from finetune.comparison.table import Findings, build_columns, name_recipes, pick_best_rows, to_cells, to_words
 
 _FILE_WIDTH = 160  # columns where no terminal says how many there are
 
@@ -32,7 +33,8 @@ def print_findings(findings: Findings, folder: Path) -> None:
     console.print(table)
     if findings.recommended is not None:
         console.print(f"Recommended: {to_words(findings.recommended, findings)}", soft_wrap=True)
-        console.print(f"  Its recipe: {folder / 'recommended.yaml'}", soft_wrap=True)
+        for file in name_recipes("recommended", findings).values():
+            console.print(f"  Its recipe: {folder / file}", soft_wrap=True)
     console.print(f"All of it: {folder / 'report.html'}", soft_wrap=True)
 
 
@@ -53,6 +55,12 @@ def to_object(findings: Findings) -> dict[str, Any]:
 
 
 def _to_plain(row: Row) -> dict[str, Any]:
-    values = asdict(row)
-    point = values.pop("point")
-    return {"method": point["method"], "settings": dict(point["chosen"]), **values}
+    values = {field.name: getattr(row, field.name) for field in fields(row) if field.name != "point"}
+    plain = {name: _to_plain_value(value) for name, value in values.items()}
+    return {"method": row.point.method, "settings": dict(row.point.chosen), **plain}
+
+
+def _to_plain_value(value: Any) -> Any:
+    if isinstance(value, Spread):
+        return {**asdict(value), "standard_error": value.standard_error}
+    return {key: _to_plain_value(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value

@@ -5,6 +5,7 @@ is read from them each time, and nothing else is kept that could say otherwise. 
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ __all__ = ["Result", "State", "claim_folder", "read_result", "refuse_changed_cel
 State = Literal["done", "failed", "interrupted", "waiting"]
 
 # What a comparison writes into its folder; with anything else in it the folder is somebody else's.
-_WRITTEN = frozenset(
-    {RUNS, "logs", "best", "table.md", "table.csv", "plot.png", "report.html", "recommended.yaml", "probes.journal",
-     ".lock"}
-)  # fmt: skip
+_WRITTEN = re.compile(
+    rf"{RUNS}|logs|best|table\.md|table\.csv|plot\.png|report\.html|recommended(\.[\w-]+)?\.yaml|probes\.journal"
+    r"|.*\.part|.*\.lock",
+    re.DOTALL,
+)
 _MOST_NAMED = 6
 
 
@@ -40,7 +42,7 @@ class Result:
         state: of its folder; `waiting`: not begun.
         summary: figures of the finished run, empty before.
         reason: why it stopped or failed.
-        exit_code: of the kind of error that it failed with; 0: it has not failed.
+        exit_code: of the kind of error that it failed with in this session; 0: it has not.
     """
 
     cell: Cell
@@ -63,7 +65,7 @@ def claim_folder(path: Path, *, overwrite: bool) -> FolderLock:
     except OSError as error:
         raise refuse_to_write(path, error) from error
     names = sorted(entry.name for entry in path.iterdir())
-    strange = [name for name in names if name not in _WRITTEN and not name.endswith((".part", ".lock"))]
+    strange = [name for name in names if not _WRITTEN.fullmatch(name)]
     if strange:
         raise RecipeError(
             f"{path} holds files that are not a comparison's ({', '.join(strange[:_MOST_NAMED])}); all is left.\n"
@@ -138,7 +140,7 @@ def read_result(path: Path, cell: Cell, failures: Mapping[str, Failure]) -> Resu
     if cell.name in failures:
         return Result(cell, "failed", {}, failures[cell.name].reason, failures[cell.name].exit_code)
     if said == "failed":
-        return Result(cell, "failed", {}, reason, 1)
+        return Result(cell, "failed", {}, reason)
     return Result(cell, "interrupted", {}, reason) if said else Result(cell, "waiting", {})
 
 

@@ -6,14 +6,19 @@ the majority's score as a dashed line. matplotlib's global state is left alone.
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.comparison.scores import Row, find_best
 from finetune.comparison.table import Findings
 
-__all__ = ["draw_plot"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["build_figure", "draw_plot"]
 
 _BAND = 3.0  # standard deviations to each side
+_MAJORITY = "always the commonest label"
 # Told apart by form as well as by colour.
 _MARKERS = "osD^v<>ph*PX"
 _COLOURS = (
@@ -22,11 +27,18 @@ _COLOURS = (
 
 
 def draw_plot(findings: Findings) -> bytes:
-    """Draw the picture; without any score its panels are empty.
+    """Draw the picture.
 
     Returns:
         A PNG file's content.
     """
+    out = io.BytesIO()
+    build_figure(findings).savefig(out, format="png")
+    return out.getvalue()
+
+
+def build_figure(findings: Findings) -> "Figure":
+    """Build the picture: a panel for each task; without any score they are empty."""
     # Half a second of import. `Figure` alone touches no global state.
     from matplotlib.figure import Figure
 
@@ -39,31 +51,31 @@ def draw_plot(findings: Findings) -> bytes:
             _draw_method(axes, _pick_sizes(rows, findings.score), task, method, number)
         majorities = [row.majority[task] for row in findings.rows if task in row.majority]
         if majorities:
-            axes.axhline(majorities[0], color="#444444", linestyle="--", linewidth=1, label="majority")
+            axes.axhline(majorities[0], color="#444444", linestyle="--", linewidth=1, label=_MAJORITY)
         axes.set_xscale("log")
         axes.set_xlabel("trainable parameters")
         axes.set_ylabel(findings.score)
         axes.set_title(task or findings.name)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    # A method may have its scores on some tasks alone.
+    named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if named:
+        order = [name for name in (*findings.methods, _MAJORITY) if name in named]
+        figure.legend([named[name] for name in order], order, loc="outside right upper", frameon=False)
     if len(findings.seeds) > 1:
         figure.supxlabel(f"bands and bars: ± 3 standard deviations over {len(findings.seeds)} seeds", fontsize=8)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    return figure
 
 
 def _pick_sizes(rows: Sequence[Row], score: str) -> list[Row]:
-    """Of each number of trainable parameters the best choice, smallest first."""
+    """Of each number of trainable parameters the best choice, smallest first; the first where none has an average."""
     sizes = sorted({row.trainable_parameters for row in rows if row.trainable_parameters})
-    best = [find_best([row for row in rows if row.trainable_parameters == size], score) for size in sizes]
-    return [row for row in best if row is not None]
+    by_size = [[row for row in rows if row.trainable_parameters == size] for size in sizes]
+    return [find_best(own, score) or own[0] for own in by_size]
 
 
-def _draw_method(axes: Any, rows: Sequence[Row], task: str, method: str, number: int) -> None:
+def _draw_method(axes: "Axes", rows: Sequence[Row], task: str, method: str, number: int) -> None:
     """Draw a method: a line with a band where it has several sizes, a point with a bar where it has one."""
     points = [
         (row.trainable_parameters, spread.mean, _BAND * (spread.deviation or 0.0))

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -95,7 +95,7 @@ def run_cells(
     noted: Noted,
     may_start: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Run cells, `workers` at once, in their order.
+    """Run cells, `workers` at once, in their order. None is under way any more when this returns or raises.
 
     Args:
         cells: to run; one whose folder holds a checkpoint continues from it.
@@ -108,32 +108,62 @@ def run_cells(
     """
     logs_dir.mkdir(parents=True, exist_ok=True)
     waiting = list(cells)
-    running: dict[int, tuple[Child, Cell, float]] = {}
-    is_stopping = False
-    while True:
-        while waiting and len(running) < workers and interruption.received is None and may_start():
-            cell = waiting.pop(0)
-            began_seconds = time.monotonic()
-            try:
-                child = Child(context, cell.recipe, cell.text, logs_dir / f"{cell.name}.txt")
-            except (EOFError, ConnectionError, BrokenPipeError):
-                # Ctrl-C ends the server while it is importing; at any other time this is a fault.
-                if interruption.received is None:
-                    raise
-                break
-            running[child.descriptor] = (child, cell, began_seconds)
-        if not running:
-            return
-        if interruption.received is not None and (not is_stopping or interruption.insists):
-            for child, _, _ in running.values():
-                child.kill() if interruption.insists else child.stop()
-            is_stopping = True
-        ready = select.select([*running, interruption.descriptor], [], [])[0]
-        interruption.drain()
-        for descriptor in ready:
-            if descriptor in running:
-                child, cell, began_seconds = running.pop(descriptor)
-                failure = child.close()
+    running = _Running(interruption)
+    try:
+        while True:
+            while waiting and len(running) < workers and interruption.received is None and may_start():
+                cell = waiting.pop(0)
+                try:
+                    running.add(cell, Child(context, cell.recipe, cell.text, logs_dir / f"{cell.name}.txt"))
+                except (EOFError, ConnectionError, BrokenPipeError):
+                    # Ctrl-C ends the server while it is importing; at any other time this is a fault.
+                    if interruption.received is None:
+                        raise
+                    break
+            if not running:
+                return
+            if interruption.received is not None:
+                running.stop()
+            for cell, failure, seconds in running.wait():
                 # One that was asked to stop has not failed.
                 if interruption.received is None or failure is None:
-                    noted(cell, failure, time.monotonic() - began_seconds)
+                    noted(cell, failure, seconds)
+    finally:
+        # Only a fault of ours comes here with runs under way, such as a disk too full for the table.
+        while running:
+            running.stop()
+            list(running.wait())
+
+
+class _Running:
+    """The runs under way."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        self._interruption = interruption
+        self._by_descriptor: dict[int, tuple[Child, Cell, float]] = {}
+        self._is_stopping = False
+
+    def __len__(self) -> int:
+        return len(self._by_descriptor)
+
+    def add(self, cell: Cell, child: Child) -> None:
+        """Watch over one that has begun."""
+        self._by_descriptor[child.descriptor] = (child, cell, time.monotonic())
+
+    def stop(self) -> None:
+        """Ask all to save and end, once; end them where somebody insists."""
+        if self._is_stopping and not self._interruption.insists:
+            return
+        for child, _, _ in self._by_descriptor.values():
+            child.kill() if self._interruption.insists else child.stop()
+        self._is_stopping = True
+
+    def wait(self) -> Iterator[tuple[Cell, Failure | None, float]]:
+        """Wait until a signal comes or some have ended: those, why they failed or None, and their seconds."""
+        ready = select.select([*self._by_descriptor, self._interruption.descriptor], [], [])[0]
+        self._interruption.drain()
+        for descriptor in ready:
+            if descriptor in self._by_descriptor:
+                child, cell, began_seconds = self._by_descriptor.pop(descriptor)
+                failure = child.close()
+                yield cell, failure, time.monotonic() - began_seconds

@@ -53,6 +53,7 @@ class Row:
         by_task: the score on each task, over the seeds.
         average: over the seeds, of the mean of all tasks; a seed counts where every task has it.
         difference: to the reference's best row, of the averages, paired by seed; None without one.
+        differences: the same on each task, of the seeds that both rows have there; empty without one.
         majority: by task, what always answering the most frequent label scores.
         num_missing: cells that were not finished.
         trainable_parameters: that were trained; the most of all tasks, whose heads may differ.
@@ -67,6 +68,7 @@ class Row:
     by_task: Mapping[str, Spread]
     average: Spread
     difference: Spread | None
+    differences: Mapping[str, Spread]
     majority: Mapping[str, float]
     num_missing: int
     trainable_parameters: int | None
@@ -101,41 +103,59 @@ def build_rows(results: Sequence[Result], score: str, reference: str | None) -> 
     by_point: dict[Point, list[Result]] = {}
     for result in results:
         by_point.setdefault(result.cell.point, []).append(result)
-    averages = {point: _average_by_seed(own, score) for point, own in by_point.items()}
-    rows = [_build_row(point, own, score, averages[point]) for point, own in by_point.items()]
+    found = {point: _find_by_task(own, score) for point, own in by_point.items()}
+    averages = {point: _average_by_seed(by_task) for point, by_task in found.items()}
+    rows = [_build_row(point, own, score, found[point], averages[point]) for point, own in by_point.items()]
     base = find_best([row for row in rows if row.point.method == reference], score)
     if base is None:
         return rows
-    return [
-        row if row is base else replace(row, difference=_compare(averages[row.point], averages[base.point]))
-        for row in rows
-    ]
+    others = [row for row in rows if row is not base]
+    compared = {
+        row.point: replace(
+            row,
+            difference=_compare(averages[row.point], averages[base.point]),
+            differences={
+                task: _compare(own, found[base.point].get(task, {})) for task, own in found[row.point].items()
+            },
+        )
+        for row in others
+    }
+    return [compared.get(row.point, row) for row in rows]
 
 
-def _compare(averages: Mapping[int, float], base: Mapping[int, float]) -> Spread:
+def _compare(own: Mapping[int, float], base: Mapping[int, float]) -> Spread:
     """The differences of the seeds that both have."""
-    return Spread.of([averages[seed] - base[seed] for seed in averages if seed in base])
+    return Spread.of([own[seed] - base[seed] for seed in own if seed in base])
 
 
-def _average_by_seed(results: Sequence[Result], score: str) -> dict[int, float]:
-    """For each seed the mean over all tasks; a seed that lacks one has none."""
-    tasks = {result.cell.task for result in results}
-    found: dict[int, list[float]] = {}
+def _find_by_task(results: Sequence[Result], score: str) -> dict[str, dict[int, float]]:
+    """For each task the scores that there are, by seed."""
+    found: dict[str, dict[int, float]] = {}
     for result in results:
+        by_seed = found.setdefault(result.cell.task, {})
         value = read_score(result.summary, score)
         if value is not None:
-            found.setdefault(result.cell.seed, []).append(value)
-    return {seed: statistics.fmean(values) for seed, values in found.items() if len(values) == len(tasks)}
+            by_seed[result.cell.seed] = value
+    return found
 
 
-def _build_row(point: Point, results: Sequence[Result], score: str, average: Mapping[int, float]) -> Row:
-    by_task: dict[str, list[float]] = {}
+def _average_by_seed(by_task: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
+    """For each seed the mean over all tasks; a seed that lacks one has none."""
+    seeds = dict.fromkeys(seed for by_seed in by_task.values() for seed in by_seed)
+    whole = [seed for seed in seeds if all(seed in by_seed for by_seed in by_task.values())]
+    return {seed: statistics.fmean([by_seed[seed] for by_seed in by_task.values()]) for seed in whole}
+
+
+def _build_row(
+    point: Point,
+    results: Sequence[Result],
+    score: str,
+    by_task: Mapping[str, Mapping[int, float]],
+    average: Mapping[int, float],
+) -> Row:
     majority: dict[str, list[float]] = {}
     for result in results:
-        by_task.setdefault(result.cell.task, [])
-        value, always = read_score(result.summary, score), read_score(result.summary, "majority_score")
-        if value is not None:
-            by_task[result.cell.task].append(value)
+        always = read_score(result.summary, "majority_score")
         if always is not None and score == "score":
             majority.setdefault(result.cell.task, []).append(always)
     done = [result.summary for result in results if result.state == "done"]
@@ -147,9 +167,10 @@ def _build_row(point: Point, results: Sequence[Result], score: str, average: Map
     widest = max(done, key=lambda summary: summary["trainable_parameters"], default=None)
     return Row(
         point=point,
-        by_task={task: Spread.of(values) for task, values in by_task.items()},
+        by_task={task: Spread.of(list(by_seed.values())) for task, by_seed in by_task.items()},
         average=Spread.of(list(average.values())),
         difference=None,
+        differences={},
         majority={task: statistics.fmean(values) for task, values in majority.items()},
         num_missing=sum(read_score(result.summary, score) is None for result in results),
         trainable_parameters=None if widest is None else widest["trainable_parameters"],

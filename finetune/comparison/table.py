@@ -20,6 +20,7 @@ __all__ = [
     "build_columns",
     "describe",
     "list_unfinished",
+    "name_recipes",
     "pick_best_rows",
     "render_csv",
     "render_markdown",
@@ -45,6 +46,7 @@ class Findings:
         results: of the runs in full.
         probes: of the short runs.
         recommended: the row to begin with; None while nothing is scored.
+        unmeasured: names of the choices that the time of the short runs was not enough for.
     """
 
     name: str
@@ -57,6 +59,12 @@ class Findings:
     results: Sequence[Result]
     probes: Sequence[Result]
     recommended: Row | None
+    unmeasured: Sequence[str] = ()
+
+
+def name_recipes(stem: str, findings: Findings) -> dict[str, str]:
+    """The file of a recipe for each task: `STEM.yaml`, with tasks `STEM.TASK.yaml`."""
+    return {task: f"{stem}.{task}.yaml" if task else f"{stem}.yaml" for task in findings.tasks}
 
 
 def pick_best_rows(findings: Findings) -> list[Row]:
@@ -75,7 +83,10 @@ def build_columns(findings: Findings) -> list[str]:
     if len(findings.tasks) > 1:
         columns.append("average")
     if findings.reference is not None:
-        columns.append(f"to {findings.reference} (± s.e.)")
+        compared = f"to {findings.reference} (± s.e.)"
+        columns += (
+            [f"{name} {compared}" for name in (*findings.tasks, "average")] if len(findings.tasks) > 1 else [compared]
+        )
     if any(row.majority for row in findings.rows):
         columns.append("majority")
     columns += _COST_COLUMNS
@@ -86,13 +97,15 @@ def build_columns(findings: Findings) -> list[str]:
 
 def to_cells(row: Row, findings: Findings, *, name: str | None = None) -> list[str]:
     """A row's text in each column."""
-    show = _shower(findings.score)
+    score = findings.score
     cells = [name or row.point.method]
-    cells += [show(row.by_task.get(task, Spread.of([]))) for task in findings.tasks]
+    cells += [_show(row.by_task.get(task, Spread.of([])), score) for task in findings.tasks]
     if len(findings.tasks) > 1:
-        cells.append(show(row.average))
+        cells.append(_show(row.average, score))
     if findings.reference is not None:
-        cells.append("–" if row.difference is None else _show_difference(row.difference, findings.score))
+        if len(findings.tasks) > 1:
+            cells += [_show_difference(row.differences.get(task), score) for task in findings.tasks]
+        cells.append(_show_difference(row.difference, score))
     if any(other.majority for other in findings.rows):
         always = [f"{100 * row.majority[task]:.1f}" if task in row.majority else "–" for task in findings.tasks]
         cells.append(" / ".join(always))
@@ -116,10 +129,8 @@ def render_markdown(findings: Findings) -> str:
     if findings.recommended is not None:
         point = findings.recommended.point
         chosen = _to_settings(point.chosen)
-        lines += [
-            "",
-            f"Recommended: **{point.method}**{f' ({chosen})' if chosen != '–' else ''}, in `recommended.yaml`.",
-        ]
+        files = ", ".join(f"`{file}`" for file in name_recipes("recommended", findings).values())
+        lines += ["", f"Recommended: **{point.method}**{f' ({chosen})' if chosen != '–' else ''}, in {files}."]
     if len(findings.rows) > len({row.point.method for row in findings.rows}):
         lines += ["", "## Every choice", ""]
         lines += _render_rows(columns, [to_cells(row, findings, name=row.point.name) for row in findings.rows])
@@ -134,8 +145,8 @@ def render_markdown(findings: Findings) -> str:
 def describe(findings: Findings) -> list[str]:
     """Say what the numbers are, in sentences."""
     seeds = ", ".join(map(str, findings.seeds))
-    better = "lower is better" if is_lower_better(findings.score) else "times 100, higher is better"
-    better = better if is_lower_better(findings.score) or _is_share(findings.score) else "higher is better"
+    times = "times 100, " if _is_share(findings.score) else ""
+    better = "lower is better" if is_lower_better(findings.score) else f"{times}higher is better"
     lines = [
         f"`{findings.score}` ({better}), mean ± sample standard deviation over the seeds {seeds}."
         if len(findings.seeds) > 1
@@ -147,8 +158,12 @@ def describe(findings: Findings) -> list[str]:
         lines.append("The average is over the tasks, seed by seed; one choice per method stands for all tasks.")
     if findings.reference is not None:
         lines.append(
-            f"Differences to {findings.reference} are paired by seed and given with their standard error "
-            "(sample deviation / sqrt n)."
+            f"Differences to the best choice of {findings.reference} are paired by seed, and by task, and given with "
+            "their standard error (sample deviation / sqrt n)."
+        )
+    if findings.unmeasured:
+        lines.append(
+            f"The time of the short runs was spent before all were measured: {', '.join(findings.unmeasured)}."
         )
     return lines
 
@@ -160,11 +175,11 @@ def _render_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
 
 def _render_probes(findings: Findings) -> list[str]:
     """A line for every short run: steps and score."""
-    show = _shower(findings.score)
     rows = []
     for result in findings.probes:
         cell, value = result.cell, read_score(result.summary, findings.score)
-        shown = result.state if value is None else show(Spread.of([value]))
+        state = "not measured" if cell.point.name in findings.unmeasured and result.state != "failed" else result.state
+        shown = state if value is None else _show_number(value, findings.score)
         rows.append([cell.point.name, cell.task or "–", str(cell.probe_steps), shown])
     return _render_rows(["method", "task", "steps", findings.score], rows)
 
@@ -183,7 +198,7 @@ def list_unfinished(findings: Findings) -> list[str]:
 def to_words(row: Row, findings: Findings) -> str:
     """A row in a line: method, choice and score."""
     chosen = _to_settings(row.point.chosen)
-    scored = _shower(findings.score)(row.average)
+    scored = _show(row.average, findings.score)
     return f"{row.point.method}{f' with {chosen}' if chosen != '–' else ''}, {findings.score} {scored}"
 
 
@@ -225,24 +240,20 @@ def _is_share(score: str) -> bool:
     return score in ("score", "exact_match", "preference_accuracy") or score.startswith("scores.")
 
 
-def _shower(score: str) -> Any:
-    """What writes a spread: shares times 100 with one decimal, else four digits."""
-
-    def show(spread: Spread) -> str:
-        if spread.mean is None:
-            return "–"
-        deviation = "" if spread.deviation is None else f" ± {_show_number(spread.deviation, score)}"
-        return f"{_show_number(spread.mean, score)}{deviation}"
-
-    return show
+def _show(spread: Spread, score: str) -> str:
+    """A mean and its deviation: shares times 100 with one decimal, else four digits."""
+    if spread.mean is None:
+        return "–"
+    deviation = "" if spread.deviation is None else f" ± {_show_number(spread.deviation, score)}"
+    return f"{_show_number(spread.mean, score)}{deviation}"
 
 
 def _show_number(value: float, score: str, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f}" if _is_share(score) else f"{value:{sign}.4f}"
 
 
-def _show_difference(difference: Spread, score: str) -> str:
-    if difference.mean is None:
+def _show_difference(difference: Spread | None, score: str) -> str:
+    if difference is None or difference.mean is None:
         return "–"
     error = difference.standard_error
     return f"{_show_number(difference.mean, score, '+')}{'' if error is None else f' ± {_show_number(error, score)}'}"

@@ -4,18 +4,18 @@ In go the findings, out come files that are whole at any moment; they are made a
 """
 
 import json
-import os
+import shlex
 from pathlib import Path
 
-from finetune.comparison.cells import RUNS, Cell, render_recipe
+from finetune.comparison.cells import RUNS, Cell, join_stem, render_recipe
 from finetune.comparison.page import render_page
 from finetune.comparison.plot import draw_plot
 from finetune.comparison.scores import Row
-from finetune.comparison.table import Findings, pick_best_rows, render_csv, render_markdown, to_words
+from finetune.comparison.table import Findings, name_recipes, pick_best_rows, render_csv, render_markdown, to_words
 from finetune.recipe.comparison import Comparison
 from finetune.recipe.yaml_lines import read_yaml, to_plain
 from finetune.run.layout import RunLayout
-from finetune.run.writing import refuse_to_write, write_text
+from finetune.run.writing import write_bytes, write_text
 
 __all__ = ["write_findings"]
 
@@ -30,13 +30,13 @@ def write_findings(folder: Path, comparison: Comparison, findings: Findings) -> 
     page = render_page(
         findings,
         png,
-        command=" ".join(["python -m finetune.compare", str(comparison.path), *comparison.overrides]),
+        command=shlex.join(["python", "-m", "finetune.compare", str(comparison.path), *comparison.overrides]),
         sources={str(comparison.path): comparison.text, str(comparison.base_path): comparison.base_text},
         environment=_read_environment(folder, findings),
     )
     write_text(folder / "table.md", render_markdown(findings))
     write_text(folder / "table.csv", render_csv(findings))
-    _write_bytes(folder / "plot.png", png)
+    write_bytes(folder / "plot.png", png)
     write_text(folder / "report.html", page)
     _write_best(folder, comparison, findings)
 
@@ -51,36 +51,23 @@ def _read_environment(folder: Path, findings: Findings) -> dict[str, object]:
     return {}
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise refuse_to_write(path, error) from error
-
-
 def _write_best(folder: Path, comparison: Comparison, findings: Findings) -> None:
     """Write the best choice of every method as a recipe, and the recommended one; one a task."""
     best_dir = folder / "best"
     best_dir.mkdir(exist_ok=True)
     texts = {}
     for row in pick_best_rows(findings):
+        files = name_recipes(row.point.method, findings)
         for cell in _find_cells(row, findings):
-            texts[best_dir / f"{_join(row.point.method, cell.task)}.yaml"] = _render(row, cell, comparison, findings)
+            texts[best_dir / files[cell.task]] = _render(row, cell, comparison, findings)
     if findings.recommended is not None:
+        files = name_recipes("recommended", findings)
         for cell in _find_cells(findings.recommended, findings):
-            path = folder / f"{_join('recommended', cell.task)}.yaml"
-            texts[path] = _render(findings.recommended, cell, comparison, findings)
+            texts[folder / files[cell.task]] = _render(findings.recommended, cell, comparison, findings)
     for path, text in texts.items():
         write_text(path, text)
     for stale in {*best_dir.glob("*.yaml"), *folder.glob("recommended*.yaml")} - texts.keys():
         stale.unlink()
-
-
-def _join(name: str, task: str) -> str:
-    return f"{name}.{task}" if task else name
 
 
 def _find_cells(row: Row, findings: Findings) -> list[Cell]:
@@ -92,13 +79,13 @@ def _find_cells(row: Row, findings: Findings) -> list[Cell]:
 def _render(row: Row, cell: Cell, comparison: Comparison, findings: Findings) -> str:
     """A recipe that trains this choice again, saying where it comes from."""
     values = to_plain(read_yaml(cell.text, cell.name)[0])
-    name = _join(f"{comparison.name}_{row.point.method}", cell.task)
+    name = name_recipes(f"{comparison.name}_{row.point.method}", findings)[cell.task].removesuffix(".yaml")
     # The comparison's runs lie in its own folder; this one is a run like any other.
     values |= {"name": name, "output_dir": comparison.output_dir}
     comments = [
         f"{to_words(row, findings)}: from the comparison {comparison.path} ({comparison.folder}/table.md).",
         f"It started from {comparison.base_path}; settings chosen on the held-out rows of that comparison.",
-        f"The runs behind it: {comparison.folder / RUNS}/{cell.name.rpartition('-seed')[0]}-seed*.",
+        f"The runs behind it: {comparison.folder / RUNS}/{join_stem(cell.task, cell.point)}-seed*.",
         f"Hardware: it trained on {_find_device(row, findings)}.",
     ]
     return render_recipe(values, comments)

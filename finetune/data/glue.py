@@ -14,7 +14,7 @@ from finetune.recipe.glue import GLUE_HUB_NAME, GLUE_TASKS, GluePart, GlueRole, 
 from finetune.recipe.places import expand, is_local
 from finetune.recipe.rows_schema import GlueName, SourceSettings
 
-__all__ = ["load_glue_examples"]
+__all__ = ["find_asked_task", "load_glue_examples"]
 
 
 def load_glue_examples(
@@ -82,7 +82,7 @@ def _find_local_parts(
     path = Path(expand(source.path))
     if not path.is_dir():
         (file,) = find_files(source.path).files  # names what is there where this is not
-        part = _find_part_of_file(task, role, path.name)
+        part = _find_part_of_file(task, path.name)
         return {part.name: _to_file_source(source, task, part, source.path, file.kind == ".tsv")}
     parts = task.parts[role]
     if not parts:
@@ -93,7 +93,32 @@ def _find_local_parts(
     }
 
 
-def _find_part_of_file(task: GlueTask, role: GlueRole, name: str) -> GluePart:
+def find_asked_task(source: SourceSettings, name: GlueName) -> GlueName | None:
+    """Find whose test rows, for GLUE's server, a source of rows to be labelled holds.
+
+    Args:
+        source: of the rows; `subset: ax`, or AX's own file, are the diagnostic rows, which a model of MNLI answers.
+        name: of the task that the model was trained on.
+
+    Returns:
+        None: they are other rows, or a part of the server's.
+    """
+    asked: GlueName = "ax" if name == "mnli" and _names_ax(source) else name
+    parts = GLUE_TASKS[asked].parts["test"]
+    if source.limit is not None:
+        return None
+    if not is_local(source.path):
+        return asked if source.split in (None, *(part.split for part in parts)) else None
+    path = Path(expand(source.path))
+    return asked if path.is_dir() or path.name.removesuffix(".gz") in {part.file for part in parts} else None
+
+
+def _names_ax(source: SourceSettings) -> bool:
+    files = {part.file for part in GLUE_TASKS["ax"].parts["test"]}
+    return source.subset == "ax" or Path(source.path).name.removesuffix(".gz") in files
+
+
+def _find_part_of_file(task: GlueTask, name: str) -> GluePart:
     """Find the part that a file is by its name; any other name is a set of rows of one part."""
     known = {part.file: part for parts in task.parts.values() for part in parts}
     return known.get(name.removesuffix(".gz"), GluePart("", "", name))

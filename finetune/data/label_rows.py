@@ -222,15 +222,24 @@ def find_labels(loaded: LoadedExamples) -> list[str]:
     Raises:
         DataError: fewer than two.
     """
-    labels = list(count_labels(loaded))
+    labels, path = list(count_labels(loaded)), loaded.report["sources"][0]["path"]
+    if len(labels) > 2 and all(_is_fraction(label) for label in labels):
+        raise DataError(
+            f"{path}: the labels are numbers, such as {labels[0]} and {labels[1]}, and none is a whole one.\n"
+            "  To be told as numbers: classification.problem_type=regression"
+        )
     if len(labels) < 2:
-        path = loaded.report["sources"][0]["path"]
         found = f"only the label `{labels[0]}`" if labels else "no label"
         raise DataError(
             f"{path}: the rows have {found}, and a classifier needs two.\n"
             "  Where the column has another name, map it: `data.train.columns: {label: YOUR_COLUMN}`"
         )
     return labels
+
+
+def _is_fraction(label: str) -> bool:
+    kind, number, _ = _order(label)
+    return kind == 0 and not number.is_integer()
 
 
 def find_majority_label(loaded: LoadedExamples) -> str:

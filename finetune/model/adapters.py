@@ -16,7 +16,6 @@ from typing import Any
 import bitsandbytes as bnb
 from peft import AdaLoraModel, PeftConfig, PeftModel, PeftType, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.pytorch_utils import Conv1D
@@ -25,15 +24,15 @@ from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapter_starts import apply_start, choose_start
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel
-from finetune.model.heads import Head, ScoreHead
+from finetune.model.heads import Head, ScoreHead, find_class
+from finetune.model.norms import find_norm_names
 from finetune.model.own_methods import OWN_METHODS
 from finetune.model.whole import free_weights
 from finetune.recipe.catalogue import PROMPT_METHODS
-from finetune.recipe.own_methods import WHOLE_METHODS
+from finetune.recipe.own_methods import OWN_TARGETS, WHOLE_METHODS
 from finetune.recipe.schema import AdapterSettings
 
 __all__ = [
-    "OWN_TARGETS",
     "REFERENCE",
     "ParameterCount",
     "RankAllocation",
@@ -47,14 +46,10 @@ __all__ = [
 # The name under which TRL's trainers look for a frozen copy of the adapter that training started from.
 REFERENCE = "ref"
 
-# Methods that choose their modules by a rule of their own, or sit on something else than linear layers. The others
-# take `all-linear` where the recipe names none.
-OWN_TARGETS = frozenset(
-    {"adaption_prompt", "bitfit", "bottleneck", "hypernetwork", "ia3", "ln_tuning", "shadow", "trainable_tokens"}
-)
-
 _TASK_TYPES = {"words": TaskType.CAUSAL_LM, "masked": None, "labels": TaskType.SEQ_CLS, "score": TaskType.SEQ_CLS}
 # Methods whose PEFT config has no `modules_to_save`, where a head would be trained and then left behind.
+# These put their learned vectors before the keys and values of each layer, the other prompt methods before the text.
+_BEFORE_KEYS = frozenset({"prefix_tuning", "cartridge"})
 _SAVE_NO_HEAD = frozenset({"adaption_prompt", "trainable_tokens", "xlora"})
 
 
@@ -101,7 +96,7 @@ def attach_adapter(
     set_seed(seed)
     if adapter.method in WHOLE_METHODS:
         return free_weights(base.model, adapter, base.head_modules)
-    _check_takes_keys(base.model, adapter.method)
+    _check_takes_vectors(base.model, adapter.method, base.head)
     config, start = _choose_config(adapter, base.head, base.head_modules)
     _name_targets(base.model, config, base.head_modules)
     # Whoever opens the adapter gets the base it was trained on.
@@ -181,9 +176,15 @@ def _check_goes_with_head(method: str, head: Head) -> None:
         )
 
 
-def _check_takes_keys(model: PreTrainedModel, method: str) -> None:
-    """Check that a model takes keys and values from outside, in which these methods put their learned vectors."""
-    if method not in ("prefix_tuning", "cartridge"):
+def _check_takes_vectors(model: PreTrainedModel, method: str, head: Head) -> None:
+    """Check that a model has a place for learned vectors: before the text, or before each layer's keys and values."""
+    if method in PROMPT_METHODS - _BEFORE_KEYS and head == "labels" and find_class(model.config, "masked") is None:
+        raise RecipeError(
+            f"`adapter.method: {method}` puts learned vectors before the text, and behind them a "
+            f"{model.config.model_type} model no longer finds a row's last token, where it reads the label.\n"
+            "  On its keys and values: adapter.method=prefix_tuning     The usual one: adapter.method=lora"
+        )
+    if method not in _BEFORE_KEYS:
         return
     takers = (model, model.base_model)
     if not any("past_key_values" in inspect.signature(taker.forward).parameters for taker in takers):
@@ -221,7 +222,7 @@ def _name_targets(model: PreTrainedModel, config: PeftConfig, head_modules: Sequ
         return
     targets = config.target_modules
     if targets is None and config.peft_type == PeftType.LN_TUNING:
-        targets = config.target_modules = _find_norm_names(model, head_modules)
+        targets = config.target_modules = find_norm_names(model, head_modules)
     if targets is None or (config.peft_type.value.lower() in OWN_TARGETS and targets == "all-linear"):
         return
     names = [name for name, _ in model.named_modules()]
@@ -240,18 +241,6 @@ def _name_targets(model: PreTrainedModel, config: PeftConfig, head_modules: Sequ
             f"`adapter.target_modules`: the model has no module {', '.join(f'`{name}`' for name in missing)}{hint}.\n"
             f"  Its linear layers: {', '.join(linear_names)}     All of them: all-linear"
         )
-
-
-def _find_norm_names(model: PreTrainedModel, head_modules: Sequence[str]) -> list[str] | None:
-    """Find the norms of an architecture that PEFT has no list for, BERT's among them; None where it has one."""
-    if model.config.model_type in TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING:
-        return None
-    # By their full names: another layer's module of the same name can be none (ModernBERT's first has no norm there).
-    return [
-        name
-        for name, module in model.named_modules()
-        if "norm" in type(module).__name__.lower() and not name.startswith(tuple(head_modules))
-    ]
 
 
 def _find_linear_names(model: PreTrainedModel, head_modules: Sequence[str]) -> list[str]:

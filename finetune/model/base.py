@@ -196,7 +196,9 @@ def _choose(
         attention=attention,
         max_length=max_length or find_position_limit(config) or _POSITIONS_WITHOUT_A_LIMIT,
         head=head,
-        head_modules=find_head_modules(config) if head == "labels" else (),
+        head_modules=find_head_modules(config, trust_remote_code=settings.trust_remote_code)
+        if head == "labels"
+        else (),
         seed=seed,
         fresh_head=fresh_head,
         checkpointing=checkpointing,

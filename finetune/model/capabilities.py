@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from finetune.model.merging import check_mergeable
 from finetune.model.targets import Target
 from finetune.recipe.catalogue import PROMPT_METHODS
 from finetune.recipe.json_schema import build_adapter_schema, find_methods
-from finetune.recipe.own_methods import OWN_METHODS, WHOLE_METHODS
+from finetune.recipe.own_methods import COMBINED, OWN_METHODS, PART_METHODS, WHOLE_METHODS
 from finetune.recipe.reading import build_recipe
 from finetune.recipe.schema import AdapterSettings, ModelSettings
 
@@ -168,7 +168,6 @@ def _ask_reader(method: str, *, objective: str = "sft", **sections: Mapping[str,
         "name": "asked",
         "objective": objective,
         "model": {"model_name_or_path": "base", "quantization": "none", "device": "cpu"},
-        "adapter": {"method": method, **REQUIRED_FIELDS.get(method, {})},
         "data": {"train": {"path": "rows.json"}, "packing": False},
         "training": {"gradient_checkpointing": False},
     }
@@ -176,14 +175,28 @@ def _ask_reader(method: str, *, objective: str = "sft", **sections: Mapping[str,
         recipe["data"]["template"] = "alpaca"
     for section, values in sections.items():
         recipe[section] |= values
-    return _try(method, lambda: build_recipe(recipe))
+    return _ask_parts(method, lambda adapter: build_recipe(recipe | {"adapter": adapter}))
 
 
 def _ask_head(method: str, head: Head) -> Answer:
     if method in WHOLE_METHODS:
         return _YES
-    settings = AdapterSettings.model_validate({"method": method, **REQUIRED_FIELDS.get(method, {})})
-    return _try(method, lambda: check_adapter(settings, head=head))
+    return _ask_parts(method, lambda adapter: check_adapter(AdapterSettings.model_validate(adapter), head=head))
+
+
+def _ask_parts(method: str, ask: Callable[[dict[str, Any]], object]) -> Answer:
+    """Ask by an `adapter` section; of a combination by one for each of its parts, beside one that never is refused."""
+    if method != COMBINED:
+        return _try(method, lambda: ask({"method": method, **REQUIRED_FIELDS.get(method, {})}))
+    answers: dict[str, Answer] = {}
+    for part in PART_METHODS:
+        beside = "lora" if part == "bitfit" else "bitfit"
+        parts = [{"method": part, **REQUIRED_FIELDS.get(part, {})}, {"method": beside}]
+        answers[part] = _try(method, partial(ask, {"method": method, "parts": parts}))
+    unable = [part for part, answer in answers.items() if answer.word == "no"]
+    if len(unable) == len(answers):
+        return answers[unable[0]]
+    return Answer("yes", f"where each part can: not with {' and '.join(unable)}") if unable else _YES
 
 
 def _ask_merging(method: str) -> Answer:

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from torch import nn
+from transformers import PreTrainedModel
 
+from finetune.model.norms import find_norm_names
 from finetune.model.virtual_tokens import put_virtual_tokens_in_front
-from finetune.recipe.own_methods import PART_METHODS, PROMPT_PARTS
+from finetune.recipe.own_methods import OWN_TARGETS, PART_METHODS, PROMPT_PARTS
 
 __all__ = ["CombinedConfig", "CombinedModel", "CombinedType"]
 
@@ -32,8 +34,6 @@ _SHARED_FIELDS = frozenset(
     {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
     | {"modules_to_save"}
 )
-# Parts that choose their modules by a rule of their own; the others take all linear layers where none are named.
-_OWN_TARGETS = frozenset({"bitfit", "bottleneck", "hypernetwork", "ia3", "ln_tuning"})
 
 
 class CombinedType(str, Enum):  # noqa: UP042 - PEFT reads the name behind the dot of str()
@@ -74,8 +74,6 @@ class CombinedConfig(PeftConfig):
         with_tokens = [method for method in methods if method in PROMPT_PARTS]
         if len(with_tokens) > 1:
             raise ValueError(f"{' and '.join(with_tokens)} both put virtual tokens in front of a row; take one of them")
-        if with_tokens and self.task_type == "SEQ_CLS":
-            raise ValueError(f"{with_tokens[0]}: behind virtual tokens a classifier no longer finds the token it reads")
         self.build_parts()
 
     def build_parts(self) -> list[PeftConfig]:
@@ -91,7 +89,7 @@ class CombinedConfig(PeftConfig):
         fields = {name: value for name, value in part.items() if name != "method"}
         config_class = PEFT_TYPE_TO_CONFIG_MAPPING[method.upper()]
         names = {one.name for one in dataclasses.fields(config_class)}
-        if "target_modules" in names and method not in _OWN_TARGETS and fields.get("target_modules") is None:
+        if "target_modules" in names and method not in OWN_TARGETS and fields.get("target_modules") is None:
             fields["target_modules"] = "all-linear"
         _check_stands_beside_others(method, fields)
         if "modules_to_save" in names and self.modules_to_save is not None:
@@ -133,7 +131,8 @@ class CombinedModel(BaseTuner):
         """Put the layers of every part in, the innermost first.
 
         Raises:
-            ValueError: a target that is not there, or other parts than the adapters beside it have.
+            ValueError: a target that is not there, other parts than the adapters beside it have, or virtual tokens
+                before a head that they would mislead.
         """
         config: CombinedConfig = self.peft_config[adapter_name]
         parts = config.build_parts()
@@ -144,6 +143,7 @@ class CombinedModel(BaseTuner):
                 "adapters side by side are combinations of the same methods, whose layers are nested alike"
             )
         # Named before the first layer is put in: afterwards the names of other parts' layers are among them.
+        assert isinstance(model, PreTrainedModel)
         parts = [_name_targets(model, part) for part in parts]
         for method, part in zip(methods, parts, strict=True):
             if method in PROMPT_PARTS:
@@ -152,13 +152,16 @@ class CombinedModel(BaseTuner):
                 self._tuners[method].peft_config[adapter_name] = part
                 self._tuners[method].inject_adapter(model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
             else:
-                self._start_tuner(model, method, adapter_name, part)
+                self._start_tuner(model, method, adapter_name, part, low_cpu_mem_usage=low_cpu_mem_usage)
         config.write_parts(parts)
         model.peft_config = self.peft_config
 
-    def _start_tuner(self, model: nn.Module, method: str, adapter_name: str, part: PeftConfig) -> None:
+    def _start_tuner(
+        self, model: nn.Module, method: str, adapter_name: str, part: PeftConfig, *, low_cpu_mem_usage: bool
+    ) -> None:
         vars(model).pop("peft_config", None)  # of the part before: PEFT warns of a second one
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type](model, {adapter_name: part}, adapter_name)
+        tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type]
+        tuner = tuner_class(model, {adapter_name: part}, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
         self._tuners[method] = tuner
         self.targeted_module_names.extend(tuner.targeted_module_names)
         for name, shared in tuner.named_children():
@@ -216,16 +219,18 @@ def _check_stands_beside_others(method: str, fields: dict[str, Any]) -> None:
             raise ValueError(f"{method}: `{name}` is no setting of a part; lora has it alone")
 
 
-def _name_targets(model: nn.Module, part: PeftConfig) -> PeftConfig:
+def _name_targets(model: PreTrainedModel, part: PeftConfig) -> PeftConfig:
     """Name the modules that a part chooses itself, or that `all-linear` stands for, and check names that were typed."""
     if "target_modules" not in {one.name for one in dataclasses.fields(part)}:
         return part
+    if part.peft_type == PeftType.LN_TUNING and part.target_modules is None:
+        part.target_modules = find_norm_names(model, part.modules_to_save or ())
     if isinstance(part.target_modules, list | set):
         names = [name for name, _ in model.named_modules()]
         missing = [one for one in part.target_modules if not any(f".{name}".endswith(f".{one}") for name in names)]
         if missing:
             raise ValueError(f"the model has no module {', '.join(f'`{name}`' for name in sorted(missing))}")
-    elif part.target_modules == "all-linear" and part.peft_type.value.lower() not in _OWN_TARGETS:
+    elif part.target_modules == "all-linear" and part.peft_type.value.lower() not in OWN_TARGETS:
         part = _maybe_include_all_linear_layers(part, model)
         part.target_modules = {name.rpartition(".")[2] for name in part.target_modules}
     # A tuner that has put no layer in yet, and is asked what it would.

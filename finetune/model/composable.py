@@ -5,32 +5,18 @@ here PEFT would refuse less clearly, or add up to something else without a word.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from finetune.errors import RecipeError
 from finetune.model.several import check_same_base, find_base_change
 from finetune.model.targets import Target
 from finetune.recipe.catalogue import read_catalogue
+from finetune.recipe.composing import How, MajoritySign
 
-__all__ = ["HOWS", "How", "MajoritySign", "Manner", "check_composable"]
-
-How = Literal[
-    "cat",
-    "svd",
-    "linear",
-    "ties",
-    "ties_svd",
-    "dare_linear",
-    "dare_linear_svd",
-    "dare_ties",
-    "dare_ties_svd",
-    "magnitude_prune",
-    "magnitude_prune_svd",
-]
-MajoritySign = Literal["total", "frequency"]
-HOWS: tuple[How, ...] = How.__args__  # type: ignore[attr-defined]
+__all__ = ["Manner", "check_composable"]
 
 # Fields in which LoRA adapters may differ, or that do not matter once they are trained; any other one that is not at
 # its default makes more of an adapter than two matrices a layer. The second list has to be alike in all of them.
@@ -48,7 +34,7 @@ class Manner:
     """How adapters are made into one.
 
     Attributes:
-        how: one of `HOWS`; an IA3 adapter takes linear alone.
+        how: the way; an IA3 adapter takes linear alone.
         weights: one an adapter, of any sign for LoRA; for IA3 they sum to 1.
         density: share of the numbers that are kept, above 0 and below 1; None where nothing is pruned.
         majority_sign: how TIES votes on a number's sign: by the sum of the numbers, or by counting them.
@@ -103,6 +89,9 @@ def _check_manner(manner: Manner, num_adapters: int) -> None:
             f"--weights has {len(manner.weights)} numbers for {num_adapters} adapters.\n"
             f"  One each: --weights {','.join(['1'] * num_adapters)}"
         )
+    odd = [weight for weight in manner.weights if not math.isfinite(weight)]
+    if odd:
+        raise RecipeError(f"--weights: {odd[0]} is no weight, and all that it touches would be none.\n  E.g. 0.5 or -1")
     if any(weight == 0 for weight in manner.weights):
         raise RecipeError("--weights: an adapter with weight 0 is left out.\n  Leave it out of the command.")
     if prunes and (manner.density is None or not 0 < manner.density < 1):

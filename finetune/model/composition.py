@@ -8,9 +8,12 @@ With dW_i = s_i B_i A_i for LoRA number i (s_i its scaling, alpha / r) and weigh
 
     cat         sum_i w_i dW_i, exactly: the matrices side by side, ranks added
     svd         the best approximation of that sum at the rank asked for
-    linear      (sum_i sqrt(w_i s_i) B_i) (sum_i sqrt(w_i s_i) A_i): the sum and all cross terms B_i A_j beside it
-    NAME        the way NAME on the A and on the B matrices apart, each weighed by sqrt(w_i s_i)
+    linear      (sum_i sqrt|w_i s_i| B_i) (sum_i sign(w_i) sqrt|w_i s_i| A_i): the sum and all cross terms beside it
+    NAME        the way NAME on the A and on the B matrices apart, each weighed so
     NAME_svd    the way NAME on the dW_i, then as svd
+
+So a weight below 0 takes an adapter's change away in cat and svd alone: in linear its cross terms come in, what prunes
+takes a share of it, and TIES elects a place's sign before it weighs.
 
 TIES: Yadav et al. 2023 (arXiv:2306.01708); DARE: Yu et al. 2023 (arXiv:2311.03099).
 """
@@ -23,8 +26,10 @@ import torch
 from huggingface_hub import ModelCardData
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft import set_peft_model_state_dict as put_tensors
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
@@ -80,6 +85,7 @@ def compose_adapters(targets: Sequence[Target], manner: Manner, folder: Path) ->
             density=manner.density,
             majority_sign_method=manner.majority_sign,
         )
+        _fill_up_ranks(model)
     config = model.peft_config[_RESULT]
     config.base_model_name_or_path = _name_base(targets[0].base, folder)
     config.inference_mode = True
@@ -127,6 +133,25 @@ def _load_side_by_side(targets: Sequence[Target]) -> PeftModel:
             # takes it for 1, which with rsLoRA it would not be.
             config.use_rslora = False
     return model
+
+
+def _fill_up_ranks(model: PeftModel) -> None:
+    """Fill a layer's matrices up with zeros to the rank that the config says, which changes no product.
+
+    The decomposition has no more directions than the layer's smaller side, and PEFT 0.21 leaves it at that many.
+    """
+    rank = model.peft_config[_RESULT].r
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        if _RESULT in layer.lora_A:
+            A, B = layer.lora_A[_RESULT].weight, layer.lora_B[_RESULT].weight
+        elif _RESULT in layer.lora_embedding_A:
+            A, B = layer.lora_embedding_A[_RESULT], layer.lora_embedding_B[_RESULT]
+        else:
+            continue
+        A.data = functional.pad(A.data, (0, 0, 0, rank - A.shape[0]))
+        B.data = functional.pad(B.data, (0, rank - B.shape[1]))
 
 
 def _name(number: int) -> str:

@@ -15,8 +15,8 @@ from finetune.model.adapters import REFERENCE
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel
 from finetune.model.loading import attach_saved_adapter, check_adapter_file, check_served
-from finetune.model.targets import describe_base, find_target
-from finetune.recipe.places import is_local
+from finetune.model.same_base import find_base_difference
+from finetune.model.targets import find_target
 from finetune.recipe.schema import ModelSettings
 
 __all__ = ["add_reference", "attach_trained_adapter", "check_same_template", "find_trained_adapter"]
@@ -58,15 +58,15 @@ def find_trained_adapter(init_from: str, model: ModelSettings, seed: int) -> Pat
             f"`adapter.init_from`: {init_from} is {what}: it gives no answers.\n  Name an adapter of sft or dpo."
         )
     check_served(target, model.backend)
-    then, now = describe_base(target.base, target.seed), describe_base(model, seed)
-    if then != now and not _may_be_a_copy(target.base, model):
+    difference = find_base_difference(target.base, target.seed, model, seed)
+    if difference is not None and not difference.may_be_a_copy:
         raise RecipeError(
             f"`adapter.init_from`: {init_from} stands on another base than this recipe's.\n"
-            f"  The adapter's: {then}     The recipe's: {now}\n"
+            f"  The adapter's: {difference.one}     The recipe's: {difference.other}\n"
             f"  Set model.model_name_or_path={target.base.model_name_or_path}"
         )
-    if then != now:
-        log.warning("%s names %s as its base; taken to be %s.", init_from, then, now)
+    if difference is not None:
+        log.warning("%s names %s as its base; taken to be %s.", init_from, difference.one, difference.other)
     return target.adapter_dir
 
 
@@ -114,10 +114,3 @@ def add_reference(model: PeftModel, folder: Path) -> None:
         if REFERENCE in name.split("."):
             parameter.requires_grad_(False)
             parameter.data = parameter.data.float()
-
-
-def _may_be_a_copy(then: ModelSettings, now: ModelSettings) -> bool:
-    """Whether one names the Hub and the other a folder, so that nobody can tell without reading both."""
-    names = (then.model_name_or_path, now.model_name_or_path)
-    weights = {then.weights, now.weights}
-    return weights == {"pretrained"} and len({is_local(name) for name in names if name is not None}) == 2

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from finetune.errors import RecipeError
+from finetune.recipe.glue import ProblemType
 
 __all__ = [
     "SCORE_HEAD",
@@ -45,7 +46,6 @@ __all__ = [
     "write_labels",
 ]
 
-ProblemType = Literal["single_label_classification", "regression"]
 Head = Literal["words", "masked", "labels", "score"]
 SCORE_HEAD = "score"
 SCORE_WEIGHT = f"{SCORE_HEAD}.weight"
@@ -166,7 +166,7 @@ def write_labels(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def find_head_modules(config: PreTrainedConfig) -> tuple[str, ...]:
+def find_head_modules(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> tuple[str, ...]:
     """Find the modules that a classifier has and the language model of the same architecture has not.
 
     They are what nothing has taught before: `classifier`, for BERT its pooler too, which masked-language modelling
@@ -177,11 +177,12 @@ def find_head_modules(config: PreTrainedConfig) -> tuple[str, ...]:
         itself: it cannot put a module of several parts back when it merges most methods (0.21).
     """
     with torch.device("meta"):
-        classifier = AutoModelForSequenceClassification.from_config(config)
+        trusted = {"trust_remote_code": trust_remote_code}
+        classifier = AutoModelForSequenceClassification.from_config(config, **trusted)
         known: Set[str] = set()
         for head in ("masked", "words"):
             if find_class(config, head) is not None:
-                model = find_builder(head).from_config(config)
+                model = find_builder(head).from_config(config, **trusted)
                 known = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # tied ones too
                 break
     if not known:  # an architecture with no language model: all that is not its body

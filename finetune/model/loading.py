@@ -184,7 +184,7 @@ def attach_saved_adapter(
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:
             attached = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=is_trainable)
-        except (RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             # torch's words for a tensor of another size, PEFT's for modules that the base has not got.
             reason = " ".join(str(error).split())[:300]
             raise PlaceError(f"{_say_unfit(folder, model)}: {reason}\n{_NAME_ITS_BASE}") from error

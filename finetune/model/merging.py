@@ -30,6 +30,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapters import count_parameters
+from finetune.model.base import BaseModel
 from finetune.model.bitfit import find_added_biases
 from finetune.model.heads import find_builder
 from finetune.model.loading import Speaker, attach_saved_adapter
@@ -42,6 +43,7 @@ __all__ = [
     "check_mergeable",
     "check_room",
     "compare_logits",
+    "describe_difference",
     "merge_adapter",
     "to_logits",
     "write_merged",
@@ -269,6 +271,20 @@ def _find_generation_config(speaker: Speaker) -> GenerationConfig:
     if folder is not None and (folder / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(folder)
     return speaker.base.model.generation_config
+
+
+def describe_difference(difference: LogitDifference, base: BaseModel, num_prompts: int) -> str:
+    """Say how far a whole model's outputs lie from those of adapter and base, in lines for a console."""
+    texts, farthest = f"{num_prompts} prompts", f"{difference.max_abs:.2g} at most"
+    if base.labels is not None and base.labels.names is None:
+        return f"Beside adapter + base, of {texts}: the numbers differ by {farthest}."
+    places = f"at the {difference.num_tokens} tokens of {texts}" if base.head != "labels" else f"of {texts}"
+    likeliest = {"words": "next token", "labels": "label"}.get(base.head, "token")
+    return (
+        f"Beside adapter + base, {places}:\n"
+        f"  logits differ by {farthest}; mean KL {difference.mean_kl_nats:.1e} nats;\n"
+        f"  the likeliest {likeliest} is the same at {difference.greedy_agreement_fraction:.1%} of them."
+    )
 
 
 @torch.no_grad()

@@ -105,9 +105,8 @@ def set_saved_compute_dtype(config: PreTrainedConfig, compute_dtype: torch.dtype
 def leave_unquantized(config: PreTrainedConfig, modules: Sequence[str]) -> None:
     """Keep modules that a saved base has not got from being built in the base's own precision."""
     saved = _read_saved(config)
-    skipped = saved.get("llm_int8_skip_modules")
-    if skipped is not None:  # without a list transformers spares the last layer
-        saved["llm_int8_skip_modules"] = [*skipped, *modules]
+    if modules:  # without a list of its own transformers spares the last layer alone
+        saved["llm_int8_skip_modules"] = [*(saved.get("llm_int8_skip_modules") or ()), *modules]
         config.quantization_config = saved
 
 

@@ -1,13 +1,15 @@
 """Several adapters on one base in memory, one of them answering at a time, switched without reading anything again.
 
-In go targets that stand on the same base; out comes an `AdapterSet`. Every method works, own ones and mixtures of
-methods too: each adapter is attached to the untouched base in turn, what it put into the model's tree is noted, and
-switching puts those modules back in their places. The base's tensors are the same objects all along.
+In go targets that stand on the same base; out comes an `AdapterSet` (of classifiers: `several_classifiers`). Every
+method works, own ones and mixtures of methods too: each adapter is attached to the untouched base in turn, what it put
+into the model's tree is noted, and switching puts those modules back in their places. The base's tensors are the same
+objects all along.
 
 Memory: the base once, and each adapter's own bytes.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +27,8 @@ from finetune.model.loading import (
     load_saved_tokenizer,
     load_target,
 )
-from finetune.model.targets import DeviceName, Target, describe_base, find_target
+from finetune.model.same_base import find_base_difference
+from finetune.model.targets import DeviceName, Target, find_target
 from finetune.recipe.places import expand
 
 __all__ = [
@@ -38,6 +41,8 @@ __all__ = [
     "load_adapter_set",
     "to_adapter_name",
 ]
+
+log = logging.getLogger("finetune.model.several")
 
 # The name of the untouched model beside its adapters.
 BASE = "base"
@@ -69,12 +74,14 @@ class ModelSwitch:
         """What can be switched to: the base, then the adapters in the order they came."""
         return list(self._models)
 
-    def attach(self, name: str, folder: Path) -> PeftModel:
+    def attach(self, name: str, folder: Path, heads: Mapping[str, nn.Module] | None = None) -> PeftModel:
         """Attach a saved adapter beside the others and switch to it.
 
         Args:
             name: free so far.
             folder: PEFT's, with safetensors.
+            heads: modules to stand in the place of the base's own of that name, where this adapter's are of another
+                size.
 
         Raises:
             PlaceError: its tensors are not those this base has room for.
@@ -94,6 +101,8 @@ class ModelSwitch:
         # PEFT leaves the last adapter's configs on the model, and would take the next one for its neighbour.
         vars(self.base).pop("peft_config", None)
         try:
+            for place, head in (heads or {}).items():
+                self.base.set_submodule(place, head)
             model = attach_saved_adapter(self.base, folder)
         except BaseException:
             self._put(self._trees[BASE])
@@ -260,19 +269,20 @@ def to_adapter_name(target: Target) -> str:
     return f"{named.name}_adapter" if named.name == BASE else named.name
 
 
-def check_same_base(targets: Sequence[Target], *, same_precision: bool = True) -> None:
+def check_same_base(targets: Sequence[Target], *, same_precision: bool = True, talks: bool = True) -> None:
     """Check that adapters stand on one base; the first target may be that base itself.
 
     Args:
         targets: at least one.
         same_precision: whether they also have to be held alike: 4 bits or full.
+        talks: refuse what scores or labels.
 
     Raises:
-        RecipeError: two differ, with both named, or one is no adapter, or scores instead of answering.
+        RecipeError: two differ, with both named, or one is no adapter, or labels instead of answering.
     """
     first, *others = targets
     for target in targets:
-        if target.ends_with in ("labels", "score"):
+        if talks and target.ends_with in ("labels", "score"):
             raise RecipeError(
                 f"{target.name} ends with a score or labels of its own, and gives no answers.\n"
                 "  Name adapters of sft, dpo and their like."
@@ -282,24 +292,20 @@ def check_same_base(targets: Sequence[Target], *, same_precision: bool = True) -
             raise RecipeError(
                 f"{target.name} is a whole model, not an adapter.\n  Whole models hold their own base: name it first."
             )
-        bases = [_describe_version(each) for each in (first, target)]
-        if bases[0] != bases[1]:
+        difference = find_base_difference(target.base, target.seed, first.base, first.seed)
+        if difference is not None and not difference.may_be_a_copy:
             raise RecipeError(
                 f"{target.name} stands on another base than {first.name}.\n"
-                f"  The one: {bases[1]}     The other: {bases[0]}"
+                f"  The one: {difference.one}     The other: {difference.other}"
             )
+        if difference is not None:
+            log.warning("%s names %s as its base; taken to be %s.", target.name, difference.one, difference.other)
         precisions = [each.base.quantization for each in (first, target)]
         if same_precision and precisions[0] != precisions[1]:
             raise RecipeError(
                 f"{first.name} was trained on its base in {precisions[0]}, {target.name} in {precisions[1]}.\n"
                 f"  Choose one for both: --quantization {precisions[0]}"
             )
-
-
-def _describe_version(target: Target) -> str:
-    """Name the weights that a target stands on, with their commit where it is known."""
-    named, revision = describe_base(target.base, target.seed), target.base.revision
-    return f"{named} at {revision}" if revision else named
 
 
 def find_base_change(folder: Path) -> str | None:

@@ -2,8 +2,10 @@
 
 In goes a model with an embedding of tokens; out comes the same with PEFT's prompt encoder beside that embedding, and
 two hooks around the whole. The first puts the V vectors in front of the embedded row wherever a row begins, and
-lengthens mask, positions and labels by them; the second takes their logits off again. So whoever calls the model, for
-a loss, for answers with a cache, or for another method's sake, sees rows of the length they gave it.
+lengthens mask, positions and the tokens' labels by them; the second takes their logits off again. So whoever calls the
+model, for a loss, for answers with a cache, or for another method's sake, sees rows of the length they gave it. An
+encoder's classifier reads its first place, or a mean of all, as behind PEFT's own virtual tokens; where a head reads a
+place that is counted in the text, vectors in front of it are refused.
 """
 
 import copy
@@ -11,12 +13,13 @@ import inspect
 from typing import Any
 
 import torch
-from peft import PeftConfig, PromptEncoder
+from peft import PeftConfig, PromptEncoder, TaskType
 from peft.tuners import PromptEmbedding
 from peft.utils.other import _prepare_prompt_learning_config
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from finetune.model.heads import find_class
 from finetune.model.output_tuner import OutputLayer
 
 __all__ = ["PromptedEmbedding", "put_virtual_tokens_in_front"]
@@ -74,25 +77,40 @@ def put_virtual_tokens_in_front(
     """Add a prompt method's adapter to a model; changes it in place.
 
     Args:
-        model: a language model, no encoder and decoder in one.
+        model: a language model or an encoder's classifier, no encoder and decoder in one.
         adapter_name: of the adapter.
         config: PEFT's, of prompt_tuning or p_tuning; the sizes of the model are written into it.
         active_adapters: names of the adapters in use.
 
     Raises:
-        ValueError: the model has two halves, or no embedding of tokens.
+        ValueError: the model has two halves, or its head reads a place that is counted in the text.
     """
     if model.config.is_encoder_decoder:
         raise ValueError("virtual tokens stand in front of one row, and this model has an encoder and a decoder")
+    _check_places(model, config)
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, PromptedEmbedding):
         name = next(name for name, module in model.named_modules() if module is embedding)
         embedding = PromptedEmbedding(embedding)
         model.set_submodule(name, embedding)
-        model.register_forward_pre_hook(_put_in_front, with_kwargs=True)
-        model.register_forward_hook(_take_off, with_kwargs=True)
+        # Another adapter's, whose layers are out of the tree by now, has left its hooks, and they serve this one.
+        if _put_in_front not in model._forward_pre_hooks.values():
+            model.register_forward_pre_hook(_put_in_front, with_kwargs=True)
+            model.register_forward_hook(_take_off, with_kwargs=True)
     config.num_transformer_submodules = 1
     embedding.update_layer(adapter_name, _prepare_prompt_learning_config(config, model.config), active_adapters)
+
+
+def _check_places(model: PreTrainedModel, config: PeftConfig) -> None:
+    """Refuse heads that read a place counted in the text, which the vectors move."""
+    kind, method, masked = model.config.model_type, config.peft_type.value.lower(), find_class(model.config, "masked")
+    if config.task_type == TaskType.SEQ_CLS and masked is None:
+        raise ValueError(
+            f"{method}: behind virtual tokens a {kind} model no longer finds a row's last token, where it reads the "
+            "label or the score"
+        )
+    if masked is not None and isinstance(model, masked):
+        raise ValueError(f"{method}: virtual tokens move the places that are masked, which alone the head is asked at")
 
 
 def _put_in_front(
@@ -111,8 +129,10 @@ def _put_in_front(
     cache = given.get("past_key_values")
     begins = cache is None or cache.get_seq_length() == 0
     for name, value in (("attention_mask", 1), ("labels", _IGNORED), ("shift_labels", _IGNORED), ("token_type_ids", 0)):
-        if given.get(name) is not None and (begins or name == "attention_mask"):
-            given[name] = _lengthen(name, given[name], size, value)
+        held = given.get(name)
+        is_one_a_row = name == "labels" and held is not None and held.dim() == 1
+        if held is not None and not is_one_a_row and (begins or name == "attention_mask"):
+            given[name] = _lengthen(name, held, size, value)
     positions = given.get("position_ids")
     if positions is not None:
         first = torch.arange(size, device=positions.device).expand(*positions.shape[:-1], -1)
@@ -131,7 +151,7 @@ def _take_off(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, A
     embedding = model.get_input_embeddings()
     size = embedding.num_in_front if isinstance(embedding, PromptedEmbedding) else 0
     logits = output.get("logits") if size else None
-    if logits is not None and logits.shape[1] == kwargs["inputs_embeds"].shape[1]:
+    if logits is not None and logits.dim() == 3 and logits.shape[1] == kwargs["inputs_embeds"].shape[1]:
         output["logits"] = logits[:, size:]
     return output
 

@@ -24,7 +24,18 @@ from finetune.model.generation import generate_answers
 from finetune.objectives.scores import METRICS, extract_answer
 from finetune.recipe.schema import EvaluationSettings
 
-__all__ = ["Answered", "Answerer", "Question", "SampleAnswers", "build_questions", "build_samples", "mean_score"]
+__all__ = [
+    "Answered",
+    "Answerer",
+    "Question",
+    "SampleAnswers",
+    "build_questions",
+    "build_samples",
+    "mean_score",
+    "render_answers",
+]
+
+_SHOWN_CHARACTERS = 72
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +151,21 @@ class SampleAnswers(TrainerCallback):
         """Answer on the main process alone; the others wait at their next collective step."""
         if state.is_world_process_zero and self._questions:
             self._write(state.global_step, self._answerer.answer(self._questions))
+
+
+def render_answers(before: Sequence[Answered], after: Sequence[Answered]) -> list[str]:
+    """Render what was asked and how it was answered at the start and at the end, four lines each for a console."""
+    earlier = {one.question.asked: one.answer for one in before}
+    return [
+        f"asked   {_to_line(one.question.asked)}\n"
+        f"before  {_to_line(earlier.get(one.question.asked, '(measured before this process)'))}\n"
+        f"after   {_to_line(one.answer)}\n"
+        f"right   {_to_line(one.question.reference)}\n"
+        for one in after
+    ]
+
+
+def _to_line(text: str) -> str:
+    """The text on one line of a console, its line breaks shown and its end cut; samples.md has all of it."""
+    line = " / ".join(filter(None, (part.strip() for part in text.splitlines())))
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"

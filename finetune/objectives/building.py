@@ -47,6 +47,9 @@ Built = TypeVar("Built", bound=Trainer)
 # Rows of like length lie in one micro-batch, where nothing else saves the padding; see `order`.
 BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 
+# Schedules that lower the rate where an evaluation brings nothing better.
+_GO_BY_EVALUATIONS = ("greedy", "reduce_lr_on_plateau")
+
 # Settings under `training` that other parts act on: the callback that stops early, the rotation of checkpoints.
 _NOT_THE_TRAINERS = {"early_stopping_patience", "save_total_limit", "report_to"}
 
@@ -126,10 +129,14 @@ def build_config(
     # What Unsloth rewrites on a GPU has defaults of its own.
     defaults = find_moved_defaults(config_class) if run.backend == "unsloth" else {}
     asked = {**defaults, **typed, **chosen, **own, **training.fields}
+    if training.lr_scheduler_type in _GO_BY_EVALUATIONS and more_is_better:
+        # Their own rule is for a loss: a rising score would lower the rate.
+        asked["lr_scheduler_kwargs"] = {"mode": "max", **(asked.get("lr_scheduler_kwargs") or {})}
     try:
         config = config_class(**asked)
     except ValueError as error:
-        raise RecipeError(f"`training`: TRL refuses a setting: {str(error).strip().splitlines()[0]}") from error
+        library = "TRL" if config_class.__module__.startswith("trl") else "transformers"
+        raise RecipeError(f"`training`: {library} refuses a setting: {str(error).strip().splitlines()[0]}") from error
     if run.backend == "unsloth" and config.world_size > 1:
         raise PlaceError(
             f"`backend: unsloth` is used in one process here, and {config.world_size} were started.\n"

@@ -6,7 +6,8 @@ At every evaluation the held-out rows are scored as their task is, and the best 
 Shape suffixes: B rows of a batch, N rows, C outputs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -22,7 +24,7 @@ from finetune.data.batches import LabelCollator
 from finetune.data.tokens import TokenRows
 from finetune.model.base import BaseModel
 from finetune.model.tokenizer import find_pad_id
-from finetune.objectives.building import BY_LENGTH, RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
 from finetune.objectives.label_scores import Metric
 from finetune.objectives.labelled import LabelledRows
 from finetune.objectives.trainer import StepMixin
@@ -96,20 +98,19 @@ class LabelTrainer(StepMixin):
         """Measure loss and scores of all held-out rows with the weights as they are.
 
         Returns:
-            `eval_loss` and `eval_score` of the first part, `eval_scores/NAME` of each score, with the part's name
-            in front where there are two.
+            `eval_loss` of the first part, `eval_scores/NAME` of each score, with the part's name in front where there
+            are two, and `eval_score`, the mean over the parts, as GLUE's table has MNLI.
         """
         figures: dict[str, float] = {}
+        main = []
         for part, rows in self._held_out.items():
             logits_NC = self.predict_logits(rows.dataset)
             labels_N = np.asarray(rows.dataset["label"][:])
             scores = self._metric.score(logits_NC, labels_N)
-            if not figures:
-                outputs = {"logits": torch.from_numpy(logits_NC)}
-                figures["eval_loss"] = float(label_loss(outputs, torch.from_numpy(labels_N)))
-                figures["eval_score"] = scores[self._metric.name]
+            main.append(scores[self._metric.name])
+            figures.setdefault("eval_loss", _to_loss(logits_NC, labels_N))
             figures |= {f"eval_{name}": value for name, value in _name_scores(part, scores).items()}
-        return figures
+        return figures | {"eval_score": sum(main) / len(main)}
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; the loss is of each row once, where several processes repeat some to fill up the last batch."""
@@ -126,7 +127,7 @@ class LabelTrainer(StepMixin):
         size = self.args.per_device_eval_batch_size
         logits_NC: NDArray[np.float32] = np.empty((len(rows), self.model.config.num_labels), dtype=np.float32)
         with self.as_in_training():
-            for start in range(0, len(order), size):
+            for start in tqdm(range(0, len(order), size), desc="outputs", leave=False, disable=None):
                 places = order[start : start + size]
                 batch = self.data_collator([rows[int(place)] for place in places])
                 inputs = {
@@ -142,10 +143,14 @@ class LabelTrainer(StepMixin):
         logits = evaluated.predictions
         logits_NC = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
         scores = self._metric.score(logits_NC, np.asarray(evaluated.label_ids))
-        outputs = {"logits": torch.from_numpy(logits_NC)}
-        self._evaluated_loss = float(label_loss(outputs, torch.from_numpy(np.asarray(evaluated.label_ids))))
+        self._evaluated_loss = _to_loss(logits_NC, np.asarray(evaluated.label_ids))
         part = next(iter(self._held_out))
         return {"score": scores[self._metric.name]} | _name_scores(part, scores)
+
+
+def _to_loss(logits_NC: NDArray[Any], labels_N: NDArray[Any]) -> float:
+    """Compute the mean loss of outputs that were gathered."""
+    return float(label_loss({"logits": torch.from_numpy(logits_NC)}, torch.from_numpy(labels_N)))
 
 
 def _name_scores(part: str, scores: Mapping[str, float]) -> dict[str, float]:
@@ -190,18 +195,17 @@ def build_trainer(
         callbacks: the run's own, behind those that decide how it is trained.
         labelled: all held-out rows, and what they are scored by.
     """
-    collator: Callable[..., Any] = LabelCollator(find_pad_id(tokenizer))
     base.model.config.get_text_config().pad_token_id = find_pad_id(tokenizer)
-    trainer = LabelTrainer(
-        metric=labelled.metric,
-        held_out=labelled.held_out,
+    return build(
+        partial(LabelTrainer, metric=labelled.metric, held_out=labelled.held_out),
+        LabelCollator,
+        base=base,
         model=model,
-        args=arguments,
-        data_collator=collator,
-        train_dataset=train.dataset,
-        eval_dataset=None if held_out is None else held_out.dataset,
-        processing_class=tokenizer,
-        callbacks=choose_callbacks(training, arguments, callbacks),
+        tokenizer=tokenizer,
+        arguments=arguments,
+        train=train,
+        held_out=held_out,
+        data=data,
+        training=training,
+        callbacks=callbacks,
     )
-    drop_printer(trainer)
-    return trainer

@@ -17,7 +17,7 @@ from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from finetune.errors import RecipeError
-from finetune.recipe.glue import GLUE_TASKS, MetricName, ProblemType
+from finetune.recipe.glue import GLUE_TASKS, METRICS_OF_NUMBERS, MetricName, ProblemType
 from finetune.recipe.rows_schema import GlueName
 
 __all__ = ["SCORES", "Metric", "choose_metric", "score_labels", "score_majority"]
@@ -74,7 +74,6 @@ SCORES: Mapping[str, Score] = {
     "pearson": _pearson,
     "spearmanr": _spearman,
 }
-_OF_NUMBERS: tuple[MetricName, ...] = ("pearson", "spearmanr")
 _OF_TWO: tuple[MetricName, ...] = ("f1",)
 
 
@@ -117,8 +116,8 @@ def choose_metric(
     if typed is None:
         main: MetricName = "combined" if task is not None and len(usual) > 1 else usual[0]
         return Metric(main, _join(usual, main))
-    if typed != "combined" and is_number != (typed in _OF_NUMBERS):
-        fitting = [name for name in SCORES if (name in _OF_NUMBERS) == is_number]
+    if typed != "combined" and is_number != (typed in METRICS_OF_NUMBERS):
+        fitting = [name for name in SCORES if (name in METRICS_OF_NUMBERS) == is_number]
         answered = "numbers" if is_number else "labels"
         raise RecipeError(
             f"`classification.metric: {typed}` does not score {answered}.\n  Those that do: {', '.join(fitting)}."
@@ -141,7 +140,7 @@ def _list_usual(task: GlueName | None, is_number: bool, num_labels: int) -> tupl
     if task is not None:
         return GLUE_TASKS[task].metrics
     if is_number:
-        return _OF_NUMBERS
+        return METRICS_OF_NUMBERS
     return ("accuracy", *(_OF_TWO if num_labels == 2 else ()), "macro_f1", "matthews_correlation")
 
 

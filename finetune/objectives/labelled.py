@@ -4,7 +4,7 @@ In go the sections `data` and `classification` and the tokenizer; out come `Labe
 own columns, labels and parts; rows of one's own bring labels that are found among those to train on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.examples import Origin
-from finetune.data.glue import load_glue_examples
+from finetune.data.glue import find_asked_task, load_glue_examples
 from finetune.data.label_rows import (
     build_label_rows,
     count_labels,
@@ -46,6 +46,19 @@ Parts = Mapping[str, LoadedExamples]
 
 
 @dataclass(frozen=True, slots=True)
+class AskedRows:
+    """Rows to be labelled.
+
+    Attributes:
+        task: of GLUE whose test rows they are; None: rows of one's own.
+        parts: by their part: one of an empty name, or `matched` and `mismatched`.
+    """
+
+    task: GlueName | None
+    parts: Mapping[str, TokenRows]
+
+
+@dataclass(frozen=True, slots=True)
 class LabelledRows:
     """What a classifier is trained, measured and asked on.
 
@@ -54,8 +67,7 @@ class LabelledRows:
         metric: what it is scored by.
         train: rows to train on.
         held_out: rows to be scored on by their part: one of an empty name, or `matched` and `mismatched`.
-        predict: rows to be labelled, by their part.
-        asked_task: the task of GLUE whose test rows those are; None: rows of one's own.
+        asked: rows to be labelled, a set for each source.
         majority_label: the commonest one of the rows to train on; None: they have numbers.
         report: what `data_report.json` says.
     """
@@ -64,8 +76,7 @@ class LabelledRows:
     metric: Metric
     train: TokenRows
     held_out: Mapping[str, TokenRows]
-    predict: Mapping[str, TokenRows]
-    asked_task: GlueName | None
+    asked: Sequence[AskedRows]
     majority_label: str | None
     report: dict[str, Any]
 
@@ -76,16 +87,14 @@ class LabelledRows:
 
     def to_summary(self) -> dict[str, Any]:
         """Name what summary.json says of the score beside its values."""
-        if self.scored is None:
+        if not self.held_out:
             return {}
-        rows = self.scored.dataset
-        majority = None
+        majority, labels = None, [np.asarray(rows.dataset["label"][:]) for rows in self.held_out.values()]
         if self.labels.names is not None and self.majority_label is not None:
-            place = self.labels.names.index(self.majority_label)
-            majority = score_majority(
-                self.metric, place, np.asarray(rows["label"][:]), num_labels=self.labels.num_outputs
-            )
-        return {"metric": self.metric.name, "majority_score": majority, "eval_rows": len(rows)}
+            place, num_labels = self.labels.names.index(self.majority_label), self.labels.num_outputs
+            scores = [score_majority(self.metric, place, labels_N, num_labels=num_labels) for labels_N in labels]
+            majority = sum(scores) / len(scores)
+        return {"metric": self.metric.name, "majority_score": majority, "eval_rows": sum(map(len, labels))}
 
     def write_predictions(
         self, folder: Path, predict_logits: Callable[[Dataset], NDArray[np.float32]], *, writes: bool
@@ -97,21 +106,17 @@ class LabelledRows:
             predict_logits: the model's outputs for rows.
             writes: whether this process writes; all compute.
         """
-        logits = {part: predict_logits(rows.dataset) for part, rows in self.predict.items()}
-        if not writes:
-            return
-        if self.asked_task is not None:
-            write_submission(folder, self.asked_task, logits, labels=self.labels.names)
-            return
-        for part, rows in self.predict.items():
-            places = [Origin(row["source"], row["row"]) for row in rows.dataset.select_columns(["source", "row"])]
-            write_predictions(folder / "predictions.jsonl", places, logits[part], labels=self.labels.names)
-
-
-def _find_asked_task(settings: ClassificationSettings) -> GlueName | None:
-    """Find whose test rows are asked about: the task's, or those of AX, which a model of MNLI answers."""
-    asks_ax = settings.task == "mnli" and settings.predict is not None and settings.predict.subset == "ax"
-    return "ax" if asks_ax else settings.task
+        for number, asked in enumerate(self.asked, start=1):
+            logits = {part: predict_logits(rows.dataset) for part, rows in asked.parts.items()}
+            if not writes:
+                continue
+            if asked.task is not None:
+                write_submission(folder, asked.task, logits, labels=self.labels.names)
+                continue
+            for part, rows in asked.parts.items():
+                name = "_".join(["predictions", *([str(number)] if number > 1 else []), *([part] if part else [])])
+                places = [Origin(row["source"], row["row"]) for row in rows.dataset.select_columns(["source", "row"])]
+                write_predictions(folder / f"{name}.jsonl", places, logits[part], labels=self.labels.names)
 
 
 def load_labelled_rows(
@@ -131,9 +136,10 @@ def load_labelled_rows(
         RecipeError: a score that does not go with the labels, or rows that the task has not got.
     """
     train, held_out = _load_train_and_held_out(data, settings, seed)
+    labels = _settle_labels(settings, train)
+    majority = None if labels.names is None else find_majority_label(train)  # before few of each are drawn
     if settings.shots is not None:
         train = take_shots(train, settings.shots, seed)
-    labels = _settle_labels(settings, train)
     build = partial(
         build_label_rows,
         tokenizer=tokenizer,
@@ -145,13 +151,12 @@ def load_labelled_rows(
     rows = build(train)
     _check_same_texts(train, held_out)
     held_out_rows = {part: build(examples) for part, examples in held_out.items()}
-    predict = {}
-    asked_task = _find_asked_task(settings)
-    if settings.predict is not None:
-        asked = _load_role(settings.predict, asked_task, "test", data.on_bad_rows, "classification.predict", seed)
-        _check_same_texts(train, asked)
+    asked = []
+    for task, parts in _load_asked(data, settings, seed):
+        _check_same_texts(train, parts)
         # Every row asked about is answered, a long one by its beginning.
-        predict = {part: build(examples, needs_labels=False, too_long="truncate") for part, examples in asked.items()}
+        ready = {part: build(examples, needs_labels=False, too_long="truncate") for part, examples in parts.items()}
+        asked.append(AskedRows(task, ready))
     metric = choose_metric(
         settings.metric, task=settings.task, problem_type=labels.problem_type, num_labels=labels.num_outputs
     )
@@ -160,13 +165,12 @@ def load_labelled_rows(
         metric=metric,
         train=rows,
         held_out=held_out_rows,
-        predict=predict,
-        asked_task=asked_task,
-        majority_label=None if labels.names is None else find_majority_label(train),
+        asked=asked,
+        majority_label=majority,
         report={
             "train": rows.report | ({} if labels.names is None else {"labels": count_labels(train)}),
             "eval": {part or "all": one.report for part, one in held_out_rows.items()} or None,
-            "predict": {part or "all": one.report for part, one in predict.items()} or None,
+            "predict": [{part or "all": one.report for part, one in rows.parts.items()} for rows in asked] or None,
         },
     )
 
@@ -183,6 +187,18 @@ def _load_train_and_held_out(
     if data.eval is None:
         return train, {}
     return train, load(data.eval, role="eval", setting="data.eval")
+
+
+def _load_asked(
+    data: DataSettings, settings: ClassificationSettings, seed: int
+) -> Iterator[tuple[GlueName | None, Parts]]:
+    """Load the rows to be labelled, source by source, with the task whose test rows they are."""
+    predict = settings.predict
+    sources = predict if isinstance(predict, list) else [] if predict is None else [predict]
+    for number, source in enumerate(sources):
+        setting = f"classification.predict[{number}]" if isinstance(predict, list) else "classification.predict"
+        asked_task = None if settings.task is None else find_asked_task(source, settings.task)
+        yield asked_task, _load_role(source, asked_task or settings.task, "test", data.on_bad_rows, setting, seed)
 
 
 def _load_role(

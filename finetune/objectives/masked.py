@@ -124,7 +124,16 @@ def _only_at(model: torch.nn.Module, is_masked_BT: torch.Tensor) -> Iterator[Non
 
 
 def build_rows(loaded: LoadedExamples, tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> TokenRows:
-    """Turn plain text into rows; a text that is too long becomes several unless the recipe says otherwise."""
+    """Turn plain text into rows; a text that is too long becomes several unless the recipe says otherwise.
+
+    Raises:
+        RecipeError: the tokenizer has no mask token.
+    """
+    if tokenizer.mask_token_id is None:
+        raise RecipeError(
+            "`objective: mlm`: the tokenizer has no mask token, so nothing can be hidden from the model.\n"
+            "  Name that of an encoder: model.tokenizer_name_or_path=…     For a language model: objective: pretrain"
+        )
     return build_masked_rows(
         loaded,
         tokenizer,
@@ -167,15 +176,7 @@ def build_trainer(
         data: read for the share of the tokens that are masked.
         training: read for early stopping and TensorBoard.
         callbacks: the run's own, behind those that decide how it is trained.
-
-    Raises:
-        RecipeError: the tokenizer has no mask token.
     """
-    if tokenizer.mask_token_id is None:
-        raise RecipeError(
-            "`objective: mlm`: the tokenizer has no mask token, so nothing can be hidden from the model.\n"
-            "  Name that of an encoder: model.tokenizer_name_or_path=…     For a language model: objective: pretrain"
-        )
     masking = MaskedCollator(
         pad_token_id=find_pad_id(tokenizer),
         mask_token_id=tokenizer.mask_token_id,

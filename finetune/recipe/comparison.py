@@ -42,6 +42,7 @@ _OWNED = {
 }
 _OF_SETTINGS = re.compile(r"((?:settings|grid|methods\.[\w-]+\.grid|(?:methods|tasks)\.[\w-]+))\.(.+)", re.DOTALL)
 _SETTING = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_KEEP = 1 / 3  # the usual share of successive halving
 _MAX_BYTES = 64 * 1024
 _MAX_SEED = 2**32
 
@@ -58,7 +59,7 @@ class Budget:
 
     minutes: float
     probe_steps: tuple[int, ...]
-    keep: float = 0.34
+    keep: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Comparison:
         seeds: every grid point is run with each.
         reference: the method that the others' differences are taken to.
         score: figure of summary.json that is compared; None: chosen by the objective.
+        score_place: where that was typed; the file where it was not.
         workers: runs at once.
         output_dir: folder that the comparison's folder is made in.
         budget: how to choose by short runs; None: every grid point is run in full.
@@ -110,6 +112,7 @@ class Comparison:
     seeds: tuple[int, ...]
     reference: str | None
     score: str | None
+    score_place: str
     workers: int
     output_dir: str
     budget: Budget | None
@@ -121,8 +124,8 @@ class Comparison:
 
 
 def is_score(name: str) -> bool:
-    """Whether a figure can be compared: one of SCORES, or `scores.NAME` of a classification."""
-    return name in SCORES or re.fullmatch(r"scores\.\w+", name) is not None
+    """Whether a figure can be compared: one of SCORES, or `scores.NAME`, `scores.PART/NAME` of a classification."""
+    return name in SCORES or re.fullmatch(r"scores\.\w+(/\w+)?", name) is not None
 
 
 def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
@@ -230,6 +233,7 @@ class _Reader:
             "seeds": self._read_seeds(),
             "reference": self._read_choice("reference", names),
             "score": self._read_score(),
+            "score_place": self._nodes["score"].key_place if "score" in self._nodes else str(path),
             "workers": self._read_whole("workers", 1, minimum=1),
             "output_dir": self._read_text("output_dir", "outputs", lambda text: text, "a folder"),
             "budget": self._read_budget(),
@@ -319,7 +323,7 @@ class _Reader:
         node = self._nodes.get("budget")
         if node is None or node.value is None:
             return None
-        example = "E.g. {minutes: 30, probe_steps: [20, 60], keep: 0.34}."
+        example = "E.g. {minutes: 30, probe_steps: [20, 60], keep: 0.5}."
         if not isinstance(node.value, dict):
             self._fault(node.place, "`budget` wants a group of settings.", example)
             return None
@@ -330,7 +334,7 @@ class _Reader:
                 what = f"`budget` has no setting {quote(key)}."
                 self._fault(child.key_place, what, f"{meant}Its settings: {', '.join(_BUDGET_KEYS)}.")
         plain = to_plain(node)
-        minutes, steps, keep = plain.get("minutes"), plain.get("probe_steps"), plain.get("keep", 0.34)
+        minutes, steps, keep = plain.get("minutes"), plain.get("probe_steps"), plain.get("keep", _KEEP)
         if not _is_number(minutes) or minutes <= 0:
             self._fault(node.place, "`budget.minutes` wants a number above 0.", example)
         is_rising = isinstance(steps, list) and all(type(step) is int and step > 0 for step in steps)

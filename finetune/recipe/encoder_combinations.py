@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from finetune.recipe.faults import Fault
-from finetune.recipe.glue import GLUE_TASKS
+from finetune.recipe.glue import GLUE_TASKS, METRICS_OF_NUMBERS
 from finetune.recipe.recipe_view import RecipeView
 from finetune.recipe.rows_schema import ClassificationSettings
 from finetune.recipe.suggestions import list_names
@@ -22,6 +22,9 @@ _OF_ANSWERS = (
     "evaluation.general_text",
     "evaluation.answer_pattern",
     "evaluation.num_samples",
+    "evaluation.metric",
+    "evaluation.max_new_tokens",
+    "evaluation.batch_size",
 )
 _TAKE_OUT = "Take the line out."
 
@@ -32,8 +35,8 @@ def find_encoder_conflicts(settings: RecipeView) -> Iterator[Fault]:
     if settings.objective in _NEITHER_ANSWERS:
         yield from _check_answers(settings)
     if settings.objective == "classify":
-        yield from _check_task(settings)
-        yield from _check_problem(settings)
+        for check in (_check_task, _check_problem, _check_metric):
+            yield from check(settings)
 
 
 def _check_strangers(settings: RecipeView) -> Iterator[Fault]:
@@ -75,16 +78,20 @@ def _check_task(settings: RecipeView) -> Iterator[Fault]:
     if isinstance(settings.value("data.train"), list):
         what = f"`task: {task.name}` reads the benchmark's rows from one place; `data.train` lists several."
         yield settings.fault("data.train", what, "Name one, or take the task out and give `labels` and columns.")
-    if settings.value("classification.predict.subset") == "ax" and task.name not in ("ax", "mnli"):
-        what = f"`subset: ax` is answered by a model of MNLI; it is of {task.name} here."
-        yield settings.fault("classification.predict.subset", what, "Set task: mnli, or take the line out.")
+    predict = settings.value("classification.predict")
+    for place in range(len(predict)) if isinstance(predict, list) else [None]:
+        path = "classification.predict" + ("" if place is None else f".{place}")
+        if settings.value(f"{path}.subset") == "ax" and task.name not in ("ax", "mnli"):
+            what = f"`subset: ax` is answered by a model of MNLI; it is of {task.name} here."
+            yield settings.fault(f"{path}.subset", what, "Set task: mnli, or take the line out.")
     problem = settings.value("classification.problem_type")
     if problem not in (None, task.problem_type):
         what = f"`task: {task.name}` is a {task.problem_type.replace('_', ' ')}; found {problem}."
         yield settings.fault("classification.problem_type", what, _TAKE_OUT)
     labels = settings.value("classification.labels")
-    if isinstance(labels, list) and sorted(map(str, labels)) != sorted(task.labels):
-        known = f"Its labels: {list_names(task.labels)}." if task.labels else "It gives a number."
+    if isinstance(labels, list) and list(map(str, labels)) != list(task.labels):
+        # Also in another order: F1 is of the second one.
+        known = f"Its labels, in this order: {list_names(task.labels)}." if task.labels else "It gives a number."
         yield settings.fault("classification.labels", f"`task: {task.name}` has other labels than these.", known)
 
 
@@ -103,3 +110,23 @@ def _check_problem(settings: RecipeView) -> Iterator[Fault]:
             yield settings.fault("training.label_smoothing_factor", what, _TAKE_OUT)
     if isinstance(labels, list) and len(set(map(str, labels))) < len(labels):
         yield settings.fault("classification.labels", "`classification.labels` names a label twice.", "Name each once.")
+
+
+def _check_metric(settings: RecipeView) -> Iterator[Fault]:
+    """Check that a score goes with what is answered, as far as the recipe says what that is."""
+    path = "classification.metric"
+    metric, task = settings.value(path), GLUE_TASKS.get(settings.value("classification.task"))
+    labels = settings.value("classification.labels") or (None if task is None else task.labels)
+    problem = settings.value("classification.problem_type") or (None if task is None else task.problem_type)
+    if metric in (None, "combined"):
+        return
+    is_of_numbers = metric in METRICS_OF_NUMBERS
+    if (problem == "regression" and not is_of_numbers) or (is_of_numbers and labels):
+        answered = "numbers" if problem == "regression" else "labels"
+        advice = (
+            f"Of numbers: {list_names(METRICS_OF_NUMBERS)}; of labels: accuracy, macro_f1, matthews_correlation, f1."
+        )
+        yield settings.fault(path, f"`metric: {metric}` does not score {answered}.", advice)
+    elif metric == "f1" and isinstance(labels, list | tuple) and len(labels) != 2:
+        what = f"`metric: f1` is of two labels, the second one sought, and there are {len(labels)}."
+        yield settings.fault(path, what, "Of more: macro_f1, the mean over the labels.")

@@ -18,6 +18,7 @@ __all__ = [
     "GLUE_TASKS",
     "HIGHEST_SCORE",
     "LOWEST_SCORE",
+    "METRICS_OF_NUMBERS",
     "GluePart",
     "GlueRole",
     "GlueTask",
@@ -30,6 +31,9 @@ GLUE_HUB_NAME = "nyu-mll/glue"
 GlueRole = Literal["train", "eval", "test"]
 MetricName = Literal["accuracy", "f1", "macro_f1", "matthews_correlation", "pearson", "spearmanr", "combined"]
 ProblemType = Literal["single_label_classification", "regression"]
+
+# They correlate with numbers; the others count labels.
+METRICS_OF_NUMBERS: tuple[MetricName, ...] = ("pearson", "spearmanr")
 
 
 @dataclass(frozen=True, slots=True)

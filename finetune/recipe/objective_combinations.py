@@ -36,6 +36,7 @@ def _check_formats(settings: RecipeView) -> Iterator[Fault]:
         ("evaluation.questions", "`evaluation.questions`", "conversation"),
         ("evaluation.preferences", "`evaluation.preferences`", "preference"),
         ("evaluation.general_text", "`evaluation.general_text`", "document"),
+        ("classification.predict", "`classification.predict`", "labelled"),
     ]
     for section, reader, wanted in asked:
         for path, name in _find_typed_formats(settings, section):

@@ -6,7 +6,13 @@ configs.
 
 from typing import Any
 
-__all__ = ["COMBINED", "FULL", "OWN_METHODS", "PART_METHODS", "PROMPT_PARTS", "WHOLE_METHODS"]
+__all__ = ["COMBINED", "FULL", "OWN_METHODS", "OWN_TARGETS", "PART_METHODS", "PROMPT_PARTS", "WHOLE_METHODS"]
+
+# Methods, PEFT's too, that choose their modules by a rule of their own, or sit on something else than linear layers.
+# The others take `all-linear` where the recipe names none.
+OWN_TARGETS = frozenset(
+    {"adaption_prompt", "bitfit", "bottleneck", "hypernetwork", "ia3", "ln_tuning", "shadow", "trainable_tokens"}
+)
 
 # Methods that put virtual tokens in front of a row as a part of a combination.
 PROMPT_PARTS = ("prompt_tuning", "p_tuning")

@@ -85,6 +85,7 @@ OWNED_TRAINER_FIELDS: dict[str, Instead] = {
     "padding_value": Instead(None, "Padding is masked, whatever it holds."),
     "is_encoder_decoder": Instead(None, "Models here are causal ones, without an encoder."),
     "chat_template_kwargs": Instead("data.template", "What a template takes is written into it."),
+    "dataloader_drop_last": Instead(None, "It would leave out held-out rows too, and the figures would be of fewer."),
     "auto_find_batch_size": Instead(
         "training.per_device_train_batch_size",
         "It restarts a run with another batch size; where memory is full the message says what to set.",
@@ -148,6 +149,12 @@ OWNED_TRAINER_FIELDS: dict[str, Instead] = {
 _NO_LABELS = "It smooths the labels of sft and pretrain; this loss is not made from labels."
 _NO_NOISE = "Noise on the embeddings would fall on the reference as well, and on the answers being generated."
 
+_ALL_AT_ONCE = "The held-out rows are measured all at once, by the loss and the scores of the objective."
+_SCORED = {
+    name: Instead(None, _ALL_AT_ONCE)
+    for name in ("prediction_loss_only", "batch_eval_metrics", "eval_do_concat_batches", "include_for_metrics")
+} | {"label_names": Instead("data.train.columns", "E.g. columns: {label: your_column}.")}
+
 # Fields that make sense under the other objectives alone.
 OWNED_BY_OBJECTIVE: dict[str, dict[str, Instead]] = {
     "dpo": {
@@ -163,6 +170,8 @@ OWNED_BY_OBJECTIVE: dict[str, dict[str, Instead]] = {
         "max_completion_length": Instead("data.max_length", "Tokens of prompt and answer together."),
     },
     "reward": {"label_smoothing_factor": Instead(None, _NO_LABELS)},
+    "mlm": _SCORED,
+    "classify": _SCORED,
     "rloo": {
         "label_smoothing_factor": Instead(None, _NO_LABELS),
         "neftune_noise_alpha": Instead(None, _NO_NOISE),

@@ -7,7 +7,7 @@ of what does not exist, its form says whether it can only be a path.
 import os.path
 import re
 
-__all__ = ["expand", "is_here", "is_local", "reads_as_path"]
+__all__ = ["expand", "is_here", "is_local", "names_file", "reads_as_path"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?", re.ASCII)
 _FILE_ENDING = re.compile(r"\.(json|jsonl|csv|tsv|parquet|txt|model|safetensors)(\.gz)?$", re.IGNORECASE)
@@ -24,9 +24,14 @@ def is_here(name: str) -> bool:
     return os.path.exists(expand(name))  # noqa: PTH110
 
 
+def names_file(name: str) -> bool:
+    """Whether a name has the ending of a kind of file that is read here."""
+    return _FILE_ENDING.search(name) is not None
+
+
 def reads_as_path(name: str) -> bool:
     """Whether a name can only be a path, there or not: it has a file's ending, or not the form NAME or OWNER/NAME."""
-    return _FILE_ENDING.search(name) is not None or _HUB_NAME.fullmatch(name) is None
+    return names_file(name) or _HUB_NAME.fullmatch(name) is None
 
 
 def is_local(name: str) -> bool:

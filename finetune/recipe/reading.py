@@ -16,6 +16,7 @@ from finetune.recipe.checks import find_faults
 from finetune.recipe.combinations import find_conflicts
 from finetune.recipe.faults import Fault, quote, to_error, to_line_number
 from finetune.recipe.nearest import find_nearest
+from finetune.recipe.objective_defaults import find_notice
 from finetune.recipe.overrides import apply_overrides, drop_hub_settings
 from finetune.recipe.recipe_view import find_node
 from finetune.recipe.schema import Recipe
@@ -33,7 +34,7 @@ class RecipeReading:
     Attributes:
         recipe: the settings.
         text: the file as typed, without the overrides.
-        notices: lines about settings that an override dropped.
+        notices: lines about settings that an override dropped, or a method moved.
     """
 
     recipe: Recipe
@@ -61,7 +62,9 @@ def read_recipe_with_notices(path: Path, overrides: Sequence[str] = ()) -> Recip
     if isinstance(tree.value, dict):
         faults += apply_overrides(tree, overrides)
     notices = drop_hub_settings(tree, overrides)
-    return RecipeReading(_build(tree, faults), text, tuple(notices))
+    recipe = _build(tree, faults)
+    moved = find_notice(to_plain(tree))
+    return RecipeReading(recipe, text, (*notices, *([moved] if moved else [])))
 
 
 def build_recipe(values: dict[str, Any]) -> Recipe:

@@ -147,9 +147,10 @@ class ClassificationSettings(Section):
         Field(ge=1, description="Few-shot: so many training rows of each label, drawn by the seed. null: all rows."),
     ] = None
     predict: Annotated[
-        SourceSettings | None,
+        SourceSettings | Annotated[list[SourceSettings], Field(min_length=1)] | None,
         Field(
-            description="Rows, without labels too, that the result labels in `predictions/`; with `task` in the form "
-            "that GLUE's server takes."
+            description="Rows, without labels too, that the result labels in `predictions/`, of one source or several: "
+            "the test rows of `task` in the form that GLUE's server takes (`subset: ax` beside mnli's), others as JSON "
+            "Lines."
         ),
     ] = None

@@ -124,7 +124,8 @@ class AdapterSettings(Section):
     @property
     def virtual_tokens(self) -> int:
         """Learned vectors that a prompt method puts before each row."""
-        return int(self.fields.get("num_virtual_tokens") or 0)
+        held = [self.fields, *(self.fields.get("parts") or ())]
+        return sum(int(one.get("num_virtual_tokens") or 0) for one in held)
 
 
 class EvaluationSettings(Section):

@@ -21,7 +21,7 @@ class Schedule:
     Attributes:
         takes: names; None where another library's class decides.
         needs: of these exactly one has to be there.
-        counts_evaluations: it moves by the held-out loss.
+        counts_evaluations: it moves by the evaluations: the held-out loss, reward or score.
     """
 
     takes: tuple[str, ...] | None = ()

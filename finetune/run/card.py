@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 
 import finetune
 from finetune.recipe.own_methods import OWN_METHODS, WHOLE_METHODS
+from finetune.recipe.places import names_file
 
 __all__ = ["build_card"]
 
@@ -20,7 +21,6 @@ _TASKS: Mapping[Ending, str] = {
     "labels": "text-classification",
     "score": "text-classification",
 }
-_DATA_ENDINGS = {".json", ".jsonl", ".csv", ".parquet", ".gz", ".jinja", ".model"}
 
 
 def build_card(
@@ -103,7 +103,7 @@ def build_card(
 
 def _is_hub_name(path: str) -> bool:
     """Whether a name has the Hub's form, `owner/name`, and nothing here goes by it."""
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path, re.ASCII) or Path(path).suffix in _DATA_ENDINGS:
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path, re.ASCII) or names_file(path) or path.endswith(".jinja"):
         return False
     return not Path(path).exists() and not Path(path).parent.is_dir()
 

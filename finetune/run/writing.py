@@ -11,19 +11,28 @@ from typing import Any
 
 from finetune.errors import PlaceError
 
-__all__ = ["refuse_to_write", "sync_dir", "write_json", "write_text"]
+__all__ = ["refuse_to_write", "sync_dir", "write_bytes", "write_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, on the disk when this returns.
+    """Write a text file whole, in UTF-8 and with the line ends it has, on the disk when this returns.
+
+    Raises:
+        PlaceError: no space, no permission, or the folder is gone.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole, on the disk when this returns.
 
     Raises:
         PlaceError: no space, no permission, or the folder is gone.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

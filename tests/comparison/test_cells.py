@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.comparison.cells import build_cells, build_points, find_score, render_recipe
+from finetune.comparison.cells import build_cells, build_points, render_recipe
+from finetune.comparison.comparing import sort_fairly
+from finetune.comparison.figures import find_score
 from finetune.errors import RecipeError
 from finetune.recipe.comparison import Comparison, read_comparison
 from finetune.recipe.reading import read_recipe
@@ -92,6 +94,8 @@ def test_long_names_and_values_that_no_folder_can_hold_stay_apart(tmp_path: Path
     names = [cell.name for cell in build_all(read(tmp_path, GRID, *overrides))]
     assert len(set(names)) == len(names) == 2 * (2**6 + 2)
     assert max(map(len, names)) <= 100
+    # What stands before the seed is the same for both: the runs of a choice are found by it.
+    assert len({name.rpartition("-seed")[0] for name in names}) == 2**6 + 2
 
 
 def test_a_short_run_has_its_steps_and_a_name_of_its_own(tmp_path: Path) -> None:
@@ -127,3 +131,107 @@ def test_the_score_goes_by_the_objective(tmp_path: Path) -> None:
 def test_a_task_that_does_not_fit_the_recipe_is_told_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"c.yaml:10: `data` has no setting `max_len`"):
         build_all(read(tmp_path, GRID + "tasks:\n  short: {data.max_len: 64}\n"))
+
+
+TWINS = [
+    # a method named as another one's choice; a task and a method that read as another task and method
+    ("methods:\n  lora: {grid: {adapter.r: [4, 8]}}\n  lora-r4: {adapter.r: 4}\n",
+     "`lora-r4`: method lora and method lora-r4."),
+    ("methods: {c: {}, b-c: {}}\ntasks: {a-b: {data.max_length: 64}, a: {data.max_length: 128}}\n",
+     "`a-b-c`: method c on task a-b and method b-c on task a."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), TWINS)
+def test_two_runs_that_would_share_a_folder_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        build_all(read(tmp_path, f"name: small\nrecipe: base.yaml\n{text}"))
+    assert f"c.yaml: two runs would be named {said}" in str(error.value)
+    assert str(error.value).count("two runs") == 1
+
+
+def test_the_name_of_a_method_that_only_looks_like_a_choice_is_taken(tmp_path: Path) -> None:
+    methods = "methods:\n  lora: {grid: {adapter.r: [4, 8]}}\n  lora-r2: {adapter.r: 2}\n"
+    assert len(build_all(read(tmp_path, f"name: small\nrecipe: base.yaml\n{methods}"))) == 3
+
+
+LABELS = """\
+name: labels
+objective: classify
+model: {model_name_or_path: org/base, quantization: none}
+classification: {task: TASK}
+data: {train: {path: nyu-mll/glue}}
+"""
+PAIRS = "evaluation.preferences: {path: org/pairs}"
+UNMEASURED = [
+    # settings, score, what is said (empty: it is measured)
+    ("", "exact_match", "no questions are asked"),
+    ("evaluation.questions: {path: org/questions}", "exact_match", ""),
+    ("", "general_loss", "no general text is read"),
+    ("evaluation.general_text: {path: org/text}", "general_loss", ""),
+    ("", "preference_accuracy", "no held-out pairs are read"),
+    (PAIRS, "preference_accuracy", ""),
+    ("objective: dpo, data.train.format: auto", "null", ""),
+    ("objective: dpo, data.train.format: auto, data.eval: null", "null", "nothing is held out for it"),
+    (f"objective: dpo, data.train.format: auto, data.eval: null, {PAIRS}", "null", ""),
+    ("objective: kto, data.train.format: auto", "null", ""),
+    ("", "eval_reward", "`objective: sft` has no such figure"),
+    ("data.eval: null", "train_loss", ""),
+    ("data.eval: null", "eval_loss", "nothing is held out for it"),
+    ("", "score", "`objective: sft` has no such figure"),
+    ("CLASSIFY sst2", "scores.accuracy", ""),
+    ("CLASSIFY sst2", "scores.nonsense", "the recipe measures no such score"),
+    ("CLASSIFY mrpc", "scores.combined", ""),
+    ("CLASSIFY mnli", "scores.mismatched/accuracy", ""),
+    ("CLASSIFY mnli", "scores.accuracy", "the recipe measures no such score"),
+    ("CLASSIFY mnli, data.eval: {fraction: 0.1}", "scores.accuracy", ""),
+]
+
+
+@pytest.mark.parametrize(("settings", "score", "said"), UNMEASURED)
+def test_a_score_that_no_run_would_measure_is_refused_before_any_begins(
+    tmp_path: Path, settings: str, score: str, said: str
+) -> None:
+    base = BASE
+    if settings.startswith("CLASSIFY"):
+        task, _, settings = settings.removeprefix("CLASSIFY ").partition(", ")
+        base = LABELS.replace("TASK", task)
+    (tmp_path / "base.yaml").write_text(base)
+    (tmp_path / "c.yaml").write_text(
+        f"name: small\nrecipe: base.yaml\nscore: {score}\nsettings: {{{settings}}}\nmethods: {{lora: {{}}, b: {{}}}}\n"
+    )
+    comparison = read_comparison(tmp_path / "c.yaml")
+    if not said:
+        assert len(build_all(comparison)) == 2
+        return
+    with pytest.raises(RecipeError) as error:
+        build_all(comparison)
+    assert said in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path}/c.yaml:3: the runs are compared by `")
+    assert str(error.value).count("compared by") == 1
+
+
+def test_short_runs_go_choice_by_choice_through_all_methods_and_tasks(tmp_path: Path) -> None:
+    text = GRID.replace(", training.learning_rate: [1e-3, 3e-3]", "") + (
+        "grid: {training.max_grad_norm: [0.5, 1]}\ntasks: {a: {data.max_length: 64}, b: {data.max_length: 128}}\n"
+    )
+    comparison = read(tmp_path, text.replace("  base: {}\n", ""))
+    points = build_points(comparison)
+    cells = build_cells(comparison, points, [42], probe_steps=5)
+    order = [(cell.point.name, cell.task) for cell in sort_fairly(cells, points)]
+    assert order[:8] == [
+        ("lora-max_grad_norm0.5-r4", "a"), ("lora-max_grad_norm0.5-r4", "b"),
+        ("ia3-max_grad_norm0.5", "a"), ("ia3-max_grad_norm0.5", "b"),
+        ("lora-max_grad_norm0.5-r16", "a"), ("lora-max_grad_norm0.5-r16", "b"),
+        ("ia3-max_grad_norm1", "a"), ("ia3-max_grad_norm1", "b"),
+    ]  # fmt: skip
+    assert [name for name, _ in order[8:]] == ["lora-max_grad_norm1-r4"] * 2 + ["lora-max_grad_norm1-r16"] * 2
+
+
+def test_all_runs_are_compared_by_one_score_which_each_of_them_must_measure(tmp_path: Path) -> None:
+    text = (
+        "name: small\nrecipe: base.yaml\nsettings: {data.train.format: auto}\n"
+        "methods:\n  words: {}\n  pairs: {objective: dpo, data.eval: null, evaluation.preferences: {path: org/pairs}}\n"
+    )
+    with pytest.raises(RecipeError, match=r"c.yaml: method pairs: the runs are compared by `eval_loss`, and nothing"):
+        build_all(read(tmp_path, text))

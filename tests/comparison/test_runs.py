@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.comparison.experiment import compare, raise_if_failed
+from finetune.comparison.comparing import compare, raise_if_failed
 from finetune.errors import CheckpointError, RecipeError
 from finetune.recipe.comparison import read_comparison
 from finetune.recipe.reading import read_recipe
@@ -148,7 +148,8 @@ def test_a_budget_tries_every_choice_briefly_and_runs_the_best_in_full(tmp_path:
         "  lora: {adapter.method: lora, grid: {training.learning_rate: [1e-6, 3e-2]}}\n"
         "  bitfit: {adapter.method: bitfit}\n"
         "seeds: [3]\n"
-        "budget: {minutes: 5, probe_steps: [4], keep: 0.3}\n"
+        "workers: 2\n"
+        "budget: {minutes: 5, probe_steps: [4]}\n"
     )
     lines: list[str] = []
     findings = compare(read_comparison(path), overwrite=False, say=lines.append)
@@ -160,8 +161,29 @@ def test_a_budget_tries_every_choice_briefly_and_runs_the_best_in_full(tmp_path:
     assert compare(read_comparison(path), overwrite=False, say=again.append).rows == findings.rows
     assert again == []
 
-    # The one short run that there is time for decides, whatever the other would have scored.
-    hurried = ["name=hurried", "budget={minutes: 1e-9, probe_steps: [4]}"]
-    short = compare(read_comparison(path, hurried), overwrite=False, say=again.append)
-    assert [result.state for result in short.probes] == ["done", "waiting"]
-    assert short.results[0].cell.name == "lora-learning_rate1e-06-seed3"
+    # Other settings under the same name are taken with --overwrite alone. Here there is time for one short run of each
+    # method's first choice at most, and the failed one counts: what was measured decides, whatever others would score.
+    path.write_text(
+        path.read_text()
+        .replace(
+            "  lora: {", "  broken: {adapter.target_modules: [no_such_layer], grid: {adapter.r: [2, 4]}}\n  lora: {"
+        )
+        .replace("max_steps: 6", "max_steps: 5")
+    )
+    hurried = read_comparison(path, ["budget={minutes: 1e-9, probe_steps: [4]}", "workers=1"])
+    with pytest.raises(CheckpointError, match=r"training\.max_steps was 6, now 5"):
+        compare(hurried, overwrite=False, say=again.append)
+    assert again == []
+    short = compare(hurried, overwrite=True, say=again.append)
+    assert [(result.cell.point.name, result.state) for result in short.probes] == [
+        ("broken-r2", "failed"), ("lora-learning_rate1e-06", "waiting"),
+        ("broken-r4", "waiting"), ("lora-learning_rate0.03", "waiting"),
+    ]  # fmt: skip
+    assert again[1] == (
+        "The 1e-09 minutes of short runs are spent: 3 of 4 4-step runs are left out, and what was measured decides."
+    )
+    assert short.unmeasured == ["lora-learning_rate1e-06", "broken-r4", "lora-learning_rate0.03"]
+    assert {result.cell.point.name for result in short.results if result.state == "done"} == {
+        "lora-learning_rate1e-06", "bitfit"
+    }  # fmt: skip
+    assert {result.summary["steps"] for result in short.results if result.state == "done"} == {5}

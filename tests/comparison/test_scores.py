@@ -63,6 +63,19 @@ def test_the_average_over_tasks_is_taken_seed_by_seed_and_a_seed_without_a_task_
     assert lora.average == Spread.of([(0.2 + 0.6) / 2, (0.4 + 0.8) / 2])
 
 
+def test_a_difference_on_a_task_is_paired_by_the_seeds_of_that_task(tmp_path: Path) -> None:
+    text = TWO + "tasks: {a: {data.max_length: 64}, b: {data.max_length: 128}}\n"
+    scores = {"lora": [0.2, 0.4, 0.9, 0.6, 0.8, None], "ia3": [0.3, 0.6, 0.9, 0.5, 0.7, 0.1]}
+    lora, ia3 = build_rows(make_results(tmp_path, scores, text), "exact_match", "lora")
+    assert lora.differences == {}
+    # a: 0.1, 0.2, 0.0; b: twice -0.1, and lora has no third seed
+    assert (ia3.differences["a"].num, ia3.differences["a"].mean) == (3, pytest.approx(0.1))
+    assert ia3.differences["a"].standard_error == pytest.approx(0.1 / math.sqrt(3))
+    assert (ia3.differences["b"].num, ia3.differences["b"].mean) == (2, pytest.approx(-0.1))
+    assert ia3.difference is not None
+    assert (ia3.difference.num, ia3.difference.mean) == (2, pytest.approx((0.0 + 0.05) / 2))
+
+
 def test_costs_are_the_most_of_memory_and_the_mean_of_seconds(tmp_path: Path) -> None:
     results = make_results(tmp_path, {"lora": [0.5, 0.6, 0.7], "ia3": [0.1, 0.1, 0.1]})
     results[1].summary.update(peak_memory_bytes=7 * 2**20, seconds=8.0, general_loss_before=2.0, general_loss=2.5)

@@ -295,3 +295,11 @@ def test_a_batch_is_padded_on_the_right_and_counts_its_tokens(films):
     assert batch["labels"].tolist() == [0, 0]
     assert batch["labels"].dtype == torch.int64
     assert batch["num_real_tokens"] == 11
+
+
+def test_labels_that_are_all_fractions_are_asked_to_be_told_as_numbers(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "a", "label": number / 7}) + "\n" for number in (1, 2, 3)))
+    with pytest.raises(DataError, match=r"the labels are numbers, such as 0\.142857") as caught:
+        find_labels(load(path))
+    assert "classification.problem_type=regression" in str(caught.value)

@@ -2,17 +2,19 @@
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import pipeline
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from finetune import export
 from finetune.data.submission import check_submission
-from finetune.errors import DataError
+from finetune.errors import DataError, RecipeError
 from finetune.model.loading import load_target
+from finetune.model.quantization import build_bnb_config
 from finetune.model.targets import find_target
 from finetune.recipe.reading import build_recipe
 from finetune.train import train
@@ -206,27 +208,73 @@ def write_mnli(folder: Path) -> Path:
 
 def test_both_parts_of_mnli_are_scored_and_answered_and_ax_by_the_same_model(tmp_path, encoder):
     glue = str(write_mnli(tmp_path / "glue"))
+    mine = tmp_path / "mine.csv"
+    mine.write_text("premise,hypothesis\nthe film was good,it is good\na play is bad,it is fine\n", encoding="utf-8")
     settings = {"data__train": {"path": glue}, "classification__task": "mnli", "training__eval_steps": 2}
-    run = run_small(tmp_path, encoder, **settings, classification__predict={"path": glue})
+    asked = [{"path": glue}, {"path": glue, "subset": "ax"}, {"path": str(mine)}]
+    run = run_small(tmp_path, encoder, **settings, classification__predict=asked)
     summary = read_json(run / "summary.json")
-    assert (summary["metric"], summary["eval_rows"]) == ("accuracy", 30)
+    assert (summary["metric"], summary["eval_rows"]) == ("accuracy", 70)
     assert set(summary["scores"]) == {"matched/accuracy", "mismatched/accuracy"}
-    assert summary["score"] == summary["scores"]["matched/accuracy"]
+    assert summary["score"] == pytest.approx(sum(summary["scores"].values()) / 2), "as GLUE's table has it"
     assert "eval_scores/matched/accuracy" in read_lines(run)[2]
     assert read_json(run / "adapter" / "config.json")["id2label"] == dict(zip("012", LABELS, strict=True))
     report = read_json(run / "data_report.json")
     assert {part: one["rows"] for part, one in report["eval"].items()} == {"matched": 30, "mismatched": 40}
 
+    lines = (run / "predictions" / "predictions_3.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [2, 3], "rows of one's own are not a submission"
+    (run / "predictions" / "predictions_3.jsonl").unlink()
+    header, *answers = (run / "predictions" / "AX.tsv").read_text().splitlines()
+    assert header == "index\tprediction"
+    assert [line.split("\t")[0] for line in answers] == ["0", "1", "2", "3", "4"]
+    assert {line.split("\t")[1] for line in answers} <= set(LABELS)
+    (run / "predictions" / "AX.tsv").unlink()
     faults = check_submission(run / "predictions", ["mnli"])
     assert faults == [
         "MNLI-m.tsv: 7 rows, not the 9796 of the test set", "MNLI-mm.tsv: 9 rows, not the 9847 of the test set"
     ]  # fmt: skip
-    ax = run_small(tmp_path / "ax", encoder, **settings, classification__predict={"path": glue, "subset": "ax"})
-    assert [path.name for path in (ax / "predictions").iterdir()] == ["AX.tsv"]
-    header, *answers = (ax / "predictions" / "AX.tsv").read_text().splitlines()
-    assert header == "index\tprediction"
-    assert [line.split("\t")[0] for line in answers] == ["0", "1", "2", "3", "4"]
-    assert {line.split("\t")[1] for line in answers} <= set(LABELS)
+
+
+def test_the_majority_is_that_of_all_rows_also_where_few_are_drawn(tmp_path, encoder):
+    rows = [
+        {"text": text, "label": "yes" if number % 4 else "no"} for number, (text, _) in enumerate(build_sentences())
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    few = {"data__train": {"path": path}, "data__eval": {"path": path}, "classification__shots": 4}
+    summary = read_json(run_small(tmp_path, encoder, **few) / "summary.json")
+    assert summary["majority_score"] == pytest.approx(0.75)
+
+
+def test_learned_vectors_before_the_text_are_refused_where_the_last_token_gives_the_label(tmp_path, decoder, reviews):
+    for method in ("prompt_tuning", "p_tuning"):
+        adapter = {"method": method, "num_virtual_tokens": 4}
+        with pytest.raises(RecipeError, match="no longer finds a row's last token"):
+            run_small(tmp_path / method, decoder, data__train={"path": reviews}, adapter=adapter)
+
+
+def test_a_base_that_was_saved_in_4_bits_is_given_a_head_in_full(tmp_path, encoder, reviews):
+    held = AutoModelForMaskedLM.from_pretrained(
+        encoder, quantization_config=build_bnb_config("nf4", True, torch.float32), device_map={"": "cpu"}
+    )
+    saved = tmp_path / "saved"
+    held.save_pretrained(saved)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(saved)
+    run = run_small(tmp_path, saved, data__train={"path": reviews}, model__quantization="nf4")
+    assert read_json(run / "summary.json")["trainable_parameters"] > 0
+
+
+def test_a_plateau_of_the_score_and_not_its_rise_lowers_the_rate(tmp_path, encoder, reviews):
+    schedule = {"training__lr_scheduler_type": "reduce_lr_on_plateau", "training__eval_steps": 5}
+    schedule["training__lr_scheduler_kwargs"] = {"patience": 0}
+    run = tmp_path / "small"
+    summary = learn(tmp_path, encoder, reviews, steps=40, **schedule)
+    lines = [line for line in read_lines(run) if "eval_score" in line and line["step"] > 0]
+    rates = [line["learning_rate"] for line in lines]
+    rises = [later["eval_score"] > earlier["eval_score"] for earlier, later in pairwise(lines)]
+    assert rises[0], "it learns"
+    assert rates[1] == rates[0] == pytest.approx(1e-2)
+    assert summary["score"] > summary["majority_score"]
 
 
 # ---- a real sample

@@ -35,7 +35,7 @@ from finetune.model.heads import LabelSpace
 from finetune.model.loading import attach_saved_adapter
 from finetune.model.several import BASE, ModelSwitch
 from finetune.recipe.json_schema import build_adapter_schema, find_methods
-from finetune.recipe.own_methods import WHOLE_METHODS
+from finetune.recipe.own_methods import PART_METHODS, WHOLE_METHODS
 from finetune.recipe.schema import AdapterSettings, ModelSettings
 
 # PEFT says of BEFT and of norms that it has not seen such layers, and of BOFT that it would be faster on a GPU.
@@ -289,6 +289,21 @@ def test_what_serves_takes_lora_as_it_is_and_others_merged():
     assert asked("vllm", methods=ADAPTERS) == asked("ollama", methods=ADAPTERS) == ["lora"]
     assert set(asked("vllm", "merged")) == {*asked("merging")} - {"lora"}
     assert asked("unsloth") == ["lora"]
+
+
+def test_a_combination_can_what_each_of_its_parts_can_and_says_which_cannot():
+    able = find_capabilities("combined")
+    for question in ("decoder", "encoder", "four_bit", "packing", "checkpointing", "unsloth"):
+        of_parts = {part: getattr(find_capabilities(part), question).word for part in PART_METHODS}
+        unable = [part for part, word in of_parts.items() if word == "no"]
+        answer = getattr(able, question)
+        if len(unable) == 0:
+            assert (answer.word, answer.why) == ("yes", ""), question
+        elif question != "unsloth":
+            assert (answer.word, answer.why) == ("yes", f"where each part can: not with {' and '.join(unable)}")
+    assert able.four_bit.why.endswith("not with loha and lokr")
+    assert able.packing.why.endswith("not with prompt_tuning and p_tuning")
+    assert able.unsloth.word == "no"
 
 
 def test_every_no_has_its_reason_and_a_name_that_is_no_method_is_refused():

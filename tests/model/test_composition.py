@@ -4,25 +4,25 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune import compose
 from finetune.errors import PlaceError, RecipeError
-from finetune.model.composable import HOWS, Manner, check_composable
+from finetune.model.composable import Manner, check_composable
 from finetune.model.composition import compose_adapters
 from finetune.model.loading import attach_saved_adapter, load_for_inference
 from finetune.model.merging import to_logits
 from finetune.model.targets import find_target
+from finetune.recipe.composing import HOWS
 from tests.model.saved_runs import write_base, write_run
 
 ADAPTERS = {
     "one": {"method": "lora", "r": 4, "lora_alpha": 8},
     "two": {"method": "lora", "r": 4, "lora_alpha": 4},
     "wide": {"method": "lora", "r": 9, "lora_alpha": 9, "use_rslora": True},
+    "widest": {"method": "lora", "r": 48, "lora_alpha": 48},  # k_proj and v_proj have 32 outputs
     "attention": {"method": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]},
     "dora": {"method": "lora", "r": 4, "use_dora": True},
     "first_layer": {"method": "lora", "r": 4, "layers_to_transform": [0], "target_modules": ["q_proj"]},
@@ -31,7 +31,7 @@ ADAPTERS = {
     "small_ia3": {"method": "ia3", "target_modules": ["k_proj"], "feedforward_modules": []},
     "bitfit": {"method": "bitfit"},
 }
-SCALES = {"one": 2.0, "two": 1.0, "wide": 9 / math.sqrt(9), "attention": 8 / 4}
+SCALES = {"one": 2.0, "two": 1.0, "wide": 9 / math.sqrt(9), "widest": 1.0, "attention": 8 / 4}
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,26 @@ def test_svd_is_the_best_approximation_of_the_sum_at_its_rank_and_exact_where_th
         U, S, V = torch.linalg.svd(change, full_matrices=False)
         assert torch.allclose(found[layer], (U[:, :4] * S[:4]) @ V[:4], atol=1e-5)
     assert not torch.allclose(found[layer], total[layer], atol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["svd", "ties_svd"])
+def test_a_rank_above_a_layers_smaller_side_is_filled_up_with_zeros_and_opens(make, changes, how):
+    folder = make("widest", "one", how=how, weights=(1.0, -0.5), density=None if how == "svd" else 0.5)
+    for A, B in read_matrices(folder).values():
+        assert A.shape[0] == B.shape[1] == 48
+    if how == "svd":  # of 32 outputs nothing is cut off
+        total = add(changes, ("widest", "one"), (1.0, -0.5))
+        layer = next(layer for layer in total if layer.endswith("k_proj"))
+        assert torch.allclose(read_changes(folder)[layer], total[layer], atol=1e-5)
+    assert to_logits(load_for_inference(str(folder)).model, [[1, 5, 9]])[0].isfinite().all()
+
+
+def test_a_weight_below_0_takes_a_change_away_and_linear_leaves_its_cross_terms(runs, make, changes):
+    A1, B1 = read_matrices(runs["one"] / "adapter").popitem()[1]
+    layer, (A2, B2) = read_matrices(runs["two"] / "adapter").popitem()
+    found = read_changes(make("one", "two", how="linear", weights=(1.0, -1.0)))[layer]
+    cross = math.sqrt(2.0) * (B2 @ A1 - B1 @ A2)  # scalings 2 and 1; the sign stands on A alone
+    assert torch.allclose(found, changes["one"][layer] - changes["two"][layer] + cross, atol=1e-5)
 
 
 def test_linear_is_the_sum_and_the_cross_terms_of_its_halves(runs, make, changes):
@@ -247,6 +267,8 @@ def test_the_composed_adapter_answers_as_a_base_with_the_changes_added(runs, mak
         (("one",), Manner("cat", (1.0,)), "two adapters or more"),
         (("one", "two"), Manner("cat", (1.0,)), "1 numbers for 2 adapters"),
         (("one", "two"), Manner("cat", (1.0, 0.0)), "weight 0"),
+        (("one", "two"), Manner("cat", (math.nan, 1.0)), "--weights: nan is no weight"),
+        (("one", "two"), Manner("svd", (1.0, -math.inf)), "--weights: -inf is no weight"),
         (("one", "two"), Manner("ties", (1.0, 1.0)), "--density, above 0 and below 1; found None"),
         (("one", "two"), Manner("dare_ties", (1.0, 1.0), density=1.0), "found 1.0"),
         (("one", "two"), Manner("svd", (1.0, 1.0), density=0.5), "keeps every number"),
@@ -291,8 +313,3 @@ def test_a_folder_in_use_and_a_damaged_adapter_are_refused(runs, tmp_path):
     save_file(tensors, copied / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(PlaceError, match="is not as its adapter_config"):
         compose_adapters([targets[0], find_target(str(copied))], Manner("cat", (1.0, 1.0)), tmp_path / "new")
-
-
-def test_the_verb_offers_every_way():
-    annotation = get_type_hints(compose.compose)["how"]
-    assert set(HOWS) == {way for choice in get_args(annotation) for way in get_args(choice)}

@@ -147,6 +147,22 @@ def test_a_task_that_is_not_there_or_not_passed_on_is_refused(tiny_model):
         bare(input_ids=TOKENS, task_ids=torch.tensor([0, 1]))
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")  # transformers' default
+def test_the_pages_example_trains_an_embedding_for_each_task(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    example = page.partition("### Several tasks by one hypernetwork")[2].partition("```python\n")[2].partition("```")[0]
+    rows = [{"input_ids": TOKENS[0], "labels": TOKENS[0], "task_ids": task} for task in (0, 1, 2, 2)]
+    names = {"base": load_tiny(tiny_model).model, "rows": rows}
+    exec(example, names)
+    model = names["model"]
+    by_task = [logits_of(model, task_ids=torch.tensor([task, task])) for task in range(3)]
+    assert (by_task[0] - by_task[1]).abs().max() > 1e-4 and (by_task[1] - by_task[2]).abs().max() > 1e-4
+    again = attach_saved_adapter(load_tiny(tiny_model).model, tmp_path / "outputs" / "tasks" / "adapter")
+    pass_task_ids(again)
+    assert torch.equal(logits_of(again, task_ids=torch.tensor([2, 2])), by_task[2])
+
+
 @pytest.mark.parametrize("init_std", [1e-2, 1e-1])
 def test_it_starts_as_near_the_identity_as_its_initialisation_says(init_std):
     set_seed(0)

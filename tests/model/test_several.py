@@ -14,6 +14,7 @@ from finetune.model.targets import find_target
 from tests.model.saved_runs import write_base, write_run
 
 PROMPT = [1, 5, 9, 12, 40]
+TOKENS = {"num_virtual_tokens": 3}
 # Every way of reaching into a model: beside layers, behind them, in front of the text, inside the attention.
 ADAPTERS = {
     "lora": {"method": "lora", "r": 8},
@@ -24,6 +25,8 @@ ADAPTERS = {
     "prompt": {"method": "prompt_tuning", "num_virtual_tokens": 3},
     "adaption": {"method": "adaption_prompt", "adapter_len": 4, "adapter_layers": 2},
     "vera": {"method": "vera", "r": 4},
+    "both": {"method": "combined", "parts": [{"method": "lora", "r": 4}, {"method": "prompt_tuning", **TOKENS}]},
+    "other_both": {"method": "combined", "parts": [{"method": "bitfit"}, {"method": "prompt_tuning", **TOKENS}]},
 }
 
 

@@ -21,7 +21,21 @@ FAULTS = [
     ("classify", ROWS + "classification:\n  task: rte\n  problem_type: regression", 7,
      "`task: rte` is a single label classification; found regression.", "Take the line out."),
     ("classify", ROWS + "classification:\n  task: rte\n  labels: [yes, no]", 7,
-     "`task: rte` has other labels than these.", "Its labels: entailment"),
+     "`task: rte` has other labels than these.", "Its labels, in this order: entailment"),
+    ("classify", ROWS + "classification:\n  task: mrpc\n  labels: [equivalent, not_equivalent]", 7,
+     "`task: mrpc` has other labels than these.", "in this order: not_equivalent, equivalent"),
+    ("classify", ROWS + "classification:\n  task: stsb\n  metric: f1", 7, "`metric: f1` does not score numbers.",
+     "Of numbers: pearson"),
+    ("classify", ROWS + "classification:\n  task: rte\n  metric: pearson", 7,
+     "`metric: pearson` does not score labels.", "of labels: accuracy"),
+    ("classify", ROWS + "classification:\n  labels: [a, b, c]\n  metric: f1", 7,
+     "`metric: f1` is of two labels, the second one sought, and there are 3.", "macro_f1"),
+    ("classify", ROWS + "classification:\n  predict:\n    path: rows.jsonl\n    format: alpaca", 8,
+     "`classification.predict` reads labelled texts", "Choose auto"),
+    ("classify", ROWS + "evaluation:\n  metric: exact_match", 6,
+     f"`objective: classify` {CLASSIFIES}, so `evaluation.metric` is not read.", "Take the line out."),
+    ("classify", ROWS + "training:\n  prediction_loss_only: true", 6, "`prediction_loss_only`", "all at once"),
+    ("classify", ROWS + "training:\n  dataloader_drop_last: true", 6, "`dataloader_drop_last`", "held-out rows"),
     ("classify", ROWS + "classification:\n  task: stsb\n  labels: [a, b]", 7,
      "`task: stsb` has other labels than these.", "It gives a number."),
     ("classify", ROWS + "classification:\n  task: rte\n  predict:\n    path: glue\n    subset: ax", 9,
@@ -129,3 +143,12 @@ def test_labels_that_look_like_numbers_or_truths_are_names(write: Write) -> None
     message = message_of(write(text.replace("'0'", "0")))
     assert message.startswith("r.yaml:6: `classification.labels[2]`")
     assert '"0"' in message or "'0'" in message
+
+
+def test_the_benchmarks_own_rows_are_held_out_by_the_same_columns_and_positions_are_those_of_bert(write: Write) -> None:
+    task = "data: {train: {path: glue, columns: {text: t}, limit: 9}}\nclassification: {task: sst2}"
+    recipe = read_recipe(write(HEAD.format(objective="classify") + task))
+    assert recipe.data.eval == SourceSettings(path="glue", columns={"text": "t"})
+    assert recipe.data.max_length == 512
+    one_file = task.replace("path: glue", "path: glue/train.tsv")
+    assert read_recipe(write(HEAD.format(objective="classify") + one_file)).data.eval is None

@@ -128,6 +128,7 @@ def test_the_command_line_lies_over_the_file(write_both: Write) -> None:
     path = write_both(GOOD)
     comparison = read_all(path, "name=other", "seeds=[7]", "settings.training.max_steps=3", "workers=2")
     (cell, *_) = build_cells(comparison, build_points(comparison), comparison.seeds)
+    assert cell.recipe.output_dir == "outputs/other/runs"
     assert (comparison.name, comparison.workers, cell.seed, cell.recipe.training.max_steps) == ("other", 2, 7, 3)
     longer = read_all(path, "methods.lora.adapter.r=2", "methods.lora.grid.adapter.lora_alpha=[4, 8]")
     ranks = {(point.method, cell.recipe.adapter.fields.get("r")) for point, cell in pair_up(longer)}
@@ -146,8 +147,14 @@ def pair_up(comparison: Comparison):
 def test_a_comparison_without_anything_held_out_is_refused(write_both: Write) -> None:
     path = write_both(GOOD.replace("score: eval_loss", ""))
     Path("base.yaml").write_text(BASE.replace("  eval: {fraction: 0.1}\n", ""))
-    with pytest.raises(RecipeError, match="nothing held out"):
+    with pytest.raises(RecipeError, match=r"by `eval_loss`, and nothing is held out for it\.\n  Hold rows out"):
         read_all(path)
+
+
+def test_without_a_share_a_third_is_kept(write_both: Write) -> None:
+    comparison = read_all(write_both(GOOD.replace(", keep: 0.5", "")))
+    assert comparison.budget is not None
+    assert comparison.budget.keep == pytest.approx(1 / 3)
 
 
 def test_a_comparison_that_is_not_there_names_the_nearest(write_both: Write) -> None:

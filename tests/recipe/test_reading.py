@@ -95,7 +95,10 @@ CONFLICTS = [
     (["adapter={method: loha}"], "`method: loha` cannot sit on a base in nf4"),
     (["adapter={method: loha}", "model.quantization=int8"], "`method: loha` cannot sit on a base in int8"),
     (["adapter={method: prompt_tuning, num_virtual_tokens: 4}"], "cannot be trained on packed rows"),
-    (["adapter={method: prefix_tuning}", "data.packing=false"], "gradient checkpointing exclude each other"),
+    (
+        ["adapter={method: prefix_tuning}", "data.packing=false", "training.gradient_checkpointing=true"],
+        "gradient checkpointing exclude each other",
+    ),
     (["adapter={method: lora, kasa_config: {}}"], "so its adapter fits no other copy of it."),
     (["adapter.use_dora=true", "model.quantization=int8"], "after one PEFT 0.21 can no longer read int8."),
     *(([f"adapter.init_lora_weights={start}"], f"`init_lora_weights: {start}` wants a pass over the data")
@@ -200,7 +203,7 @@ def test_a_method_that_rows_alone_cannot_train_is_told_with_its_line_and_the_rea
         ("restore_callback_states_from_checkpoint=false", "always takes them up again"),
         ("disable_tqdm=false", "a bar of its own"),
         ("metric_for_best_model=loss", "lowest held-out loss"),
-        ("greater_is_better=true", "lowest held-out loss"),
+        ("greater_is_better=true", "a loss is to fall"),
         ("logging_nan_inf_filter=true", "stops on one instead"),
         ("auto_find_batch_size=true", "`training.per_device_train_batch_size`"),
     ],
@@ -289,6 +292,16 @@ def test_overrides_lie_over_the_file_by_the_same_rules(write: Write) -> None:
 )
 def test_an_override_that_cannot_be_is_told_as_the_command_line(write: Write, override: str, message: str) -> None:
     assert message_of(write(GOOD), override).splitlines()[0].startswith(message)
+
+
+def test_a_method_that_goes_without_checkpointing_switches_it_off_and_says_so(write: Write) -> None:
+    prefixed = ["adapter={method: prefix_tuning, num_virtual_tokens: 4}", "data.packing=false"]
+    reading = read_recipe_with_notices(write(GOOD), prefixed)
+    assert reading.recipe.training.gradient_checkpointing is False
+    assert any("training.gradient_checkpointing is false here" in notice for notice in reading.notices)
+    plain = read_recipe_with_notices(write(GOOD))
+    assert plain.recipe.training.gradient_checkpointing is True
+    assert plain.notices == ()
 
 
 def test_a_local_path_drops_what_means_something_on_the_hub_alone(write: Write) -> None:

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from finetune.comparison.cells import Cell, Point, build_cells, build_points, find_score
-from finetune.comparison.children import Failure, start_server
+from finetune.comparison.cells import Cell, Point, build_cells, build_points
+from finetune.comparison.children import Failure, share_cores, start_server
+from finetune.comparison.figures import find_score
 from finetune.comparison.folder import Result, claim_folder, read_result, refuse_changed_cells
 from finetune.comparison.runner import Interruption, run_cells
-from finetune.comparison.scores import build_rows, find_recommended, is_lower_better, read_score
+from finetune.comparison.scores import build_rows, find_recommended, read_score
 from finetune.comparison.table import Findings
 from finetune.comparison.writing import write_findings
 from finetune.errors import CheckpointError, DataError, DivergedError, FinetuneError, PlaceError, RecipeError
 from finetune.recipe.comparison import Budget, Comparison
 
-__all__ = ["Plan", "build_plan", "compare", "raise_if_failed"]
+__all__ = ["Plan", "build_plan", "compare", "raise_if_failed", "sort_fairly"]
 
 _MOST_NAMED = 6
 
@@ -75,19 +76,19 @@ def compare(comparison: Comparison, *, overwrite: bool, say: Say) -> Findings:
     try:
         everything = [*plan.cells, *(cell for cells in plan.probes.values() for cell in cells)]
         refuse_changed_cells(comparison.folder, everything)
-        with Interruption() as interruption:
+        with Interruption() as interruption, share_cores(comparison.workers):
             return _Session(comparison, plan, interruption, say).run()
     finally:
         lock.release()
 
 
 def raise_if_failed(findings: Findings, folder: Path) -> None:
-    """End with the exit code of the first run that failed, once the table is written.
+    """End with the exit code of the first run that failed in this session, once the table is written.
 
     Raises:
         FinetuneError: some runs failed.
     """
-    failed = [result for result in [*findings.probes, *findings.results] if result.state == "failed"]
+    failed = [result for result in [*findings.probes, *findings.results] if result.exit_code]
     if not failed:
         return
     kinds = (RecipeError, DataError, PlaceError, DivergedError, CheckpointError)
@@ -103,6 +104,29 @@ def raise_if_failed(findings: Findings, folder: Path) -> None:
     )  # fmt: skip
 
 
+def sort_fairly(cells: Sequence[Cell], points: Sequence[Point]) -> list[Cell]:
+    """Every method's first choice on all tasks, then every one's second: what time leaves out is no whole method.
+
+    Args:
+        cells: to run.
+        points: all that they may be of.
+    """
+    places = {
+        point: (number, method)
+        for method, own in enumerate(_group(points).values())
+        for number, point in enumerate(own)
+    }
+    return sorted(cells, key=lambda cell: places[cell.point])
+
+
+def _group(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Points by their method."""
+    by_method: dict[str, list[Point]] = {}
+    for point in points:
+        by_method.setdefault(point.method, []).append(point)
+    return by_method
+
+
 class _Session:
     """One sitting of a comparison, from whatever its folder holds to the end or an interruption."""
 
@@ -115,12 +139,15 @@ class _Session:
         self._failures: dict[str, Failure] = {}
         self._points: Sequence[Point] = plan.points  # those that are run in full
         self._probed: list[Cell] = []
+        self._seconds: dict[str, float] = {}  # of this session's runs that ended, by name
+        self._is_searching = comparison.budget is not None
         self._context: ForkServerContext | None = None
 
     def run(self) -> Findings:
         """Run what is left, and write the findings after each run."""
         if self._comparison.budget is not None:
             self._points = self._search(self._comparison.budget)
+            self._is_searching = False
         self._write()
         self._run([cell for cell in self._plan.cells if cell.point in self._points], "")
         self._interruption.raise_if_received(self._folder)
@@ -134,8 +161,7 @@ class _Session:
         if not left:
             return
         if self._context is None:
-            recipes = [cell.recipe for cell in self._plan.cells]
-            self._context = start_server(recipes, self._comparison.workers)
+            self._context = start_server([cell.recipe for cell in self._plan.cells])
         num_done = len(cells) - len(left)
         if num_done:
             self._say(f"{num_done} of {len(cells)} {stage}runs were finished before.")
@@ -143,6 +169,7 @@ class _Session:
         def note(cell: Cell, failure: Failure | None, seconds: float) -> None:
             nonlocal num_done
             num_done += 1
+            self._seconds[cell.name] = seconds
             if failure is not None:
                 self._failures[cell.name] = failure
             self._say(f"[{num_done:>{len(str(len(cells)))}}/{len(cells)}] {self._describe(cell)}  {seconds:.0f} s")
@@ -179,26 +206,19 @@ class _Session:
             raise PlaceError(
                 f"{what}\n  Type: pip install 'qlora-finetune[search]'     Or leave `budget` out."
             ) from error
-        by_method: dict[str, list[Point]] = {}
-        for point in self._plan.points:
-            by_method.setdefault(point.method, []).append(point)
+        by_method = _group(self._plan.points)
+        journal = self._folder / "probes.journal"
         races = [
-            Halving(
-                self._folder / "probes.journal",
-                method,
-                points,
-                keep=budget.keep,
-                lower_is_better=is_lower_better(self._plan.score),
-            )
+            Halving(journal, method, points, budget=budget, score=self._plan.score)
             for method, points in by_method.items()
             if len(points) > 1
         ]
         for steps, cells in self._plan.probes.items():
             racing = {point for race in races for point in race.points}
-            probes = [cell for cell in cells if cell.point in racing]
+            probes = [cell for cell in sort_fairly(cells, self._plan.points) if cell.point in racing]
             self._probed += probes
-            self._run(probes, f"{steps}-step ", may_start=lambda: self._count_probe_seconds() < 60 * budget.minutes)
-            self._interruption.raise_if_received(self._folder)
+            if not all(race.has_decided(steps) for race in races):
+                self._run_probes(probes, f"{steps}-step ", budget)
             values = self._average_probes(probes)
             for race in races:
                 race.decide(steps, values)
@@ -208,9 +228,21 @@ class _Session:
         alone = {points[0] for points in by_method.values() if len(points) == 1}
         return [point for point in self._plan.points if point in kept | alone]
 
+    def _run_probes(self, probes: Sequence[Cell], stage: str, budget: Budget) -> None:
+        """Run the short runs of a rung for as long as there is time."""
+        self._run(probes, stage, may_start=lambda: self._count_probe_seconds() < 60 * budget.minutes)
+        self._interruption.raise_if_received(self._folder)
+        left = [cell for cell in probes if self._read(cell).state not in ("done", "failed")]
+        if left:
+            self._say(
+                f"The {budget.minutes:g} minutes of short runs are spent: {len(left)} of {len(probes)} {stage}runs are "
+                "left out, and what was measured decides."
+            )
+
     def _count_probe_seconds(self) -> float:
-        """Time of all finished short runs, those of earlier sessions included."""
-        return math.fsum(self._read(cell).summary.get("seconds", 0.0) for cell in self._probed)
+        """Time of the short runs: of all finished ones by their summaries, of failed ones as this session saw it."""
+        names = {cell.name: self._read(cell).summary.get("seconds", 0.0) for cell in self._probed}
+        return math.fsum(max(seconds, self._seconds.get(name, 0.0)) for name, seconds in names.items())
 
     def _average_probes(self, cells: Sequence[Cell]) -> dict[str, float]:
         """The mean score over the tasks, of every point that has one on each."""
@@ -239,6 +271,14 @@ class _Session:
             results=results,
             probes=[self._read(cell) for cell in self._probed],
             recommended=find_recommended(rows, score),
+            unmeasured=self._find_unmeasured(),
         )
         write_findings(self._folder, comparison, findings)
         return findings
+
+    def _find_unmeasured(self) -> list[str]:
+        """The choices that had a short run left out, once the search is over."""
+        if self._is_searching:
+            return []
+        left = [cell.point.name for cell in self._probed if self._read(cell).state in ("waiting", "interrupted")]
+        return list(dict.fromkeys(left))
