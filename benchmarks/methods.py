@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="folder of .jsonl.gz files that the encoder is made from")
     parser.add_argument("--glue", type=Path, help="folder of GLUE's published files")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     overrides, made_from = list(arguments.overrides), {}
     if arguments.what != "instructions":
         if arguments.glue is None or (arguments.texts is None and not ENCODER.is_dir()):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
-from peft import AdaLoraModel, PeftConfig, PeftModel, PeftType, TaskType
+from peft import PeftConfig, PeftModel, PeftType, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from finetune.errors import PlaceError, RecipeError
@@ -35,7 +35,6 @@ from finetune.recipe.schema import AdapterSettings
 __all__ = [
     "REFERENCE",
     "ParameterCount",
-    "RankAllocation",
     "adapter_bytes",
     "attach_adapter",
     "check_adapter",
@@ -129,18 +128,6 @@ def find_method(model: nn.Module) -> str | None:
 def adapter_bytes(folder: Path) -> int:
     """Size of the weights in a saved adapter's folder."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-class RankAllocation(TrainerCallback):
-    """AdaLoRA's part of every step: weighs the ranks and prunes them down to the budget.
-
-    Without it AdaLoRA keeps its initial rank everywhere. Belongs to a model whose adapter is AdaLoRA's.
-    """
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: PeftModel, **_: Any) -> None:
-        """Weigh the ranks while the step's gradients are still there."""
-        if isinstance(model.base_model, AdaLoraModel):
-            model.base_model.update_and_allocate(state.global_step)
 
 
 def _choose_config(

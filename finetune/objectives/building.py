@@ -22,9 +22,9 @@ from transformers.integrations import TensorBoardCallback
 
 from finetune.data.tokens import TokenRows
 from finetune.errors import PlaceError, RecipeError
-from finetune.model.adapters import RankAllocation
 from finetune.model.base import BaseModel
 from finetune.model.devices import keep_one_gpu
+from finetune.model.rank_allocation import RankAllocation
 from finetune.model.tokenizer import find_pad_id
 from finetune.objectives.changes import find_moved_defaults, warn_of_changes
 from finetune.recipe.backend_limits import OTHERWISE

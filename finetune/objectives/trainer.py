@@ -22,6 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.errors import DivergedError, PlaceError
 from finetune.model.adapters import REFERENCE
+from finetune.model.rank_allocation import put_rank_state_back, whole_ranks, write_rank_state
 from finetune.objectives.changes import warn_of_changes
 from finetune.objectives.order import LengthGroupedOrder
 from finetune.objectives.pairs import answer_logps
@@ -267,8 +268,17 @@ class StepMixin(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save without the frozen reference: a folder of it is all that transformers (5.17) would take up again."""
-        super()._save(output_dir, state_dict)
-        shutil.rmtree(Path(output_dir or self.args.output_dir) / REFERENCE, ignore_errors=True)
+        folder = Path(output_dir or self.args.output_dir)
+        with whole_ranks(self.model):
+            super()._save(output_dir, state_dict)
+        write_rank_state(self.model, folder)
+        shutil.rmtree(folder / REFERENCE, ignore_errors=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        """Take up the weights of a checkpoint, and how AdaLoRA had weighed its ranks."""
+        with whole_ranks(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+        put_rank_state_back(self.model, Path(resume_from_checkpoint))
 
     def find_best_checkpoint_name(self) -> str | None:
         """Find the name of the best step's checkpoint; None where that is the last step, or none was evaluated.
@@ -281,7 +291,9 @@ class StepMixin(Trainer):
     def load_weights(self, checkpoint: Path) -> None:
         """Put the weights of a checkpoint into the model."""
         self.state.best_model_checkpoint = str(checkpoint)
-        self._load_best_model()
+        with whole_ranks(self.model):
+            self._load_best_model()
+        put_rank_state_back(self.model, checkpoint)
 
     def save_weights(self, folder: Path, *, dtype: torch.dtype) -> None:
         """Save what was trained as safetensors: a PEFT adapter in float32, or a whole model in `dtype`."""

@@ -277,6 +277,29 @@ def test_a_plateau_of_the_score_and_not_its_rise_lowers_the_rate(tmp_path, encod
     assert summary["score"] > summary["majority_score"]
 
 
+ADALORA = {"method": "adalora", "init_r": 6, "target_r": 3, "total_step": 12, "tinit": 2, "tfinal": 4}
+
+
+def test_ranks_that_were_pruned_are_those_of_the_best_step(tmp_path, encoder, reviews):
+    falling = {"training__eval_steps": 3, "training__save_steps": 3, "training__learning_rate": 3e-2}
+    summary = learn(tmp_path, encoder, reviews, steps=12, adapter=ADALORA, **falling)
+    assert summary["best_step"] < 12, "the run gets worse, and pruning ends at step 8"
+    scores = {line["step"]: line["eval_score"] for line in read_lines(tmp_path / "small") if "eval_score" in line}
+    assert summary["score"] == scores[summary["best_step"]]
+
+
+@pytest.mark.parametrize("step", [6, 9], ids=["while ranks are pruned", "behind it"])
+def test_a_run_of_adalora_goes_on_with_the_ranks_it_had(tmp_path, encoder, reviews, step):
+    steady = {"data__train": {"path": reviews}, "data__eval": {"fraction": 0.25}, "adapter": ADALORA}
+    steady |= {"training__max_steps": 12, "training__eval_steps": 3, "training__save_steps": 3}
+    whole = run_small(tmp_path / "whole", encoder, **steady)
+    with stopped_at_evaluation(step):
+        run_small(tmp_path / "cut", encoder, **steady)
+    cut = run_small(tmp_path / "cut", encoder, resume=True, **steady)
+    assert read_figures(cut) == read_figures(whole)
+    assert read_weights(cut) == read_weights(whole)
+
+
 # ---- a real sample
 
 

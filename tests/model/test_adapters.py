@@ -9,13 +9,13 @@ from transformers import AutoConfig, TrainerControl, TrainerState
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapters import (
     OWN_TARGETS,
-    RankAllocation,
     adapter_bytes,
     attach_adapter,
     check_adapter,
     count_parameters,
 )
 from finetune.model.base import load_base
+from finetune.model.rank_allocation import RankAllocation
 from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS, UNTRAINABLE_METHODS
 from finetune.recipe.schema import AdapterSettings, ModelSettings
 from tests.model.tiny_models import NUM_PARAMETERS, SHAPE, load_tiny
