@@ -47,10 +47,10 @@ TRAINER_CONFIGS = {
 
 # Methods of PEFT 0.21.2 whose layers take a bitsandbytes base: those with layers of their own for it (lora, adalora,
 # ia3, hira, pvera, randlora, road, vera), those on PEFT's QuantizationBackend (boft, miss, oft, shira), those that act
-# on what a layer gives or beside it (adaption_prompt, beft, lily, shadow), and ours.
+# on what a layer gives or beside it (adaption_prompt, beft, shadow), and ours.
 QUANTIZABLE_METHODS = frozenset(
     {"adalora", "boft", "hira", "ia3", "lora", "miss", "oft", "pvera", "randlora", "road", "shira", "vera"}
-    | {"adaption_prompt", "beft", "lily", "shadow"}
+    | {"adaption_prompt", "beft", "shadow"}
     | {"bitfit", "bottleneck", "combined", "hypernetwork"}
 )
 # Virtual tokens in front of the row. PEFT drops the position ids that keep packed documents apart.

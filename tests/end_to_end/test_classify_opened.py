@@ -202,7 +202,7 @@ def test_a_classifier_is_nothing_to_talk_to(trained, capsys, what):
     assert left.value.code == 2
     told = capsys.readouterr().err
     assert f"{trained[what][0]} is a classifier: it gives labels and no answers." in told
-    assert "docs/classify.md" in told
+    assert "docs/classification.md" in told
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

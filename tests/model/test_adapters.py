@@ -26,6 +26,7 @@ METHODS = sorted(kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
 # What a method needs beside its defaults, or its defaults are too large for layers of 64.
 FIELDS: dict[str, dict[str, object]] = {
     "adalora": {"total_step": 10},
+    "combined": {"parts": [{"method": "bottleneck", "size": 4}, {"method": "bitfit"}]},
     "adaption_prompt": {"adapter_len": 4, "adapter_layers": 2},
     "c3a": {"block_size": 16},
     "cartridge": {"num_virtual_tokens": 4, "num_frozen_tokens": 0},
@@ -39,7 +40,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "waveft": {"n_frequency": 64},
 }
 # Methods that are not tried here, and why.
-SKIPPED = {"adamss": "needs scikit-learn"} | UNTRAINABLE_METHODS
+SKIPPED = UNTRAINABLE_METHODS
 # PEFT's own words to whoever chooses these methods; not faults.
 WORDS_OF_PEFT = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::RuntimeWarning:peft")
 

@@ -128,7 +128,7 @@ def test_a_head_of_several_numbers_is_no_reward_model(copy_of_adapter):
     tensors = load_file(copy_of_adapter / ADAPTER_WEIGHTS)
     tensors[HEAD] = tensors[HEAD].repeat(2, 1)
     save_file(tensors, copy_of_adapter / ADAPTER_WEIGHTS, {"format": "pt"})
-    with pytest.raises(RecipeError, match="gives 2 numbers, and a reward model gives one"):
+    with pytest.raises(RecipeError, match="it gives labels and no scores"):
         load_scorer(str(copy_of_adapter), device="cpu")
 
 

@@ -14,7 +14,7 @@ MISTRAL = {
     "template": "mistral", "max_length": 2048, "seed": 42, "commit": "27d67f1b5f57",
     "results": {"steps": 1625, "held-out loss before": 1.9, "held-out loss after": 1.01,
                 "exact match before": None, "exact match after": "94.0%"},
-    "rows": 51_760, "fingerprint": "3f" * 32, "init_from": None, "is_reward_model": False,
+    "rows": 51_760, "fingerprint": "3f" * 32, "init_from": None, "ends_with": "words", "labels": None,
 }  # fmt: skip
 QUICKSTART = MISTRAL | {"base": "data/tiny_base", "data_paths": ["data/quickstart/train.jsonl"], "commit": None}
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def test_random_weights_are_called_so():
 
 
 def test_a_reward_models_card_names_the_class_that_keeps_its_head():
-    card = build_card(**MISTRAL | {"is_reward_model": True, "init_from": "outputs/other"})
+    card = build_card(**MISTRAL | {"ends_with": "score", "init_from": "outputs/other"})
     assert "AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1)" in card
     assert "| trained on from | outputs/other |" in card
     assert ModelCard(card).data.pipeline_tag == "text-classification"

@@ -273,8 +273,8 @@ folder = RunFolder.claim(Path(sys.argv[1]), "mistral", resume=True, overwrite=Fa
 folder.start()
 folder.write_status("running")
 worker = os.fork()
-if worker:
-    print(worker, flush=True)
+if not worker:  # here what is to happen in a forked process has happened
+    print(os.getpid(), flush=True)
 signal.pause()
 """
 

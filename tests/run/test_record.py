@@ -231,7 +231,7 @@ def test_the_summary_of_preferences_is_a_table_of_base_start_and_result():
         "preference_margin_base": -0.2, "preference_margin_before": 0.01, "preference_margin": 2.5, "pairs": 108,
         "answer_tokens_before": 1.1, "answer_tokens": 4.2,
     }  # fmt: skip
-    lines = render_summary(replace(SUMMARY, **figures), "a", "b", talks=False).splitlines()
+    lines = render_summary(replace(SUMMARY, **figures), "a", "b", head="score").splitlines()
     table = lines[lines.index("held-out pairs  108 pairs: accuracy    margin") :][1:4]
     assert [line.split() for line in table] == [
         ["base", "48.1%", "-0.200"], ["start", "54.6%", "+0.010"], ["result", "97.2%", "+2.500"]
