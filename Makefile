@@ -32,7 +32,7 @@ quickstart: $(VENV)/.stamp-core
 	@printf '\nTalk to it:\n  %s -m finetune.chat outputs/quickstart\nThe same without its adapter:\n  %s -m finetune.chat outputs/quickstart --base\n' $(RUN) $(RUN)
 
 test: $(VENV)/.stamp-dev
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.stamp-dev
 	$(RUN) -m ruff check .

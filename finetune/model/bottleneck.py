@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune.model.output_tuner import OutputLayer, OutputTuner
 
-__all__ = ["BottleneckConfig", "BottleneckLinear", "BottleneckModel", "BottleneckType"]
+__all__ = ["BottleneckConfig", "BottleneckLinear", "BottleneckModel", "BottleneckType", "check_adapter_values"]
 
 Variant = Literal["houlsby", "pfeiffer"]
 Activation = Literal["relu", "gelu", "silu", "tanh"]
@@ -72,6 +72,21 @@ class BottleneckType(str, Enum):  # noqa: UP042 - PEFT reads the name behind the
     BOTTLENECK = "BOTTLENECK"
 
 
+def check_adapter_values(variant: str, activation: str, init_std: float, dropout: float) -> None:
+    """Check what adapters behind a layer have in common, whether trained or made by a network.
+
+    Raises:
+        ValueError: a name that is none, a start without a gradient, or no fraction.
+    """
+    for name, value, choices in (("variant", variant, Variant), ("activation", activation, Activation)):
+        if value not in get_args(choices):
+            raise ValueError(f"there is no {name} `{value}`; there are {', '.join(get_args(choices))}")
+    if init_std <= 0:
+        raise ValueError(f"init_std is {init_std}, and from zero on both sides no adapter would learn")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}, and what is dropped is a fraction from 0 to below 1")
+
+
 @dataclass
 class BottleneckConfig(PeftConfig):
     """Settings of bottleneck adapters.
@@ -114,15 +129,7 @@ class BottleneckConfig(PeftConfig):
         self.peft_type = BottleneckType.BOTTLENECK
         if self.size < 1:
             raise ValueError(f"size is {self.size}, and a bottleneck has at least 1 feature")
-        for name, choices in (("variant", Variant), ("activation", Activation)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(
-                    f"there is no {name} `{getattr(self, name)}`; there are {', '.join(get_args(choices))}"
-                )
-        if self.init_std <= 0:
-            raise ValueError(f"init_std is {self.init_std}, and from zero on both sides no adapter would learn")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, and what is dropped is a fraction from 0 to below 1")
+        check_adapter_values(self.variant, self.activation, self.init_std, self.dropout)
 
 
 class BottleneckLinear(OutputLayer):

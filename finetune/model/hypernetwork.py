@@ -20,13 +20,13 @@ bias; the base's own norms stay frozen. `hypernetwork_tuner` puts the adapters i
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 
-from finetune.model.bottleneck import Activation, Variant
+from finetune.model.bottleneck import Activation, Variant, check_adapter_values
 
 __all__ = ["Hypernetwork", "HypernetworkConfig", "HypernetworkType", "Weights"]
 
@@ -89,15 +89,7 @@ class HypernetworkConfig(PeftConfig):
         for name in ("size", "task_embedding_size", "projector_hidden_size", "projected_size", "num_tasks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and the least is 1")
-        for name, choices in (("variant", Variant), ("activation", Activation)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(
-                    f"there is no {name} `{getattr(self, name)}`; there are {', '.join(get_args(choices))}"
-                )
-        if self.init_std <= 0:
-            raise ValueError(f"init_std is {self.init_std}, and from zero on both sides no adapter would learn")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, and what is dropped is a fraction from 0 to below 1")
+        check_adapter_values(self.variant, self.activation, self.init_std, self.dropout)
 
 
 class Weights(NamedTuple):

@@ -9,6 +9,8 @@ Shape suffixes: B rows, T tokens, M masked tokens of the batch, H hidden size.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +26,7 @@ from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
 from finetune.errors import RecipeError
 from finetune.model.base import BaseModel
-from finetune.model.tokenizer import find_pad_id
-from finetune.objectives.building import BY_LENGTH, RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
@@ -59,15 +60,15 @@ class MaskedTrainer(StepMixin):
     """transformers' Trainer with what must sit inside the step.
 
     Args:
-        masking: builds the batches.
+        data_collator: builds the batches.
         **kwargs: the Trainer's.
     """
 
-    def __init__(self, *, masking: MaskedCollator, **kwargs: Any) -> None:
-        self._masking = masking
+    def __init__(self, *, data_collator: MaskedCollator, **kwargs: Any) -> None:
+        self._masking = data_collator
         self._smoothing = kwargs["args"].label_smoothing_factor
         # Of the models' own losses some (BERT's, RoBERTa's) take each micro-batch's mean, whatever the step's count.
-        super().__init__(data_collator=masking, compute_loss_func=self._compute_masked_loss, **kwargs)
+        super().__init__(data_collator=data_collator, compute_loss_func=self._compute_masked_loss, **kwargs)
         self.label_smoother = None  # the loss smooths by itself
 
     def forget_figures(self) -> None:
@@ -177,25 +178,29 @@ def build_trainer(
         training: read for early stopping and TensorBoard.
         callbacks: the run's own, behind those that decide how it is trained.
     """
-    masking = MaskedCollator(
-        pad_token_id=find_pad_id(tokenizer),
+    masking = partial(
+        MaskedCollator,
         mask_token_id=tokenizer.mask_token_id,
         vocab_size=len(tokenizer),
         special_ids=tokenizer.all_special_ids,
         mask_fraction=data.mask_fraction,
         seed=arguments.seed,
     )
-    trainer = MaskedTrainer(
+    if held_out is not None:
+        held_out = replace(held_out, dataset=_fill_up(held_out.dataset, tokenizer, arguments))
+    return build(
+        MaskedTrainer,
+        masking,
+        base=base,
         model=model,
-        args=arguments,
-        masking=masking,
-        train_dataset=train.dataset,
-        eval_dataset=None if held_out is None else _fill_up(held_out.dataset, tokenizer, arguments),
-        processing_class=tokenizer,
-        callbacks=choose_callbacks(training, arguments, callbacks),
+        tokenizer=tokenizer,
+        arguments=arguments,
+        train=train,
+        held_out=held_out,
+        data=data,
+        training=training,
+        callbacks=callbacks,
     )
-    drop_printer(trainer)
-    return trainer
 
 
 def _fill_up(rows: Dataset, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments) -> Dataset:

@@ -58,7 +58,7 @@ def build_trainer(folder: Path, model: torch.nn.Module, **arguments: object) -> 
     return MaskedTrainer(
         model=model,
         args=TrainingArguments(**settings | arguments),
-        masking=build_masking(),
+        data_collator=build_masking(),
         train_dataset=rows,
         eval_dataset=rows,
     )
