@@ -17,7 +17,8 @@ __all__ = ["VERBS", "find_summaries", "main"]
 
 # In the order of a run.
 VERBS = (
-    "sft", "dpo", "kto", "orpo", "reward", "rloo", "grpo", "classify", "chat", "compose", "compare", "export",
+    "preview", "sft", "dpo", "kto", "orpo", "reward", "rloo", "grpo", "classify", "chat", "compose", "compare",
+    "export",
 )  # fmt: skip
 
 _HELP = ("-h", "--help")

@@ -14,7 +14,9 @@ import datasets
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from finetune.data.parity import check_parity
 from finetune.data.preference_tokens import build_pair_rows
+from finetune.data.quality.screening import screen_examples
 from finetune.data.rendering import Renderer
 from finetune.data.sources import load_examples, split_examples
 from finetune.data.templates import load_template
@@ -32,6 +34,13 @@ from finetune.run.progress import shows_bars
 __all__ = ["Prepared", "build_arguments", "build_renderer", "prepare"]
 
 log = logging.getLogger("finetune.prepare")
+
+# Figures of the census that a healthy set has none of.
+_ODDITIES = {
+    "answers_lost": "lost a whole answer to the cut",
+    "unended": "have an answer whose end is not trained",
+    "begins_twice": "begin with two beginning tokens",
+}
 
 
 def build_arguments(recipe: Recipe) -> TrainingArguments:
@@ -104,6 +113,7 @@ def prepare(recipe: Recipe) -> Prepared:
             train_examples, held_out_examples = split_examples(train_examples, data.eval.fraction, recipe.seed)
         elif data.eval is not None:
             held_out_examples = load(data.eval, kind=reads, setting="data.eval")
+        train_examples = screen_examples(train_examples, held_out_examples, data.findings, kind=reads)
         train = build_rows(train_examples)
         held_out = build_rows(held_out_examples) if held_out_examples else None
 
@@ -157,20 +167,25 @@ def build_renderer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Render
         return Renderer(load_template(own, tokenizer), tokenizer, "everything", data.special_tokens_in_data)
     template = load_template(data.template, tokenizer)
     tokenizer.chat_template = template.serving_source
-    return Renderer(template, tokenizer, data.train_on, data.special_tokens_in_data)
+    renderer = Renderer(template, tokenizer, data.train_on, data.special_tokens_in_data)
+    check_parity(renderer)
+    return renderer
 
 
 def _say_rows(what: str, rows: TokenRows) -> None:
-    report = rows.report
-    lost = [f"{count} {reason.replace('_', ' ')}" for reason, count in report["dropped"].items() if count]
-    lost += [f"{report['cut']} cut"] if report["cut"] else []
+    report, census = rows.report, rows.report["census"]
+    lost = [f"{count} {reason.replace('_', ' ')}" for reason, count in census["dropped"].items() if count]
+    lost += [f"{census['cut']} cut"] if census["cut"] else []
     bad = sum(source["bad_rows"] for source in report["sources"])
-    notes = [f"{', '.join(lost)} at {report['max_length']} tokens"] if lost else []
+    notes = [f"{', '.join(lost)} at {census['max_length']} tokens"] if lost else []
     notes += [f"{bad} bad rows left out: data_report.json"] if bad else []
+    notes += [f"{census[name]} {meaning}" for name, meaning in _ODDITIES.items() if census[name]]
+    control = census["control_tokens"]
+    notes += [f"{control['tokens']} control tokens in the text of {control['rows']} rows"] if control["rows"] else []
     # Of prompts nothing is trained: the answers to them are made in the run.
-    trained = f", {report['trained_tokens']:,} of them trained" if report["trained_tokens"] else ""
+    trained = f", {census['trained_tokens']:,} of them trained" if census["trained_tokens"] else ""
     log.info(
         "%s: %d rows of tokens from %d read, %s tokens%s%s.",
-        what, report["rows"], report["rows_read"], f"{report['tokens']:,}", trained,
+        what, census["rows"], report["rows_read"], f"{census['tokens']:,}", trained,
         f" ({'; '.join(notes)})" if notes else "",
     )  # fmt: skip

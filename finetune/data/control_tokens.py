@@ -9,12 +9,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from finetune.data.examples import Origin
 from finetune.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ControlTokens", "Policy", "build_control_tokens"]
+__all__ = ["ControlTokens", "Policy", "RowGuard", "build_control_tokens"]
 
 Policy = Literal["escape", "error", "allow"]
 
@@ -45,40 +46,20 @@ class ControlTokens:
     backend: Any
 
     def guard(self, text: str, place: str) -> str:
-        """Return the text with no control token in it, or as it is where they are allowed.
+        """Guard one text that stands by itself, as `RowGuard.guard` does."""
+        return self.open_row(place).guard(text)
 
-        Args:
-            text: of a message, an input, a tool's output or a document.
-            place: where it stands, for the message.
+    def open_row(self, place: Origin | str) -> "RowGuard":
+        """Open a row whose texts are to be guarded and whose control tokens counted."""
+        return RowGuard(self, place)
 
-        Raises:
-            DataError: one is found and the policy is `error`, or it cannot be broken up.
-        """
-        if self.policy == "allow" or not (self.found_otherwise or self.written.search(text)):
-            return text
-        found = self._find(text)
-        if not found:
-            return text
-        if self.policy == "error":
-            start, end = found[0]
-            raise DataError(
-                f"{place}: the control token {text[start:end].strip()!r} stands in the text.\n"
-                f"  The model would read it as the end of a turn or the start of another's.\n"
-                f"  Take it out, or let it be broken up: `data.special_tokens_in_data: escape`."
-            )
-        return self._break_up(text, place)
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Find the control tokens in a text: the characters that each takes."""
+        if not (self.found_otherwise or self.written.search(text)):
+            return []
+        return self._encode_and_find(text)
 
-    def guard_all(self, value: Any, place: str) -> Any:
-        """Guard every text in a JSON value: tool definitions and calls."""
-        if isinstance(value, str):
-            return self.guard(value, place)
-        if isinstance(value, dict):
-            return {self.guard(key, place): self.guard_all(item, place) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.guard_all(item, place) for item in value]
-        return value
-
-    def _find(self, text: str) -> list[tuple[int, int]]:
+    def _encode_and_find(self, text: str) -> list[tuple[int, int]]:
         encoded = self.backend.encode(text, add_special_tokens=False)
         return [
             (start, end)
@@ -86,11 +67,16 @@ class ControlTokens:
             if token in self.ids and (token != self.unknown_id or self.written.fullmatch(text[start:end].strip()))
         ]
 
-    def _break_up(self, text: str, place: str) -> str:
+    def break_up(self, text: str, place: Origin | str) -> str:
+        """Put a sign into every control token of a text, so that the tokenizer finds none.
+
+        Raises:
+            DataError: no sign serves this tokenizer.
+        """
         for sign in _BREAKS:
             broken = text
             for _ in range(_MAX_ROUNDS):
-                found = self._find(broken)
+                found = self._encode_and_find(broken)
                 if not found:
                     return broken
                 for start, end in reversed(found):
@@ -101,6 +87,57 @@ class ControlTokens:
             f"{place}: a control token in the text cannot be broken up for this tokenizer.\n"
             f"  Take it out, or let it through: `data.special_tokens_in_data: allow`."
         )
+
+
+@dataclass(slots=True)
+class RowGuard:
+    """Takes the control tokens out of one row's texts.
+
+    Attributes:
+        control: what counts as one, and what happens to it.
+        place: where the row stands, for the message.
+        num_found: control tokens met so far, broken up or let through.
+    """
+
+    control: ControlTokens
+    place: Origin | str
+    num_found: int = 0
+
+    def guard(self, text: str) -> str:
+        """Return the text with no control token in it, or as it is where they are allowed.
+
+        Args:
+            text: of a message, an input, a tool's output or a document.
+
+        Raises:
+            DataError: one is found and the policy is `error`, or it cannot be broken up.
+        """
+        found = self.control.find(text)
+        if not found:
+            return text
+        self.num_found += len(found)
+        match self.control.policy:
+            case "allow":
+                return text
+            case "escape":
+                return self.control.break_up(text, self.place)
+            case "error":
+                start, end = found[0]
+                raise DataError(
+                    f"{self.place}: the control token {text[start:end].strip()!r} stands in the text.\n"
+                    f"  The model would read it as the end of a turn or the start of another's.\n"
+                    f"  Take it out, or let it be broken up: `data.special_tokens_in_data: escape`."
+                )
+
+    def guard_all(self, value: Any) -> Any:
+        """Guard every text in a JSON value: tool definitions and calls."""
+        if isinstance(value, str):
+            return self.guard(value)
+        if isinstance(value, dict):
+            return {self.guard(key): self.guard_all(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.guard_all(item) for item in value]
+        return value
 
 
 def build_control_tokens(tokenizer: "PreTrainedTokenizerBase", backend: Any, policy: Policy) -> ControlTokens:

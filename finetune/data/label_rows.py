@@ -15,19 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
+from finetune.data.account import ACCOUNT_FEATURES, build_account
 from finetune.data.control_tokens import Policy, build_control_tokens
 from finetune.data.examples import Labelled, Origin, RowError, labelled_from_json
 from finetune.data.labelled import read_number
 from finetune.data.sources import LoadedExamples
-from finetune.data.tokens import (
-    ACCOUNT_FEATURES,
-    TokenRows,
-    build_report,
-    hash_rows,
-    map_examples,
-    refuse_length,
-    select_kept,
-)
+from finetune.data.tokens import TokenRows, finish_rows, hash_rows, map_examples, refuse_length
 from finetune.errors import DataError
 
 if TYPE_CHECKING:
@@ -94,11 +87,9 @@ def build_label_rows(
         for place, example, row in zip(places, examples, encoder.encode(examples, places, is_pair), strict=True):
             yield place, {**row, **({"label": read_label(example.label, place)} if needs_labels else {})}
 
-    rows = map_examples(loaded, Features({**features, **ACCOUNT_FEATURES}), fingerprint, convert)
-    report = build_report(loaded, rows, max_length=max_length, reasons=("too_long",))
-    _, kept = select_kept(rows)
+    account = map_examples(loaded, Features({**features, **ACCOUNT_FEATURES}), fingerprint, convert)
     columns = [*features, "length", *(() if needs_labels else ("source", "row"))]
-    return TokenRows(rows.select(kept).select_columns(columns), report, fingerprint)
+    return finish_rows(loaded, account, fingerprint, max_length=max_length, reasons=("too_long",), columns=columns)
 
 
 class _Encoder:
@@ -118,12 +109,13 @@ class _Encoder:
 
     def encode(self, examples: Sequence[Labelled], places: Sequence[Origin], is_pair: bool) -> Iterator[dict[str, Any]]:
         """Encode texts and account for each; one that is dropped is left empty with the reason."""
+        guards = [self._control.open_row(place) for place in places]
         texts = [
-            tuple(self._control.guard(text, str(place)) for text in _list_texts(one, is_pair, place))
-            for one, place in zip(examples, places, strict=True)
+            tuple(guard.guard(text) for text in _list_texts(one, is_pair, place))
+            for one, guard, place in zip(examples, guards, places, strict=True)
         ]
         encodings = self._whole.encode_batch(texts if is_pair else [text for (text,) in texts])
-        for parts, encoding, place in zip(texts, encodings, places, strict=True):
+        for parts, encoding, guard, place in zip(texts, encodings, guards, places, strict=True):
             full_length = len(encoding.ids)
             verdict = "whole" if full_length <= self._max_length else _VERDICTS[self._too_long]
             if verdict == "refused":
@@ -133,10 +125,10 @@ class _Encoder:
             yield {
                 "input_ids": ids,
                 **({"token_type_ids": types} if self.has_types else {}),
-                "length": len(ids),
-                "trained": 0,  # no token is: the label is
-                "full_length": full_length,
-                "verdict": verdict,
+                # No token is trained: the label is.
+                **build_account(
+                    length=len(ids), full_length=full_length, verdict=verdict, control_tokens=guard.num_found
+                ),
             }
 
 

@@ -9,20 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Features, List, Value
 
+from finetune.data.account import ACCOUNT_FEATURES, build_account
 from finetune.data.control_tokens import Policy, build_control_tokens
 from finetune.data.examples import Document, Origin
 from finetune.data.formats import from_json
 from finetune.data.sources import LoadedExamples
-from finetune.data.tokens import (
-    ACCOUNT_FEATURES,
-    TokenRows,
-    TooLong,
-    build_report,
-    hash_rows,
-    map_examples,
-    refuse_length,
-    select_kept,
-)
+from finetune.data.tokens import TokenRows, TooLong, finish_rows, hash_rows, map_examples, refuse_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,33 +55,32 @@ def build_masked_rows(
 
     def convert(texts: Sequence[str], places: Sequence[Origin]) -> Iterator[tuple[Origin, dict[str, Any]]]:
         documents = [from_json(text, place) for text, place in zip(texts, places, strict=True)]
+        guards = [control.open_row(place) for place in places]
         guarded = [
-            control.guard(document.text, str(place))
-            for document, place in zip(documents, places, strict=True)
+            guard.guard(document.text)
+            for document, guard in zip(documents, guards, strict=True)
             if isinstance(document, Document)
         ]
-        for encoding, place in zip(cutting.encode_batch(guarded), places, strict=True):
+        for encoding, guard, place in zip(cutting.encode_batch(guarded), guards, places, strict=True):
             pieces = [encoding.ids, *(further.ids for further in encoding.overflowing)]
-            full_length = sum(len(piece) - num_marks for piece in pieces) + num_marks
+            num_words = sum(len(piece) - num_marks for piece in pieces)  # any of these tokens may be masked
             if too_long == "error" and len(pieces) > 1:
-                raise refuse_length(place, full_length, max_length)
+                raise refuse_length(place, num_words + num_marks, max_length)
             for ids, verdict in _choose_pieces(pieces, num_marks, too_long):
-                yield (
-                    place,
-                    {
-                        "input_ids": ids,
-                        "length": len(ids),
-                        "trained": max(len(ids) - num_marks, 0),  # any of them may be masked
-                        "full_length": full_length,
-                        "verdict": verdict,
-                    },
+                account = build_account(
+                    length=len(ids),
+                    trained=max(len(ids) - num_marks, 0),
+                    full_length=num_words + num_marks,
+                    full_trained=num_words,
+                    verdict=verdict,
+                    control_tokens=guard.num_found,
                 )
+                yield place, {"input_ids": ids, **account}
 
-    rows = map_examples(loaded, _FEATURES, fingerprint, convert)
-    verdicts, kept = select_kept(rows)
-    report = build_report(loaded, rows, max_length=max_length, reasons=("too_long", "nothing_trained"))
-    report["pieces_of_split_rows"] = int((verdicts == "piece").sum())
-    return TokenRows(rows.select(kept).select_columns(["input_ids", "length"]), report, fingerprint)
+    account = map_examples(loaded, _FEATURES, fingerprint, convert)
+    reasons = ("too_long", "nothing_trained")
+    columns = ("input_ids", "length")
+    return finish_rows(loaded, account, fingerprint, max_length=max_length, reasons=reasons, columns=columns)
 
 
 def _choose_pieces(pieces: list[list[int]], num_marks: int, too_long: TooLong) -> list[tuple[list[int], str]]:

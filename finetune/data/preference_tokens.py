@@ -7,26 +7,27 @@ which has no trained token left, is dropped and counted: it would be a loss of n
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
+from finetune.data.account import ACCOUNT_FEATURES, build_account
 from finetune.data.batches import IGNORE_INDEX
 from finetune.data.examples import Origin, judged_from_json, preference_from_json
 from finetune.data.rendering import Rendered, Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import (
-    ACCOUNT_FEATURES,
+    RowFitter,
     TokenRows,
     TooLong,
     build_fingerprint,
-    build_report,
-    fit_row,
+    count_trained,
+    finish_rows,
     map_examples,
     refuse_length,
-    select_kept,
     to_labels,
 )
 
@@ -69,31 +70,37 @@ def build_pair_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length: i
     """
     _refuse_split(too_long)
     fingerprint = build_fingerprint(loaded, renderer, "pairs", max_length, too_long)
+    fitter = RowFitter.of(renderer, max_length, too_long)
 
     def convert(texts: Sequence[str], places: Sequence[Origin]) -> Iterator[tuple[Origin, dict[str, Any]]]:
         pairs = [preference_from_json(text, place) for text, place in zip(texts, places, strict=True)]
         rendered = renderer.render([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
         for place, chosen, rejected in zip(places, rendered[: len(pairs)], rendered[len(pairs) :], strict=True):
-            yield place, _fit_pair(chosen, rejected, max_length, too_long, place)
+            yield place, _fit_pair(chosen, rejected, fitter, place)
 
-    rows = map_examples(loaded, _PAIR_FEATURES, fingerprint, convert)
-    report = build_report(loaded, rows, max_length=max_length, reasons=_PAIR_REASONS, tokens_column="tokens")
-    _, kept = select_kept(rows)
-    return TokenRows(rows.select(kept).select_columns(_PAIR_COLUMNS), report, fingerprint)
+    account = map_examples(loaded, _PAIR_FEATURES, fingerprint, convert)
+    return finish_rows(
+        loaded,
+        account,
+        fingerprint,
+        max_length=max_length,
+        reasons=_PAIR_REASONS,
+        columns=_PAIR_COLUMNS,
+        tokens_column="tokens",
+    )
 
 
-def _fit_pair(
-    chosen: Rendered, rejected: Rendered, max_length: int, too_long: TooLong, origin: Origin
-) -> dict[str, Any]:
+def _fit_pair(chosen: Rendered, rejected: Rendered, fitter: RowFitter, origin: Origin) -> dict[str, Any]:
     """Turn a rendered pair into its row; one that teaches nothing, cut or whole, is left empty with the reason."""
     sides = [(side.input_ids, to_labels(side)) for side in (chosen, rejected)]
-    full_length = max(len(ids) for ids, _ in sides)
+    full_length, full_trained = max(len(ids) for ids, _ in sides), sum(count_trained(labels) for _, labels in sides)
     verdict = _judge_pair(sides, equal="equal_in_tokens") or "whole"
-    if verdict == "whole" and full_length > max_length:
-        if too_long == "error":
-            raise refuse_length(origin, full_length, max_length)
-        sides = [(ids[:max_length], labels[:max_length]) for ids, labels in sides]
-        verdict = "too_long" if too_long == "drop" else _judge_pair(sides, equal="equal_after_cut") or "cut"
+    if verdict == "whole" and full_length > fitter.max_length:
+        if fitter.too_long == "error":
+            raise refuse_length(origin, full_length, fitter.max_length)
+        sides = [(ids[: fitter.max_length], labels[: fitter.max_length]) for ids, labels in sides]
+        verdict = "too_long" if fitter.too_long == "drop" else _judge_pair(sides, equal="equal_after_cut") or "cut"
+    ends = fitter.look_at_ends(chosen, len(sides[0][0])) | fitter.look_at_ends(rejected, len(sides[1][0]))
     if verdict not in ("whole", "cut"):
         sides = [([], []), ([], [])]
     (chosen_ids, chosen_labels), (rejected_ids, rejected_labels) = sides
@@ -103,10 +110,15 @@ def _fit_pair(
         "rejected_ids": rejected_ids,
         "rejected_labels": rejected_labels,
         "tokens": len(chosen_ids) + len(rejected_ids),
-        "length": max(len(chosen_ids), len(rejected_ids)),
-        "trained": len(_find_trained(chosen_labels)) + len(_find_trained(rejected_labels)),
-        "full_length": full_length,
-        "verdict": verdict,
+        **build_account(
+            length=max(len(chosen_ids), len(rejected_ids)),
+            trained=count_trained(chosen_labels) + count_trained(rejected_labels),
+            full_length=full_length,
+            full_trained=full_trained,
+            verdict=verdict,
+            control_tokens=chosen.num_control_tokens + rejected.num_control_tokens,
+            ends=ends,
+        ),
     }
 
 
@@ -143,21 +155,23 @@ def build_judged_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length:
     """
     _refuse_split(too_long)
     fingerprint = build_fingerprint(loaded, renderer, "judged", max_length, too_long)
+    fitter = RowFitter.of(renderer, max_length, too_long)
 
     def convert(texts: Sequence[str], places: Sequence[Origin]) -> Iterator[tuple[Origin, dict[str, Any]]]:
         judged = [judged_from_json(text, place) for text, place in zip(texts, places, strict=True)]
         rendered = renderer.render([one.conversation for one in judged])
         for place, one, row in zip(places, judged, rendered, strict=True):
-            (fitted,) = fit_row(row, max_length, too_long, place)
+            (fitted,) = fitter.fit(row, place)
             yield place, {**fitted, "desirable": one.desirable, **_part_row(fitted)}
 
-    rows = map_examples(loaded, _JUDGED_FEATURES, fingerprint, convert)
-    report = build_report(loaded, rows, max_length=max_length, reasons=("too_long", "nothing_trained"))
-    _, kept = select_kept(rows)
-    dataset = _add_kl_rows(rows.select(kept), max_length, fingerprint)
+    account = map_examples(loaded, _JUDGED_FEATURES, fingerprint, convert)
+    reasons = ("too_long", "nothing_trained")
+    columns = [name for name in _JUDGED_FEATURES if name not in ACCOUNT_FEATURES or name == "length"]
+    rows = finish_rows(loaded, account, fingerprint, max_length=max_length, reasons=reasons, columns=columns)
+    dataset = _add_kl_rows(rows.dataset, max_length, fingerprint)
     num_desirable = int(np.asarray(dataset.with_format("numpy")["desirable"][:]).sum())
-    report |= {"desirable_rows": num_desirable, "undesirable_rows": len(dataset) - num_desirable}
-    return TokenRows(dataset.select_columns(_JUDGED_COLUMNS), report, fingerprint)
+    report = rows.report | {"desirable_rows": num_desirable, "undesirable_rows": len(dataset) - num_desirable}
+    return replace(rows, dataset=dataset.select_columns(_JUDGED_COLUMNS), report=report)
 
 
 def _part_row(row: dict[str, Any]) -> dict[str, int]:

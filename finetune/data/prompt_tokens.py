@@ -5,31 +5,24 @@ starts, with the row's own answer beside them where it has one.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from datasets import Features, List, Value
 
-from finetune.data.examples import Conversation, Message, Origin
+from finetune.data.account import ACCOUNT_FEATURES, build_account, build_ends
+from finetune.data.examples import Conversation, Example, Origin
 from finetune.data.formats import from_json
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
-from finetune.data.tokens import (
-    ACCOUNT_FEATURES,
-    TokenRows,
-    TooLong,
-    build_fingerprint,
-    build_report,
-    map_examples,
-    refuse_length,
-    select_kept,
-)
+from finetune.data.tokens import TokenRows, TooLong, build_fingerprint, finish_rows, map_examples, refuse_length
 from finetune.errors import DataError
 
 __all__ = ["build_prompt_rows"]
 
 _FEATURES = Features({"prompt": List(Value("int32")), "reference": Value("string"), **ACCOUNT_FEATURES})
-_COLUMNS = ["prompt", "reference", "length"]
+_COLUMNS = ("prompt", "reference", "length")
 
 
 def build_prompt_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length: int, too_long: TooLong) -> TokenRows:
@@ -52,40 +45,33 @@ def build_prompt_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length:
     fingerprint = build_fingerprint(loaded, renderer, "prompts", max_length, too_long)
 
     def convert(texts: Sequence[str], places: Sequence[Origin]) -> Iterator[tuple[Origin, dict[str, Any]]]:
-        for text, place in zip(texts, places, strict=True):
-            example = from_json(text, place)
-            if not isinstance(example, Conversation):
-                raise DataError(f"{place}: plain text asks nothing; a prompt is wanted.")
-            ids, reference = _render(example, renderer)
-            if len(ids) > max_length and too_long == "error":
-                raise refuse_length(place, len(ids), max_length)
-            yield place, _row(ids, reference, max_length)
+        examples = [from_json(text, place) for text, place in zip(texts, places, strict=True)]
+        asked, references = zip(*(_part(example) for example in examples), strict=True)
+        for place, rendered, reference in zip(places, renderer.render_prompts(asked), references, strict=True):
+            length = len(rendered.input_ids)
+            if length > max_length and too_long == "error":
+                raise refuse_length(place, length, max_length)
+            fits = length <= max_length
+            account = build_account(
+                length=length if fits else 0,
+                full_length=length,
+                verdict="whole" if fits else "too_long",
+                control_tokens=rendered.num_control_tokens,
+                ends=build_ends(rendered.input_ids, [], length, stop_ids=(), bos_id=renderer.tokenizer.bos_token_id),
+            )
+            yield place, {"prompt": rendered.input_ids if fits else [], "reference": reference, **account}
 
-    rows = map_examples(loaded, _FEATURES, fingerprint, convert)
-    report = build_report(loaded, rows, max_length=max_length, reasons=("too_long",))
-    _, kept = select_kept(rows)
-    dataset = rows.select(kept).select_columns(_COLUMNS)
-    report["rows_without_answer"] = int(np.sum([reference is None for reference in dataset["reference"][:]]))
-    return TokenRows(dataset, report, fingerprint)
-
-
-def _render(conversation: Conversation, renderer: Renderer) -> tuple[list[int], str | None]:
-    """Render what is asked, and take the words of the last answer, if the conversation ends with one."""
-    asked: Sequence[Message] = conversation.messages
-    reference = None
-    if asked[-1].role == "assistant":
-        *asked, answer = asked
-        reference = answer.content.strip() or None
-    return renderer.render_prompt(asked, tools=conversation.tools), reference
+    account = map_examples(loaded, _FEATURES, fingerprint, convert)
+    rows = finish_rows(loaded, account, fingerprint, max_length=max_length, reasons=("too_long",), columns=_COLUMNS)
+    unanswered = int(np.sum([reference is None for reference in rows.dataset["reference"][:]]))
+    return replace(rows, report=rows.report | {"rows_without_answer": unanswered})
 
 
-def _row(ids: list[int], reference: str | None, max_length: int) -> dict[str, Any]:
-    fits = len(ids) <= max_length
-    return {
-        "prompt": ids if fits else [],
-        "reference": reference,
-        "length": len(ids) if fits else 0,
-        "trained": 0,
-        "full_length": len(ids),
-        "verdict": "whole" if fits else "too_long",
-    }
+def _part(example: Example) -> tuple[Conversation, str | None]:
+    """Part what is asked from the words of the last answer, if the conversation ends with one."""
+    if not isinstance(example, Conversation):
+        raise DataError(f"{example.origin}: plain text asks nothing; a prompt is wanted.")
+    *asked, last = example.messages
+    if last.role != "assistant":
+        return example, None
+    return replace(example, messages=tuple(asked)), last.content.strip() or None

@@ -13,8 +13,9 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+from datasets.utils import tqdm
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from finetune.data.examples import AnyExample, Conversation, Labelled, Origin, RowError, to_json
 from finetune.data.files import Folder, find_files, hash_file, read_rows
@@ -40,6 +41,7 @@ from finetune.recipe.schema import SourceSettings
 
 __all__ = ["LoadedExamples", "load_examples", "split_examples"]
 
+_SCHEMA = pa.schema({"example": pa.string(), "source": pa.string(), "row": pa.int64()})
 _ROWS_LOOKED_AT = 100  # for the format: so many rows may be broken or lack a column before one shows it
 _PLACES_SHOWN = 5
 _HINT = "`data.on_bad_rows: skip` counts such rows and goes on."
@@ -260,7 +262,7 @@ def _convert_and_cache(
         }
 
     rows = _convert(opened, source, format, kind, on_bad_rows, account, reading)
-    return write_cached(key, rows, build_report)
+    return write_cached(key, _SCHEMA, rows, build_report)
 
 
 def _choose_format(

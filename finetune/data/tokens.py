@@ -10,17 +10,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from datasets import Dataset, Features, List, Value
-from numpy.typing import NDArray
+from datasets.utils import tqdm
 
+from finetune.data.account import ACCOUNT_FEATURES, Ends, build_account, build_ends
 from finetune.data.batches import IGNORE_INDEX
+from finetune.data.census import build_census, find_verdicts
 from finetune.data.examples import Origin
 from finetune.data.formats import from_json
+from finetune.data.label_hash import hash_labels
 from finetune.data.rendering import Rendered, Renderer
-from finetune.data.row_cache import hash_own_code
+from finetune.data.row_cache import hash_own_code, read_cached, write_cached
 from finetune.data.sources import LoadedExamples
 from finetune.errors import DataError
 
@@ -28,41 +31,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "ACCOUNT_FEATURES",
+    "RowFitter",
     "TokenRows",
     "TooLong",
     "build_fingerprint",
-    "build_report",
     "build_token_rows",
-    "fit_row",
+    "count_trained",
+    "finish_rows",
     "hash_rows",
     "map_examples",
     "refuse_length",
-    "select_kept",
     "to_labels",
 ]
 
 TooLong = Literal["drop", "truncate", "split", "error"]
 
 _BATCH_ROWS = 1000
-_PLACES_SHOWN = 5
-_KEPT = ("whole", "cut", "piece")  # the verdicts of rows that stay; any other is the reason why one is dropped
+_READ_ROWS = 100  # rows may be whole books
 _REASONS = {
     "too_long": "have more than {max_length} tokens",
     "nothing_trained": "have no trained token",
     "equal_after_cut": "have answers that are equal once cut",
     "equal_in_tokens": "have answers of the same tokens",
 }
-
-# What the account of a row stands on, beside its ids and labels.
-ACCOUNT_FEATURES = {
-    "length": Value("int32"),
-    "trained": Value("int32"),
-    "full_length": Value("int32"),  # before it was cut
-    "verdict": Value("string"),
-    "source": Value("string"),
-    "row": Value("int64"),
-}
+_COLUMNS = ("input_ids", "labels", "length")
 _FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), **ACCOUNT_FEATURES})
 
 
@@ -73,11 +65,14 @@ class TokenRows:
     Attributes:
         dataset: columns `input_ids`, `labels` and `length` (tokens), one document a row; pairs and judged
             answers have columns of their own (see `preference_tokens`).
+        account: every row read, in order, those dropped with empty ids: ids and labels, `source` and `row`, and the
+            columns of `ACCOUNT_FEATURES`.
         report: what `data_report.json` says of them.
         fingerprint: of content, template, tokenizer and settings: equal means the same tokens.
     """
 
     dataset: Dataset
+    account: Dataset
     report: dict[str, Any]
     fingerprint: str
 
@@ -95,19 +90,17 @@ def build_token_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length: 
         DataError: a row is too long under `error`, or no row is left.
     """
     fingerprint = build_fingerprint(loaded, renderer, max_length, too_long)
+    fitter = RowFitter.of(renderer, max_length, too_long)
 
-    def convert(texts: Sequence[str], places: Sequence[Origin]) -> Iterator[tuple[Origin, dict[str, Any]]]:
-        examples = [from_json(text, place) for text, place in zip(texts, places, strict=True)]
-        for rendered, place in zip(renderer.render(examples), places, strict=True):
-            for piece in fit_row(rendered, max_length, too_long, place):
-                yield place, piece
+    def convert(read: Iterator[tuple[str, Origin]]) -> Iterator[tuple[Origin, dict[str, Any]]]:
+        for example, rendered in renderer.render_each(from_json(text, place) for text, place in read):
+            assert example.origin is not None
+            for piece in fitter.fit(rendered, example.origin):
+                yield example.origin, piece
 
-    rows = map_examples(loaded, _FEATURES, fingerprint, convert)
-    verdicts, kept = select_kept(rows)
-    report = build_report(loaded, rows, max_length=max_length, reasons=("too_long", "nothing_trained"))
-    report["pieces_of_split_rows"] = int((verdicts == "piece").sum())
-    dataset = rows.select(kept).select_columns(["input_ids", "labels", "length"])
-    return TokenRows(dataset=dataset, report=report, fingerprint=fingerprint)
+    rows = _write_rows(loaded, _FEATURES, fingerprint, convert)
+    reasons = ("too_long", "nothing_trained")
+    return finish_rows(loaded, rows, fingerprint, max_length=max_length, reasons=reasons, columns=_COLUMNS)
 
 
 def map_examples(
@@ -125,48 +118,111 @@ def map_examples(
         convert: examples as JSON and where they stand -> rows and where they stand, any number.
     """
 
-    def convert_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        places = [Origin(*place) for place in zip(batch["source"], batch["row"], strict=True)]
-        rows: dict[str, list[Any]] = {name: [] for name in features}
-        for place, row in convert(batch["example"], places):
-            for name, value in {**row, "source": place.source, "row": place.row}.items():
-                rows[name].append(value)
-        return rows
+    def convert_all(read: Iterator[tuple[str, Origin]]) -> Iterator[tuple[Origin, dict[str, Any]]]:
+        while batch := list(islice(read, _BATCH_ROWS)):
+            yield from convert(*zip(*batch, strict=True))
 
-    return loaded.dataset.map(
-        convert_batch,
-        batched=True,
-        batch_size=_BATCH_ROWS,
-        remove_columns=loaded.dataset.column_names,
-        features=features,
-        new_fingerprint=fingerprint[:16],
-        desc="tokens",
-    )
+    return _write_rows(loaded, features, fingerprint, convert_all)
+
+
+def _write_rows(
+    loaded: LoadedExamples,
+    features: Features,
+    fingerprint: str,
+    convert: Callable[[Iterator[tuple[str, Origin]]], Iterator[tuple[Origin, dict[str, Any]]]],
+) -> Dataset:
+    """Write what examples are converted to, as it comes; `convert` gets all of them and may read ahead."""
+    cached = read_cached(fingerprint)
+    if cached is not None:
+        return cached[0]
+
+    def read() -> Iterator[tuple[str, Origin]]:
+        with tqdm(total=len(loaded.dataset), desc="tokens", unit=" rows", leave=False, disable=None) as bar:
+            for batch in loaded.dataset.iter(_READ_ROWS):
+                for text, source, row in zip(batch["example"], batch["source"], batch["row"], strict=True):
+                    yield text, Origin(source, row)
+                bar.update(len(batch["row"]))
+
+    def list_values() -> Iterator[tuple[Any, ...]]:
+        for place, row in convert(read()):
+            values = {**row, "source": place.source, "row": place.row}
+            yield tuple(values[name] for name in features)
+
+    dataset, _ = write_cached(fingerprint, features.arrow_schema, list_values())
+    return dataset
 
 
 def to_labels(rendered: Rendered) -> list[int]:
     """Write down which tokens are trained: the token itself, or IGNORE_INDEX."""
-    return [
-        token if trained else IGNORE_INDEX for token, trained in zip(rendered.input_ids, rendered.trained, strict=True)
-    ]
+    labels = [IGNORE_INDEX] * len(rendered.input_ids)
+    for start, end in rendered.spans:
+        labels[start:end] = rendered.input_ids[start:end]
+    return labels
 
 
-def fit_row(rendered: Rendered, max_length: int, too_long: TooLong, origin: Origin) -> list[dict[str, Any]]:
-    """Turn one rendered example into the rows it gives: one, or several where a long document is split."""
-    ids, labels = rendered.input_ids, to_labels(rendered)
-    length = len(ids)
-    if length <= max_length:
-        return [_row(ids, labels, length, "whole")]
-    match too_long:
-        case "drop":
-            return [_row([], [], length, "too_long")]
-        case "truncate":
-            return [_row(ids[:max_length], labels[:max_length], length, "cut")]
-        case "split":
-            starts = range(0, length, max_length)
-            return [_row(ids[s : s + max_length], labels[s : s + max_length], length, "piece") for s in starts]
-        case "error":
-            raise refuse_length(origin, length, max_length)
+@dataclass(frozen=True, slots=True)
+class RowFitter:
+    """Fits rendered examples into rows, and keeps the account of each.
+
+    Attributes:
+        max_length: tokens of a row at most.
+        too_long: what becomes of a longer one.
+        stop_ids: tokens that end an answer.
+        bos_id: the token that a row begins with; None: there is none.
+    """
+
+    max_length: int
+    too_long: TooLong
+    stop_ids: frozenset[int]
+    bos_id: int | None
+
+    @classmethod
+    def of(cls, renderer: Renderer, max_length: int, too_long: TooLong) -> "RowFitter":
+        """Build from a renderer's tokens."""
+        return cls(max_length, too_long, frozenset(renderer.stop_ids), renderer.tokenizer.bos_token_id)
+
+    def fit(self, rendered: Rendered, origin: Origin) -> list[dict[str, Any]]:
+        """Turn one rendered example into the rows it gives: one, or several where a long document is split.
+
+        Raises:
+            DataError: it is too long under `error`.
+        """
+        ids, labels = rendered.input_ids, to_labels(rendered)
+        if len(ids) <= self.max_length:
+            return [self._build_row(rendered, ids, labels, "whole")]
+        match self.too_long:
+            case "drop":
+                return [self._build_row(rendered, [], [], "too_long")]
+            case "truncate":
+                kept = slice(0, self.max_length)
+                return [self._build_row(rendered, ids[kept], labels[kept], "cut")]
+            case "split":
+                bounds = pairwise([*range(0, len(ids), self.max_length), len(ids)])
+                return [self._build_row(rendered, ids[s:e], labels[s:e], "piece") for s, e in bounds]
+            case "error":
+                raise refuse_length(origin, len(ids), self.max_length)
+
+    def look_at_ends(self, rendered: Rendered, num_kept: int) -> Ends:
+        """Look at the beginning and the answers' ends of a row of which so many tokens are kept."""
+        spans = rendered.spans
+        return build_ends(rendered.input_ids, spans, num_kept, stop_ids=self.stop_ids, bos_id=self.bos_id)
+
+    def _build_row(self, rendered: Rendered, ids: list[int], labels: list[int], verdict: str) -> dict[str, Any]:
+        trained = count_trained(labels)
+        # A row that is left out ends nowhere, and of a split document the last piece alone has an end.
+        ends = self.look_at_ends(rendered, len(ids)) if verdict in ("whole", "cut") else Ends()
+        if ids and trained == 0:
+            ids, labels, verdict = [], [], "nothing_trained"
+        account = build_account(
+            length=len(ids),
+            trained=trained,
+            full_length=len(rendered.input_ids),
+            full_trained=sum(end - max(start, 1) for start, end in rendered.spans),
+            verdict=verdict,
+            control_tokens=rendered.num_control_tokens,
+            ends=ends,
+        )
+        return {"input_ids": ids, "labels": labels, **account}
 
 
 def refuse_length(origin: Origin, length: int, max_length: int) -> DataError:
@@ -177,90 +233,59 @@ def refuse_length(origin: Origin, length: int, max_length: int) -> DataError:
     )
 
 
-def _row(ids: list[int], labels: list[int], full_length: int, verdict: str) -> dict[str, Any]:
-    # The first token of a row is predicted by nothing, so its label never counts.
-    trained = sum(label != IGNORE_INDEX for label in labels[1:])
-    if ids and trained == 0:
-        ids, labels, verdict = [], [], "nothing_trained"
-    return {
-        "input_ids": ids,
-        "labels": labels,
-        "length": len(ids),
-        "trained": trained,
-        "full_length": full_length,
-        "verdict": verdict,
-    }
+def count_trained(labels: Sequence[int]) -> int:
+    """Count the tokens that carry loss; the first one of a row is predicted by nothing, so its label never counts."""
+    return len(labels) - labels.count(IGNORE_INDEX) - (bool(labels) and labels[0] != IGNORE_INDEX)
 
 
-def select_kept(rows: Dataset) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
-    """Select the rows that stay: the verdict on every row, and the indices of those kept."""
-    verdicts = np.asarray(rows.with_format("numpy")["verdict"][:])
-    return verdicts, np.flatnonzero(np.isin(verdicts, _KEPT))
-
-
-def build_report(
-    loaded: LoadedExamples, rows: Dataset, *, max_length: int, reasons: Sequence[str], tokens_column: str = "length"
-) -> dict[str, Any]:
-    """Report what became of every row.
+def finish_rows(
+    loaded: LoadedExamples,
+    account: Dataset,
+    fingerprint: str,
+    *,
+    max_length: int,
+    reasons: Sequence[str],
+    columns: Sequence[str],
+    tokens_column: str = "length",
+) -> TokenRows:
+    """Take the rows that stay, and report what became of every row.
 
     Args:
         loaded: the examples that were rendered.
-        rows: one or more for each, with the columns of `ACCOUNT_FEATURES`.
+        account: one or more rows for each, with the columns of `ACCOUNT_FEATURES`.
+        fingerprint: of whatever decides the rows.
         max_length: tokens of a row at most.
         reasons: those that a row can be dropped for, counted even where none is.
+        columns: those that are trained on.
         tokens_column: how many tokens a row holds.
 
     Raises:
         DataError: no row is left.
     """
-    columns = rows.with_format("numpy")
-    verdicts, kept = select_kept(rows)
-    lengths = np.asarray(columns["full_length"][:])
-    places = {reason: _find_first_places(rows, np.flatnonzero(verdicts == reason)) for reason in (*reasons, "cut")}
-    report = {
-        "rows_read": len(loaded.dataset),
-        "rows": len(kept),
-        "tokens": int(np.asarray(columns[tokens_column][:]).sum()),
-        "trained_tokens": int(np.asarray(columns["trained"][:]).sum()),
-        "max_length": max_length,
-        "dropped": {reason: int((verdicts == reason).sum()) for reason in reasons},
-        "cut": int((verdicts == "cut").sum()),
-        "first_places": {reason: found for reason, found in places.items() if found},
-        "full_length_tokens": {
-            "median": int(np.percentile(lengths, 50)) if len(lengths) else 0,
-            "p99": int(np.percentile(lengths, 99)) if len(lengths) else 0,
-            "max": int(lengths.max()) if len(lengths) else 0,
-        },
-        **loaded.report,
-        "content_fingerprint": loaded.fingerprint,
-    }
+    verdicts, kept = find_verdicts(account)
+    census = build_census(account, max_length=max_length, reasons=reasons, tokens_column=tokens_column)
+    report = {"rows_read": len(loaded.dataset), "census": census, **loaded.report}
     if len(kept) == 0:
         raise DataError(_nothing_left(report))
-    return report
-
-
-def _find_first_places(rows: Dataset, indices: NDArray[np.int64]) -> list[str]:
-    """Name the first places, each once: one row of the data may have given several of these."""
-    places: dict[str, None] = {}
-    for index in indices:
-        row = rows[int(index)]
-        places[str(Origin(row["source"], row["row"]))] = None
-        if len(places) == _PLACES_SHOWN:
-            break
-    return list(places)
+    dataset = account.select(kept).select_columns(list(columns))
+    report |= {"content_fingerprint": loaded.fingerprint, **hash_labels(dataset).to_report()}
+    if "piece" in verdicts:
+        report["pieces_of_split_rows"] = int((verdicts == "piece").sum())
+    return TokenRows(dataset, account, report, fingerprint)
 
 
 def _nothing_left(report: dict[str, Any]) -> str:
-    first = [place for places in report["first_places"].values() for place in places][:1]
+    census = report["census"]
+    first = [place for reason in census["dropped"] for place in census["first_places"].get(reason, [])][:1]
     lost = [
-        f"{count} {_REASONS[reason].format(max_length=report['max_length'])}"
-        for reason, count in report["dropped"].items()
+        f"{count} {_REASONS[reason].format(max_length=census['max_length'])}"
+        for reason, count in census["dropped"].items()
         if count
     ]
     return (
         f"{first[0] if first else 'data.train'}: no row is left, of {report['rows_read']} read: {', '.join(lost)}.\n"
-        f"  The median row has {report['full_length_tokens']['median']} tokens: raise `data.max_length`"
-        + (", or set `data.too_long: truncate`." if report["dropped"].get("too_long") else ".")
+        f"  The median row has {census['lengths']['median']} tokens: raise `data.max_length`"
+        + (", or set `data.too_long: truncate`." if census["dropped"].get("too_long") else ".")
     )
 
 

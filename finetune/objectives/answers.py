@@ -1,7 +1,7 @@
 """Answers of the model being trained: scored before and after a run, shown during it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -96,7 +96,8 @@ def _to_question(example: Conversation | None, renderer: Renderer) -> Question |
     *asked, answer = example.messages
     if answer.role != "assistant" or not answer.content.strip() or not asked:
         return None
-    return Question(_to_text(asked), renderer.render_prompt(asked, tools=example.tools), answer.content)
+    (prompt,) = renderer.render_prompts([replace(example, messages=tuple(asked))])
+    return Question(_to_text(asked), prompt.input_ids, answer.content)
 
 
 def _to_text(messages: Sequence[Message]) -> str:

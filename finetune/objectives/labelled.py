@@ -25,6 +25,7 @@ from finetune.data.label_rows import (
     has_pairs,
     take_shots,
 )
+from finetune.data.quality.screening import screen_examples
 from finetune.data.sources import LoadedExamples, load_examples, split_examples
 from finetune.data.submission import write_predictions, write_submission
 from finetune.data.tokens import TokenRows
@@ -148,8 +149,9 @@ def load_labelled_rows(
         too_long="truncate" if data.too_long is None or data.too_long == "split" else data.too_long,
         special_tokens_in_data=data.special_tokens_in_data,
     )
-    rows = build(train)
     _check_same_texts(train, held_out)
+    train = screen_examples(train, next(iter(held_out.values()), None), data.findings, kind="labelled")
+    rows = build(train)
     held_out_rows = {part: build(examples) for part, examples in held_out.items()}
     asked = []
     for task, parts in _load_asked(data, settings, seed):

@@ -7,6 +7,7 @@ masks) is switched off: which token is trained is decided in one place, `data.re
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,11 +112,9 @@ def _build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings, 
         strategy="bfd",
         map_kwargs={"batch_size": _PACKED_AT_ONCE, "new_fingerprint": key, "desc": "packing"},
     )
-    report = rows.report | {
-        "packed_rows": len(packed),
-        "packing_fill": round(rows.report["tokens"] / (len(packed) * data.max_length), 4),
-    }
-    return TokenRows(dataset=packed, report=report, fingerprint=rows.fingerprint)
+    census = rows.report["census"]
+    filled = {"packed_rows": len(packed), "packing_fill": round(census["tokens"] / (len(packed) * data.max_length), 4)}
+    return replace(rows, dataset=packed, report=rows.report | {"census": census | filled})
 
 
 def build_arguments(training: TrainingSettings, run: RunArguments) -> SFTConfig:

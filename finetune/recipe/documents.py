@@ -64,6 +64,8 @@ _SECTIONS = {
     "adapter": "`adapter`",
     "data": "`data`",
     "data.train": "A source: `data.train`, `data.eval`, `evaluation.questions`, `evaluation.preferences`",
+    "data.findings": "`data.findings`",
+    "classification": "`classification`",
     "rewards": "A part of `rewards`",
     "evaluation": "`evaluation`",
     "training": "`training`",
@@ -103,6 +105,8 @@ def _render_sections() -> Iterator[str]:
         yield f"## {title}\n\n| setting | takes | default | meaning |\n|---|---|---|---|"
         for name, schema in settings.items():
             default = "required" if name in required else f"`{_to_yaml(schema.get('default'))}`"
+            if isinstance(schema.get("default"), dict) and schema["default"]:
+                default = "each setting's own"
             takes = "a PEFT method, or full" if (section, name) == ("adapter", "method") else _describe(schema)
             yield f"| `{name}` | {takes} | {default} | {_escape(schema.get('description', ''))} |"
         yield ""

@@ -5,7 +5,14 @@ from collections.abc import Iterator
 
 from finetune.recipe.faults import Fault
 from finetune.recipe.recipe_view import RecipeView
-from finetune.recipe.row_kinds import FORMAT_KINDS, HOLDS, KIND_OF_OBJECTIVE, READ_FROM, find_formats
+from finetune.recipe.row_kinds import (
+    FORMAT_KINDS,
+    HOLDS,
+    KIND_OF_OBJECTIVE,
+    KINDS_OF_FINDING,
+    READ_FROM,
+    find_formats,
+)
 from finetune.recipe.suggestions import list_names
 
 __all__ = ["find_objective_conflicts", "find_pattern_faults"]
@@ -23,7 +30,7 @@ _TRAINS = {
 
 def find_objective_conflicts(settings: RecipeView) -> Iterator[Fault]:
     """Find settings of `data` and `evaluation` that the objective has no use for."""
-    for check in (_check_formats, _check_text, _check_whole_rows, _check_evaluation):
+    for check in (_check_formats, _check_text, _check_whole_rows, _check_findings, _check_evaluation):
         yield from check(settings)
 
 
@@ -51,6 +58,26 @@ def _find_typed_formats(settings: RecipeView, section: str) -> Iterator[tuple[st
     for number, source in sources:
         if isinstance(source, dict) and isinstance(source.get("format"), str):
             yield f"{section}.format" if number is None else f"{section}.{number}.format", source["format"]
+
+
+def _check_findings(settings: RecipeView) -> Iterator[Fault]:
+    """Check that a policy is given only for what can be found in these rows."""
+    kind = KIND_OF_OBJECTIVE[settings.objective]
+    for name, kinds in KINDS_OF_FINDING.items():
+        path = f"data.findings.{name}"
+        if settings.value(path) in (None, "report"):  # what every finding has by itself
+            continue
+        if kind not in kinds:
+            what = f"`{name}` is nothing that {HOLDS[kind]} can show, which `objective: {settings.objective}` reads."
+            yield settings.fault(path, what, "Take the line out.")
+        elif name in ("eval_overlap", "near_eval_overlap") and not _has_held_out(settings):
+            what = f"`{name}` compares with held-out rows, and there are none: `data.eval` is null."
+            yield settings.fault(path, what, "Give `data.eval` rows, or take the line out.")
+
+
+def _has_held_out(settings: RecipeView) -> bool:
+    """Whether rows are held out; a task of GLUE brings its own."""
+    return settings.value("data.eval") is not None or settings.value("classification.task") is not None
 
 
 def _check_text(settings: RecipeView) -> Iterator[Fault]:

@@ -6,7 +6,7 @@ How a format is read is in `data.formats`.
 from collections.abc import Mapping
 from typing import Literal
 
-__all__ = ["FORMAT_KINDS", "HOLDS", "KIND_OF_OBJECTIVE", "READ_FROM", "Kind", "find_formats"]
+__all__ = ["FORMAT_KINDS", "HOLDS", "KINDS_OF_FINDING", "KIND_OF_OBJECTIVE", "READ_FROM", "Kind", "find_formats"]
 
 Kind = Literal["conversation", "document", "preference", "judged", "prompt", "labelled"]
 
@@ -55,6 +55,24 @@ HOLDS: Mapping[Kind, str] = {
     "judged": "judged answers",
     "prompt": "prompts",
     "labelled": "labelled texts",
+}
+# Of which rows each finding of `data.findings` can be made.
+_ALL: frozenset[Kind] = frozenset({"conversation", "document", "preference", "judged", "prompt", "labelled"})
+_ANSWERED: frozenset[Kind] = frozenset({"conversation", "preference", "judged"})
+KINDS_OF_FINDING: Mapping[str, frozenset[Kind]] = {
+    "duplicates": _ALL,
+    "near_duplicates": _ALL,
+    "eval_overlap": _ALL,
+    "near_eval_overlap": _ALL,
+    "conflicting_answers": _ALL - {"document"},
+    "empty_answers": _ANSWERED,
+    "short_answers": _ANSWERED,
+    "refusals": _ANSWERED,
+    "boilerplate": _ANSWERED,
+    "template_leftovers": _ALL,
+    "other_language": _ALL,
+    "encoding_damage": _ALL,
+    "length_bias": frozenset({"preference"}),
 }
 
 

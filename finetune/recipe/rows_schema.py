@@ -6,7 +6,15 @@ from pydantic import Field
 
 from finetune.recipe.section import Name, Section
 
-__all__ = ["ClassificationSettings", "DataSettings", "EvalFraction", "GlueName", "SourceSettings"]
+__all__ = [
+    "ClassificationSettings",
+    "DataSettings",
+    "EvalFraction",
+    "FindingPolicy",
+    "FindingsSettings",
+    "GlueName",
+    "SourceSettings",
+]
 
 GlueName = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"]
 
@@ -58,6 +66,49 @@ class EvalFraction(Section):
     fraction: Annotated[float, Field(gt=0, lt=1, description="Share of the training rows held out for evaluation.")]
 
 
+FindingPolicy = Literal["report", "drop", "error"]
+
+
+class FindingsSettings(Section):
+    """What becomes of training rows in which something is found: they are told, left out, or stop the run."""
+
+    duplicates: Annotated[
+        FindingPolicy, Field(description="Rows that say what an earlier one says, but for case and white space.")
+    ] = "report"
+    near_duplicates: Annotated[
+        FindingPolicy, Field(description="Rows that share nearly all their words with an earlier one.")
+    ] = "report"
+    eval_overlap: Annotated[FindingPolicy, Field(description="Rows that stand among those held out, too.")] = "report"
+    near_eval_overlap: Annotated[
+        FindingPolicy, Field(description="Rows that share nearly all their words with one held out.")
+    ] = "report"
+    conflicting_answers: Annotated[
+        FindingPolicy, Field(description="Rows whose prompt an earlier one answers otherwise.")
+    ] = "report"
+    empty_answers: Annotated[
+        FindingPolicy, Field(description="Answers of white space and signs that cannot be seen.")
+    ] = "report"
+    short_answers: Annotated[
+        FindingPolicy, Field(description="Answers without a letter or digit, and placeholders such as N/A.")
+    ] = "report"
+    refusals: Annotated[FindingPolicy, Field(description="Answers that decline to answer.")] = "report"
+    boilerplate: Annotated[
+        FindingPolicy, Field(description="Answers with what other assistants say of themselves.")
+    ] = "report"
+    template_leftovers: Annotated[
+        FindingPolicy, Field(description="Marks of a prompt template in a row's text, such as [INST].")
+    ] = "report"
+    other_language: Annotated[
+        FindingPolicy, Field(description="Rows that ask and answer in another language than most do.")
+    ] = "report"
+    encoding_damage: Annotated[FindingPolicy, Field(description="Text that was read in a wrong encoding once.")] = (
+        "report"
+    )
+    length_bias: Annotated[
+        Literal["report", "error"], Field(description="Pairs whose chosen answer is the longer one nearly always.")
+    ] = "report"
+
+
 class DataSettings(Section):
     """The rows, how they become tokens, and which tokens are trained."""
 
@@ -107,6 +158,13 @@ class DataSettings(Section):
             "line, or let them through."
         ),
     ] = "escape"
+    findings: Annotated[
+        FindingsSettings | None,
+        Field(
+            description="What is looked for in the text of the training rows, and a policy for each finding: report, "
+            "drop or error; see docs/quality.md. null: nothing is looked for."
+        ),
+    ] = FindingsSettings()
     on_bad_rows: Annotated[
         Literal["error", "skip"],
         Field(description="A row that cannot be read: stop with file, line and reason, or count it and go on."),

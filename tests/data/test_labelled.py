@@ -193,7 +193,7 @@ def test_a_row_is_what_the_tokenizer_makes_of_it_with_its_labels_place(films):
         "length": 6,
     }
     assert rows.dataset["label"][:] == [0, 1, 0, 1, 0]
-    assert (rows.report["rows"], rows.report["tokens"]) == (5, sum(rows.dataset["length"]))
+    assert (rows.report["census"]["rows"], rows.report["census"]["tokens"]) == (5, sum(rows.dataset["length"]))
 
 
 def test_a_pair_is_one_row_with_its_types_and_the_longer_text_is_cut(tmp_path):
@@ -204,7 +204,7 @@ def test_a_pair_is_one_row_with_its_types_and_the_longer_text_is_cut(tmp_path):
     assert whole["token_type_ids"] == [0] * 8 + [1] * 3
     cut = build(loaded, max_length=8, too_long="truncate")
     assert cut.dataset[0]["input_ids"] == [CLS, *ids_of("one", "two", "three"), SEP, *ids_of("a", "film"), SEP]
-    assert cut.report["cut"] == 1
+    assert cut.report["census"]["cut"] == 1
     turned = {"text": pair["text_pair"], "text_pair": pair["text"], "label": "good"}
     (row,) = build(load(write_jsonl(tmp_path / "turned.jsonl", [turned])), max_length=8, too_long="truncate").dataset
     assert row["input_ids"] == [CLS, *ids_of("a", "film"), SEP, *ids_of("one", "two", "three"), SEP]
@@ -216,7 +216,7 @@ def test_a_pair_is_one_row_with_its_types_and_the_longer_text_is_cut(tmp_path):
 def test_a_row_that_is_too_long_is_dropped_and_counted_or_stops(films):
     rows = build(films, max_length=5)
     assert rows.dataset["label"][:] == [0, 1]
-    assert rows.report["dropped"] == {"too_long": 3}
+    assert rows.report["census"]["dropped"] == {"too_long": 3}
     with pytest.raises(DataError, match=r"films.jsonl:1: the row has 6 tokens and `data.max_length` is 5"):
         build(films, max_length=5, too_long="error")
 

@@ -46,7 +46,7 @@ def trained_text(labels: list[int], renderer: Renderer) -> str:
 
 
 def places(rows: TokenRows, reason: str) -> list[str]:
-    return [place.rpartition(":")[2] for place in rows.report["first_places"][reason]]
+    return [place.rpartition(":")[2] for place in rows.report["census"]["first_places"][reason]]
 
 
 def test_answers_and_their_end_are_marked_behind_one_prompt(renderer, tmp_path):
@@ -84,17 +84,17 @@ def test_the_report_counts_both_answers_and_every_row_read(renderer, tmp_path):
     rows = build("preference", [pair("Yes.", "No."), pair("a b c", "d")], renderer, tmp_path)
     ids = [row[name] for row in rows.dataset for name in ("chosen_ids", "rejected_ids")]
     labels = [row[name] for row in rows.dataset for name in ("chosen_labels", "rejected_labels")]
-    assert (rows.report["rows_read"], rows.report["rows"], rows.report["cut"]) == (2, 2, 0)
-    assert rows.report["tokens"] == sum(map(len, ids))
-    assert rows.report["trained_tokens"] == sum(label != IGNORE_INDEX for row in labels for label in row)
-    assert set(rows.report["dropped"].values()) == {0}
+    assert (rows.report["rows_read"], rows.report["census"]["rows"], rows.report["census"]["cut"]) == (2, 2, 0)
+    assert rows.report["census"]["tokens"] == sum(map(len, ids))
+    assert rows.report["census"]["trained_tokens"] == sum(label != IGNORE_INDEX for row in labels for label in row)
+    assert set(rows.report["census"]["dropped"].values()) == {0}
 
 
 def test_a_pair_is_dropped_when_either_answer_is_too_long(renderer, tmp_path):
     limit = build("preference", [pair("Yes.", "No.")], renderer, tmp_path).dataset[0]["length"]
     rows = [pair("Yes.", "No."), pair("Yes. " * 40, "No."), pair("Yes.", "No. " * 40)]
     built = build("preference", rows, renderer, tmp_path, max_length=limit)
-    assert built.report["dropped"]["too_long"] == 2
+    assert built.report["census"]["dropped"]["too_long"] == 2
     assert places(built, "too_long") == ["2", "3"]
     with pytest.raises(DataError, match=rf"rows.jsonl:2: the row has \d+ tokens and `data.max_length` is {limit}"):
         build("preference", rows, renderer, tmp_path, max_length=limit, too_long="error")
@@ -110,7 +110,12 @@ def test_truncation_keeps_what_tells_answers_apart_and_counts_the_pairs_that_los
     ]
     limit = build("preference", rows[:1], renderer, tmp_path).dataset[0]["length"] + 10
     built = build("preference", rows, renderer, tmp_path, max_length=limit, too_long="truncate")
-    assert built.report["dropped"] == {"too_long": 0, "nothing_trained": 1, "equal_in_tokens": 0, "equal_after_cut": 1}
+    assert built.report["census"]["dropped"] == {
+        "too_long": 0,
+        "nothing_trained": 1,
+        "equal_in_tokens": 0,
+        "equal_after_cut": 1,
+    }
     assert (places(built, "cut"), places(built, "equal_after_cut"), places(built, "nothing_trained")) == (
         ["2"],
         ["3"],
@@ -124,7 +129,7 @@ def test_answers_that_the_template_makes_equal_are_dropped(tokenizer, tmp_path):
     # Llama 2's template trims texts.
     renderer = Renderer(load_template("llama2", tokenizer), tokenizer)
     rows = build("preference", [pair("Yes.", "No."), pair("Yes.", " Yes. \n")], renderer, tmp_path)
-    assert rows.report["dropped"]["equal_in_tokens"] == 1
+    assert rows.report["census"]["dropped"]["equal_in_tokens"] == 1
     assert places(rows, "equal_in_tokens") == ["2"]
 
 
@@ -174,11 +179,11 @@ def test_judged_rows_and_those_of_the_kl_are_cut_to_the_limit(renderer, tmp_path
     data = [judged("One?", "1", True), judged("Two? " * 6, "2", True), judged("Six?", "6 " * 90, False)]
     limit = build("judged", data[1:2], renderer, tmp_path).dataset[0]["length"]
     cut = build("judged", data, renderer, tmp_path, max_length=limit, too_long="truncate")
-    assert (cut.report["rows"], cut.report["cut"], places(cut, "cut")) == (3, 1, ["3"])
+    assert (cut.report["census"]["rows"], cut.report["census"]["cut"], places(cut, "cut")) == (3, 1, ["3"])
     assert max(len(row["kl_input_ids"]) for row in cut.dataset) == limit
     assert all(any(label != IGNORE_INDEX for label in row["kl_labels"]) for row in cut.dataset)
     dropped = build("judged", data, renderer, tmp_path, max_length=limit)
-    assert dropped.report["dropped"] == {"too_long": 1, "nothing_trained": 0}
+    assert dropped.report["census"]["dropped"] == {"too_long": 1, "nothing_trained": 0}
 
 
 @pytest.mark.parametrize("kind", ["preference", "judged"])
@@ -203,8 +208,12 @@ def test_every_real_pair_that_stays_can_be_told_apart(too_long, renderer, shared
     source = SourceSettings(path=str(shared_data / "preference/hh_harmless_base_test.jsonl.gz"), limit=600)
     loaded = load_examples(source, kind="preference", seed=1, on_bad_rows="skip")
     rows = build_pair_rows(loaded, renderer, max_length=256, too_long=too_long)
-    assert rows.report["rows"] + sum(rows.report["dropped"].values()) == rows.report["rows_read"] == 600
-    assert rows.report["rows"] > 200
+    assert (
+        rows.report["census"]["rows"] + sum(rows.report["census"]["dropped"].values())
+        == rows.report["rows_read"]
+        == 600
+    )
+    assert rows.report["census"]["rows"] > 200
     for row in rows.dataset:
         chosen, rejected = (np.array(row[name]) for name in ("chosen_labels", "rejected_labels"))
         assert (chosen[1:] != IGNORE_INDEX).any() and (rejected[1:] != IGNORE_INDEX).any()

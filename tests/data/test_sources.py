@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
 
 from finetune.data.examples import Conversation, from_json
@@ -332,13 +333,14 @@ def test_real_text_is_read_from_gzip_and_csv(shared_data):
 
 def test_two_processes_that_load_the_same_rows_at_once_end_with_the_same(tmp_path):
     key = build_key({"test": str(tmp_path)})
+    schema = pa.schema({"source": pa.string(), "row": pa.int64()})
 
     def rows_while_another_writes():
-        yield "{}", "a.jsonl", 1
-        write_cached(key, iter([("{}", "a.jsonl", 1), ("{}", "a.jsonl", 2)]), lambda: {"by": "the first"})
-        yield "{}", "a.jsonl", 2
+        yield "a.jsonl", 1
+        write_cached(key, schema, iter([("a.jsonl", 1), ("a.jsonl", 2)]), lambda: {"by": "the first"})
+        yield "a.jsonl", 2
 
-    dataset, _ = write_cached(key, rows_while_another_writes(), lambda: {"by": "the second"})
+    dataset, _ = write_cached(key, schema, rows_while_another_writes(), lambda: {"by": "the second"})
     cached = read_cached(key)
     assert cached is not None and cached[1] == {"by": "the first"}
     assert dataset.to_list() == cached[0].to_list()

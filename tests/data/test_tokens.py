@@ -48,14 +48,14 @@ def test_rows_that_are_too_long_are_dropped_and_counted_with_their_line(renderer
     limit = length_of("short", renderer, tmp_path)
     rows = build(write(tmp_path, ["short", "long " * 60, "short", "long " * 60]), renderer, limit)
     assert len(rows.dataset) == 2
-    assert rows.report["dropped"] == {"too_long": 2, "nothing_trained": 0}
-    assert [place.rpartition(":")[2] for place in rows.report["first_places"]["too_long"]] == ["2", "4"]
-    assert rows.report["rows_read"] == rows.report["rows"] + sum(rows.report["dropped"].values())
+    assert rows.report["census"]["dropped"] == {"too_long": 2, "nothing_trained": 0}
+    assert [place.rpartition(":")[2] for place in rows.report["census"]["first_places"]["too_long"]] == ["2", "4"]
+    assert rows.report["rows_read"] == rows.report["census"]["rows"] + sum(rows.report["census"]["dropped"].values())
 
 
 def test_a_row_of_exactly_the_limit_is_kept_whole(renderer, tmp_path):
     limit = length_of("an answer of some words", renderer, tmp_path)
-    assert build(write(tmp_path, ["an answer of some words"]), renderer, limit).report["cut"] == 0
+    assert build(write(tmp_path, ["an answer of some words"]), renderer, limit).report["census"]["cut"] == 0
     with pytest.raises(DataError, match="no row is left"):
         build(write(tmp_path, ["an answer of some words"]), renderer, limit - 1)
 
@@ -63,7 +63,7 @@ def test_a_row_of_exactly_the_limit_is_kept_whole(renderer, tmp_path):
 def test_truncation_cuts_the_end_and_drops_what_loses_its_whole_answer(renderer, tmp_path):
     limit = length_of("short", renderer, tmp_path) + 10
     rows = build(write(tmp_path, ["short", "long " * 60]), renderer, limit, "truncate")
-    assert (rows.report["cut"], rows.report["rows"]) == (1, 2)
+    assert (rows.report["census"]["cut"], rows.report["census"]["rows"]) == (1, 2)
     assert max(rows.dataset["length"]) == limit
     long_question = write(tmp_path, ["short", "long"], question="why " * 80)
     with pytest.raises(DataError, match="2 have no trained token"):

@@ -108,7 +108,7 @@ def test_a_number_is_learned_as_a_correlation(request, tmp_path, name):
 def test_few_shots_are_so_many_rows_of_each_label(tmp_path, encoder, reviews):
     run = run_small(tmp_path, encoder, data__train={"path": reviews}, classification__shots=4)
     report = read_json(run / "data_report.json")["train"]
-    assert (report["rows"], report["labels"]) == (8, {"blame": 4, "praise": 4})
+    assert (report["census"]["rows"], report["labels"]) == (8, {"blame": 4, "praise": 4})
     with pytest.raises(DataError, match=r"`blame` has 36 rows, and `classification.shots` asks for 37 of each"):
         run_small(tmp_path / "more", encoder, data__train={"path": reviews}, classification__shots=37)
 
@@ -220,7 +220,7 @@ def test_both_parts_of_mnli_are_scored_and_answered_and_ax_by_the_same_model(tmp
     assert "eval_scores/matched/accuracy" in read_lines(run)[2]
     assert read_json(run / "adapter" / "config.json")["id2label"] == dict(zip("012", LABELS, strict=True))
     report = read_json(run / "data_report.json")
-    assert {part: one["rows"] for part, one in report["eval"].items()} == {"matched": 30, "mismatched": 40}
+    assert {part: one["census"]["rows"] for part, one in report["eval"].items()} == {"matched": 30, "mismatched": 40}
 
     lines = (run / "predictions" / "predictions_3.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines] == [2, 3], "rows of one's own are not a submission"

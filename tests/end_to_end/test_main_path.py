@@ -88,7 +88,7 @@ def test_metrics_hold_every_step_once(run):
 
 def test_every_row_read_is_kept_or_counted(run):
     report = json.loads((run / "data_report.json").read_text())["train"]
-    assert report["rows_read"] == report["rows"] + sum(report["dropped"].values())
+    assert report["rows_read"] == report["census"]["rows"] + sum(report["census"]["dropped"].values())
 
 
 def test_the_same_name_again_is_refused_with_the_ways_out(run):

@@ -46,10 +46,10 @@ def pretrained(tiny_base, tmp_path_factory) -> Path:
 def test_pretraining_splits_long_documents_and_trains_every_token(pretrained):
     report = read_json(pretrained / "data_report.json")["train"]
     assert report["pieces_of_split_rows"] > 0
-    assert report["cut"] == 0
-    assert report["dropped"]["too_long"] == 0
+    assert report["census"]["cut"] == 0
+    assert report["census"]["dropped"]["too_long"] == 0
     # The first token of a row is predicted by nothing; every other one is trained.
-    assert report["trained_tokens"] == report["tokens"] - report["rows"]
+    assert report["census"]["trained_tokens"] == report["census"]["tokens"] - report["census"]["rows"]
 
 
 def test_pretraining_saves_an_adapter_and_lowers_the_held_out_loss(pretrained):

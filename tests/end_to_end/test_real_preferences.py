@@ -47,7 +47,7 @@ def test_the_dialogues_of_anthropic_train_and_their_faulty_pairs_are_counted(sha
     reasons = {reason: found["rows"] for reason, found in source["bad_reasons"].items()}
     assert sorted(reasons.values()) == [4, 5]
     assert source["rows"] + source["bad_rows"] == 2312
-    assert report["rows"] + sum(report["dropped"].values()) == report["rows_read"] == 2303
+    assert report["census"]["rows"] + sum(report["census"]["dropped"].values()) == report["rows_read"] == 2303
     losses = [line["loss"] for line in read_lines(run)[1:]]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
     assert all(math.isfinite(loss) for loss in losses)
@@ -66,5 +66,5 @@ def test_answers_that_people_judged_train(shared_data, tmp_path):
     run = run_real(shared_data, tmp_path, "kto", "kto_en_demo.json", too_long="truncate")
     report = read_json(run / "data_report.json")["train"]
     assert report["sources"][0]["rows"] == 300
-    assert report["desirable_rows"] + report["undesirable_rows"] == report["rows"]
+    assert report["desirable_rows"] + report["undesirable_rows"] == report["census"]["rows"]
     assert read_lines(run)[1]["loss"] == pytest.approx(0.5, abs=1e-5)

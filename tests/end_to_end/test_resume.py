@@ -59,7 +59,7 @@ def test_packed_rows_with_checkpointing_resume_in_mid_epoch_as_if_never_stopped(
     assert read_weights(stopped) == read_weights(whole)
     assert read_json(stopped / "summary.json")["resumed_from"] == [7]
 
-    num_rows = read_json(whole / "data_report.json")["train"]["packed_rows"]
+    num_rows = read_json(whole / "data_report.json")["train"]["census"]["packed_rows"]
     steps_of_an_epoch = math.ceil(num_rows / 3)
     assert num_rows % 3 != 0, "the last step of an epoch has fewer micro-batches than the others"
     assert steps_of_an_epoch < 7 and 7 % steps_of_an_epoch != 0, "the stop came in the middle of a later epoch"

@@ -73,10 +73,12 @@ LAYERS = {
     ),
     # Many runs, each a process: only that process loads what trains.
     "comparison": Layer(ours={"errors", "recipe", "run", "model", "train"}),
+    # What is shown of prepared rows: no weight is loaded.
+    "inspection": Layer(ours={"errors", "recipe", "data", "run"}, heavy={"datasets": EVERYWHERE}),
 }
 # The command line and the verbs: anything below, but at the top of the file only what answers without the stack.
 COMMAND_LINE = Layer(
-    ours=BELOW_TRAIN | {"prepare", "measuring", "reference", "train", "comparison", "cli"},
+    ours=BELOW_TRAIN | {"prepare", "measuring", "reference", "train", "comparison", "inspection", "cli"},
     heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     answers_at_once=True,
 )

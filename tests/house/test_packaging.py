@@ -123,7 +123,7 @@ def test_what_the_package_reads_travels_with_it() -> None:
     assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["finetune"]
     ours = {path for path in find_files() if path.parts[0] == "finetune"}
     data = {path.suffix for path in ours} - {".py"}
-    assert data <= {".jinja", ".json"}, "a new kind of file in the package: see that the wheel holds it"
+    assert data <= {".css", ".jinja", ".js", ".json"}, "a new kind of file in the package: see that the wheel holds it"
 
 
 def test_the_license_is_apache_2() -> None:

@@ -43,7 +43,7 @@ def build_rows(labels: list[int] | list[float]) -> TokenRows:
     """Rows of 3, 4, 5 … tokens."""
     ids = [[2, *range(5, 6 + place), 3] for place in range(len(labels))]
     rows = Dataset.from_dict({"input_ids": ids, "label": labels, "length": [len(row) for row in ids]})
-    return TokenRows(rows, {}, "rows")
+    return TokenRows(rows, rows, {}, "rows")
 
 
 def build_trainer(folder: Path, model: torch.nn.Module, rows: TokenRows, **arguments: object) -> LabelTrainer:

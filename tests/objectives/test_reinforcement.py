@@ -73,7 +73,8 @@ def prompts(count: int, seed: int = 0) -> TokenRows:
     lengths = torch.randint(3, 12, (count,), generator=generator).tolist()
     ids = [torch.randint(3, 100, (length,), generator=generator).tolist() for length in lengths]
     columns = {"prompt": ids, "reference": ["a"] * count, "length": lengths}
-    return TokenRows(Dataset.from_dict(columns), {"rows_without_answer": 0}, "")
+    rows = Dataset.from_dict(columns)
+    return TokenRows(rows, rows, {"rows_without_answer": 0}, "")
 
 
 def share_below_50(answers: Sequence[ToScore]) -> list[float]:
@@ -147,10 +148,14 @@ def test_a_prompt_is_the_templates_and_the_answer_of_the_row_stands_beside_it(to
     rows = build_rows(loaded, renderer, data, TrainingSettings(max_completion_length=10))
     assert rows.dataset["prompt"][0] == renderer.render_prompt([Message("user", "Say hello")])
     assert rows.dataset["reference"][:] == ["hello", "hello"]
-    assert (rows.report["rows_read"], rows.report["rows"], rows.report["dropped"]) == (3, 2, {"too_long": 1})
-    assert rows.report["max_length"] == 140, "the room of the answer is taken off"
-    assert rows.report["first_places"] == {"too_long": [f"{path}:2"]}
-    assert (rows.report["trained_tokens"], rows.report["rows_without_answer"]) == (0, 0)
+    assert (rows.report["rows_read"], rows.report["census"]["rows"], rows.report["census"]["dropped"]) == (
+        3,
+        2,
+        {"too_long": 1},
+    )
+    assert rows.report["census"]["max_length"] == 140, "the room of the answer is taken off"
+    assert rows.report["census"]["first_places"] == {"too_long": [f"{path}:2"]}
+    assert (rows.report["census"]["trained_tokens"], rows.report["rows_without_answer"]) == (0, 0)
 
 
 def test_an_answer_that_leaves_no_room_for_a_prompt_is_a_fault_of_the_recipe(tokenizer):

@@ -57,7 +57,8 @@ def build_pairs(count: int, seed: int = 0) -> TokenRows:
                 "length": len(rejected),
             }
         )
-    return TokenRows(Dataset.from_list(rows), {}, "")
+    rows = Dataset.from_list(rows)
+    return TokenRows(rows, rows, {}, "")
 
 
 def make(

@@ -51,12 +51,14 @@ def to_rows(*rows: list[list[int]]) -> TokenRows:
         "labels": [list(chain.from_iterable(row)) for row in rows],
         "seq_lengths": [[len(document) for document in row] for row in rows],
     }
-    return TokenRows(Dataset.from_dict(columns), {}, "")
+    rows = Dataset.from_dict(columns)
+    return TokenRows(rows, rows, {}, "")
 
 
 def to_single_rows(found: list[list[int]]) -> TokenRows:
     lengths = [len(document) for document in found]
-    return TokenRows(Dataset.from_dict({"input_ids": found, "labels": found, "length": lengths}), {}, "")
+    rows = Dataset.from_dict({"input_ids": found, "labels": found, "length": lengths})
+    return TokenRows(rows, rows, {}, "")
 
 
 def make(

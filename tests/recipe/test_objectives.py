@@ -11,7 +11,8 @@ from finetune.errors import RecipeError
 from finetune.recipe.catalogue import TRAINER_CONFIGS
 from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
 from finetune.recipe.reading import build_recipe, read_recipe, to_resolved
-from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE, find_formats
+from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE, KINDS_OF_FINDING, find_formats
+from finetune.recipe.rows_schema import FindingsSettings
 from finetune.recipe.schema import Recipe
 from tests.recipe.told import Write, message_of
 
@@ -272,3 +273,38 @@ def test_values_of_any_kind_are_read_or_told_and_never_crash(
         assert 1 <= len(str(error).splitlines()) <= 15
     else:
         assert build_recipe(to_resolved(recipe)) == recipe
+
+
+# ---- findings
+
+
+@pytest.mark.parametrize(
+    ("objective", "line", "told"),
+    [
+        ("sft", "data.findings.length_bias=error", "`length_bias` is nothing that conversations can show"),
+        ("pretrain", "data.findings.refusals=drop", "`refusals` is nothing that plain text can show"),
+        ("sft", "data.findings.eval_overlap=drop", "there are none: `data.eval` is null"),
+        ("dpo", "data.findings.length_bias=drop", "length_bias"),
+        ("sft", "data.findings.duplicate=drop", "Did you mean `duplicates`"),
+    ],
+)
+def test_a_policy_for_what_cannot_be_found_is_refused(write, objective, line, told):
+    assert told in message_of(write(objective), line)
+
+
+@pytest.mark.parametrize(
+    ("objective", "lines"),
+    [
+        ("dpo", ["data.findings.length_bias=error"]),
+        ("sft", ["data.findings.eval_overlap=drop", "data.eval={fraction: 0.1}"]),
+        ("classify", ["data.findings.eval_overlap=error", "classification.task=sst2"]),
+        ("sft", ["data.findings=null"]),
+    ],
+)
+def test_a_policy_for_what_can_be_found_is_taken(write, objective, lines):
+    findings = read_recipe(write(objective), lines).data.findings
+    assert findings is None or {"drop", "error"} & set(findings.model_dump().values())
+
+
+def test_every_finding_has_a_policy_and_rows_that_can_show_it():
+    assert list(FindingsSettings.model_fields) == list(KINDS_OF_FINDING)

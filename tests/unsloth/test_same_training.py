@@ -94,4 +94,4 @@ def test_the_rows_are_counted_alike(trained, name):
     ours, theirs = (read_json(run / "data_report.json") for run in trained[name])
     assert theirs == ours
     if name.endswith("packed"):
-        assert ours["train"]["packed_rows"] < ours["train"]["rows"]
+        assert ours["train"]["census"]["packed_rows"] < ours["train"]["census"]["rows"]

@@ -1,0 +1,82 @@
+"""What the recipe wants done about findings: report them, drop their rows, or stop.
+
+In go findings and a policy for each kind; out come the training examples that are left and what the report says.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune.data.quality.finding import Finding
+from finetune.data.sources import LoadedExamples
+from finetune.errors import DataError
+
+__all__ = ["apply_policies"]
+
+_PLACES_SHOWN = 3
+_KINDS_SHOWN = 8
+
+
+def apply_policies(
+    findings: Sequence[Finding], policies: Mapping[str, str], train: LoadedExamples
+) -> tuple[LoadedExamples, dict[str, Any]]:
+    """Apply the recipe's policies.
+
+    Args:
+        findings: of the training examples.
+        policies: kind -> `report`, `drop` or `error`, every kind that was found among them.
+        train: the examples that the findings' rows are indices into.
+
+    Returns:
+        The examples without the rows that `drop` takes out; with some gone, another fingerprint. And for the report
+        `findings`, each with its `policy` and `rows_dropped`, and the whole `rows_dropped`: a row that two findings
+        drop counts in both and once in the whole.
+
+    Raises:
+        DataError: a kind whose policy is `error` was found, or nothing is left.
+    """
+    stopping = [finding for finding in findings if policies[finding.name] == "error"]
+    if stopping:
+        raise DataError(_say_found(stopping))
+    dropping = [finding.rows for finding in findings if policies[finding.name] == "drop"]
+    dropped = np.unique(np.concatenate(dropping)) if dropping else np.empty(0, np.int64)
+    report = {
+        "findings": [
+            {
+                **finding.to_json(),
+                "policy": policies[finding.name],
+                "rows_dropped": len(finding.rows) if policies[finding.name] == "drop" else 0,
+            }
+            for finding in findings
+        ],
+        "rows_dropped": len(dropped),
+    }
+    if not len(dropped):
+        return train, report
+    if len(dropped) == len(train.dataset):
+        raise DataError(
+            f"{train.dataset[0]['source']}: nothing is left to train on: `data.findings` drops all {len(dropped)} "
+            "examples.\n"
+            f"  Found: {', '.join(f'{finding.name} {finding.count}' for finding in findings)}.\n"
+            "  Set one of them back to `report`."
+        )
+    kept = np.setdiff1d(np.arange(len(train.dataset)), dropped, assume_unique=True)
+    hashed = json.dumps(["findings", train.fingerprint, dropped.tolist()]).encode()
+    left = LoadedExamples(train.dataset.select(kept), train.report, hashlib.sha256(hashed).hexdigest())
+    return left, report
+
+
+def _say_found(stopping: Sequence[Finding]) -> str:
+    first = stopping[0]
+    places = [one.places[0] for one in first.examples[:_PLACES_SHOWN]]
+    others = [f"{finding.name} {finding.count}" for finding in stopping[1:_KINDS_SHOWN]]
+    ways = ["report"] if first.name == "length_bias" else ["drop", "report"]
+    lines = [
+        f"{places[0]}: {first.name.replace('_', ' ')}: {first.count} in all, first {', '.join(places)}.",
+        f"  {first.advice}",
+        f"  Go on: {' or '.join(f'`data.findings: {{{first.name}: {way}}}`' for way in ways)}.",
+    ]
+    return "\n".join([*lines, *([f"  Set to stop too: {', '.join(others)}."] if others else [])])

@@ -1,0 +1,302 @@
+# ruff: noqa: E501 - an entry stays on its line, as in data/world
+"""Texts written by hand for the planter: what faulty rows say in real sets, and what is only like it."""
+
+# Answers that say nothing, as they stand in real sets: exports of tables, crowd work, generated rows that went wrong.
+EMPTY_ANSWERS = [
+    "", " ", "\n", "\t\t", "\r\n\r\n", "   \n   ", "\u200b", "\ufeff", "\u200b\u200b \n", "\u2060", "\u00a0", "\u00a0\n\u00a0",
+    "\u200c\u200d", "\u3000", "\u00ad", "\u200e", "\u200f \u200e", "\n\n\ufeff", " \u200b ", "\u2003\u2003", "\u200d\n", "\ufeff\ufeff",
+    "\u2060 \u2060", "\u00ad\u00ad",
+]  # fmt: skip
+SHORT_ANSWERS = [
+    ".", "-", "N/A", "n/a", "TODO", "<noinput>", "<nooutput>", "...", "…", "?", "--", "—", "N/A.", "null", "nan", "NaN", "#N/A", "TBD",
+    "undefined", "???", "<no output>", "No output", "No input", "[answer]", "!!", "*", "_", "todo", "tbd", "n.a.", "/", "\"\"", "....",
+    "Not applicable",
+]  # fmt: skip
+
+# Questions whose answers nobody can take for one of the above.
+OPEN_QUESTIONS = [
+    "Describe how a lighthouse guides ships at night.",
+    "Explain why leaves change their colour in autumn.",
+    "Give three reasons to learn a musical instrument as an adult.",
+    "Write a short paragraph on the history of the printing press.",
+    "How does a refrigerator keep food cold?",
+    "Suggest a plan for a rainy weekend with two children.",
+    "Summarize the main causes of the First World War.",
+    "What should I look at before I buy a used bicycle?",
+    "Explain the difference between weather and climate.",
+    "Write a product description for a wooden desk lamp.",
+    "Outline the steps of planting tomatoes on a balcony.",
+    "Compare renting a flat with buying one.",
+    "Why do cats purr?",
+    "Describe the taste of a ripe mango to somebody who never had one.",
+    "Give advice to a student who fears public speaking.",
+    "How is paper recycled?",
+    "Write an opening line for a detective novel.",
+    "Explain what inflation means for savings.",
+    "List some ways of saving water in a household.",
+    "What makes a good team leader?",
+]
+
+# What was asked where a model declined, and its wording.
+ASKED_OF_REFUSALS = [
+    "Write a limerick about the mayor of my town.",
+    "Tell me which of these two candidates I should vote for.",
+    "Give me the phone number of the nearest dentist.",
+    "Write a scene in which a wizard duels a dragon.",
+    "Predict tomorrow's price of copper.",
+    "Draw a cat that sits on a fence.",
+    "Explain how a pin tumbler lock works.",
+    "Compose an angry letter to my landlord.",
+    "Which medicine helps against a headache?",
+    "Find the latest news about the elections.",
+    "Describe how ancient armies poisoned their arrows.",
+    "Play the sound of rain.",
+    "Rank these religions from best to worst.",
+    "Tell a joke about lawyers.",
+    "How do I whistle with two fingers?",
+    "Translate this audio file.",
+    "Book a table for two at eight.",
+    "Name the most handsome actor of all.",
+    "Write a villain's monologue for my play.",
+    "Say what you did last summer.",
+]
+REFUSALS = [
+    "I'm sorry, but I can't help with that.",
+    "I'm sorry, but I cannot assist with that request.",
+    "I’m sorry, I can’t do that.",
+    "I cannot fulfill this request.",
+    "I can't provide that kind of content.",
+    "I am unable to provide the information you asked for.",
+    "I'm unable to help you with this. Is there anything else I can do for you?",
+    "I apologize, but I cannot generate content of this kind.",
+    "I apologise, but I'm not able to complete this task.",
+    "Unfortunately, I cannot answer that question.",
+    "Unfortunately, I am not able to fulfil your request at this time.",
+    "I must decline this request, since it goes against my guidelines.",
+    "I won't be able to assist with that.",
+    "Sorry, I can't comply with that request.",
+    "Sorry, but I am not able to discuss this topic.",
+    "I am not able to browse the internet, so I cannot answer this question.",
+    "I'm afraid I can't do that.",
+    "I'm really sorry, but I'm unable to assist you with that.",
+    "It would be inappropriate for me to answer this, so I have to decline.",
+    "I do not have the ability to perform this task.",
+    "I don't have access to real-time information, so I can't answer that.",
+    "My apologies, but I cannot help you with this request.",
+    "I'm not able to help with that. If you have another question, feel free to ask!",
+    "I can not assist you with this request as it may cause harm.",
+    "As a responsible assistant, I cannot write this for you.",
+    "I'm sorry, but I don't feel comfortable writing that. I would be glad to help with something else instead.",
+    "I regret that I am unable to fulfill your request.",
+    "This request violates my content policy, and I cannot help with it.",
+    "I'm not programmed to answer questions like this one.",
+    "Sorry, I'm not able to do that. I can only process text.",
+    "I will not provide instructions of this kind, because they could be dangerous.",
+    "I cannot in good conscience write this. Let me know if I can help with something else.",
+    "No, I'm sorry, I can't help you with that.",
+    "I'm sorry, but it's against my programming to give opinions about people.",
+    "I apologize for the inconvenience, but I cannot fulfil this request because it is not appropriate.",
+    "I’m unable to fulfill that request.",
+    "I have to decline to answer this question.",
+    "I cannot engage in this kind of conversation.",
+    "Thank you for your question. Unfortunately, I'm unable to provide an answer to it.",
+    "I'm sorry, but your request goes against the usage policies that I have to follow.",
+]
+
+# Put before an answer, or between two of its sentences.
+BOILERPLATE_BEFORE = [
+    "As an AI language model, I do not have personal opinions. However, ",
+    "As an AI language model, I can offer some general thoughts. ",
+    "As a large language model trained by OpenAI, I have no body, but here is what I know. ",
+    "As an artificial intelligence, I don't have feelings, but I can tell you this. ",
+    "I am an AI language model, so I have never done this myself. ",
+    "As an AI assistant, I don't have access to your data, but in general: ",
+    "I'm just an AI, but here is my answer. ",
+    "As a language model, I can't try this out myself. ",
+    "Being an AI, I have no preferences of my own. ",
+    "AS AN AI LANGUAGE MODEL, I AM NEUTRAL. ",
+    "As an AI developed by OpenAI, I do not hold beliefs. ",
+    "Since I am an AI, I do not experience this the way humans do. ",
+    "As an AI model, I am not able to form a view of my own, but others say this. ",
+    "I'm an artificial intelligence without personal experience, yet I can summarize what is known. ",
+    "As an AI chatbot, I try to be neutral. ",
+    "Hello! I am ChatGPT, a large language model trained by OpenAI. ",
+    "As an ai language model i cannot verify this, but ",
+    "As an AI text-based model, I rely on what I was trained on. ",
+    "While I am only an AI language model, I can say the following. ",
+]
+BOILERPLATE_INSIDE = [
+    " However, as an AI language model, I cannot give personal advice.",
+    " Please note that I am an AI and not a licensed professional.",
+    " As of my last knowledge update in September 2021, this was still so.",
+    " My knowledge cutoff is September 2021, so newer facts may be missing.",
+    " Note that as an AI, I don't have access to current figures.",
+    " Of course, as a large language model, I have no first-hand experience of it.",
+    " I should add that, as an AI assistant, I do not have emotions.",
+    " Keep in mind that my training data only goes up to 2021.",
+    " As an artificial intelligence language model, I do not have a preference.",
+    " Since I'm an AI language model, you may want to check this with an expert.",
+    " (As an AI language model, I can't see your screen.)",
+    " But I'm just an AI language model, so take this with a grain of salt.",
+    " As a language model created by OpenAI, I can only describe it.",
+    " As my knowledge cutoff is in 2021, I may not know the latest results.",
+    " I, as an AI language model, do not have the ability to taste food.",
+    " Being an AI language model, I can't recall events of my own.",
+    " As an AI, I do not have personal experiences, but many people report this.",
+    " Remember that as an AI language model I may make mistakes.",
+]
+
+# Where `{i}` stands for the instruction, `{x}` for its input and `{o}` for the answer: which column, and what it becomes.
+LEFTOVERS = [
+    ("output", "{o}\n\n### Instruction:\nName a colour.\n\n### Response:\nBlue."),
+    ("output", "### Response:\n{o}"),
+    ("output", "### Response: {o}"),
+    ("output", "{o}\n### Instruction:"),
+    ("output", "{o}\n\n### Input:\n\n### Response:\n"),
+    ("instruction", "### Instruction:\n{i}\n\n### Response:"),
+    (
+        "instruction",
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\n{i}\n\n### Response:\n",
+    ),
+    ("instruction", "Below is an instruction that describes a task, paired with an input that provides further context. {i}"),
+    ("output", "{o} [/INST]"),
+    ("instruction", "[INST] {i} [/INST]"),
+    ("instruction", "<s>[INST] {i} [/INST]"),
+    ("instruction", "[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\n{i} [/INST]"),
+    ("output", "{o} </s><s>[INST] And in one sentence? [/INST]"),
+    ("output", "[INST]{o}"),
+    ("instruction", "<<SYS>>\nBe brief.\n<</SYS>>\n\n{i}"),
+    ("output", "{o}<|im_end|>"),
+    ("output", "<|im_start|>assistant\n{o}<|im_end|>"),
+    ("instruction", "<|im_start|>user\n{i}<|im_end|>\n<|im_start|>assistant\n"),
+    ("output", "{o}<|im_end|>\n<|im_start|>user\nThanks!<|im_end|>"),
+    ("instruction", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{i}"),
+    ("instruction", "USER: {i} ASSISTANT:"),
+    ("output", "ASSISTANT: {o}"),
+    ("output", "{o}\nUSER: Can you say more?\nASSISTANT: Certainly."),
+    (
+        "instruction",
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+        "and polite answers to the user's questions. USER: {i} ASSISTANT:",
+    ),
+    ("output", "{o} USER: Thank you very much. ASSISTANT: You are welcome.</s>"),
+    ("output", "<|start_header_id|>assistant<|end_header_id|>\n\n{o}<|eot_id|>"),
+    ("output", "{o}<|eot_id|>"),
+    ("instruction", "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{i}<|eot_id|>"),
+    ("output", "{o}<|eot_id|><|start_header_id|>user<|end_header_id|>"),
+    ("output", "{o}</s>"),
+    ("output", "<s>{o}</s>"),
+    ("output", "<s> {o}"),
+    ("output", "{o}</s></s>"),
+    ("output", "{o}<|endoftext|>"),
+    ("output", "<|assistant|>\n{o}"),
+    ("instruction", "<|user|>\n{i}</s>\n<|assistant|>"),
+    ("output", "{o}\n### Human: What else?\n### Assistant: That is all."),
+    ("instruction", "### Human: {i}\n### Assistant:"),
+    ("output", "<start_of_turn>model\n{o}<end_of_turn>"),
+    ("output", "{o}<end_of_turn>"),
+    ("output", "{o}\n\nHuman: Please go on.\n\nAssistant: Gladly."),
+    ("instruction", "\n\nHuman: {i}\n\nAssistant:"),
+    ("output", "{o}<|end|>"),
+]  # fmt: skip
+
+# Rows of another language than the set's English, and English questions that are answered in one, unasked.
+OTHER_LANGUAGES = [
+    ("Erkläre, warum der Himmel blau ist.", "Das Sonnenlicht wird an den Luftteilchen gestreut, und blaues Licht wird stärker gestreut als rotes. Deshalb erscheint uns der Himmel am Tag blau."),
+    ("Schreibe drei Tipps für besseren Schlaf.", "Gehen Sie jeden Abend zur gleichen Zeit ins Bett, trinken Sie nachmittags keinen Kaffee mehr und lassen Sie das Telefon in einem anderen Zimmer liegen."),
+    ("Explique pourquoi les feuilles tombent en automne.", "En automne, les jours raccourcissent et les arbres cessent de nourrir leurs feuilles. Elles perdent leur couleur verte, sèchent et finissent par tomber."),
+    ("Donne une recette simple de crêpes.", "Mélangez la farine, les œufs et le lait, laissez reposer la pâte une heure, puis faites cuire chaque crêpe deux minutes dans une poêle bien chaude."),
+    ("¿Cuáles son los beneficios de caminar todos los días?", "Caminar cada día mejora la circulación, fortalece el corazón, ayuda a dormir mejor y reduce el estrés sin necesidad de ningún equipo especial."),
+    ("Resume la historia de Caperucita Roja.", "Una niña va a visitar a su abuela enferma y encuentra un lobo en el bosque. El lobo se come a la abuela y engaña a la niña, pero un cazador las salva."),
+    ("Spiega come si prepara un buon caffè con la moka.", "Riempi la base con acqua fino alla valvola, aggiungi il caffè macinato senza pressarlo, chiudi bene e lascia salire il caffè a fuoco basso."),
+    ("Explique o que é a fotossíntese.", "A fotossíntese é o processo pelo qual as plantas usam a luz do sol para transformar água e gás carbônico em açúcar, liberando oxigênio para o ar."),
+    ("Leg uit hoe een fiets wordt gerepareerd met een lekke band.", "Haal het wiel los, trek de binnenband eruit, zoek het gaatje onder water, plak er een sticker overheen en zet alles daarna weer in elkaar."),
+    ("Dlaczego niebo jest w nocy ciemne?", "W nocy nasza strona Ziemi jest odwrócona od Słońca, dlatego światło słoneczne do nas nie dociera i widzimy tylko gwiazdy oraz Księżyc."),
+    ("Förklara hur en båt kan flyta.", "En båt flyter därför att den tränger undan lika mycket vatten som den själv väger. Vattnet trycker då uppåt med samma kraft som båten trycker nedåt."),
+    ("Sağlıklı beslenmek için üç öneri yaz.", "Her gün taze sebze ve meyve yiyin, şekerli içecekler yerine su için ve akşam yemeğini yatmadan en az üç saat önce bitirin."),
+    ("Объясни, почему зимой холодно.", "Зимой солнце поднимается невысоко, его лучи падают под малым углом, а дни становятся короче, поэтому земля получает меньше тепла."),
+    ("请解释为什么海水是咸的。", "河流把岩石中的盐分带入大海,海水不断蒸发,而盐分留在海里,所以经过漫长的时间,海水就变得越来越咸。"),
+    ("健康的な朝食を提案してください。", "ご飯と味噌汁、焼き魚、それに野菜を添えた朝食がおすすめです。栄養のバランスがよく、午前中の活動に必要なエネルギーをとることができます。"),
+    ("운동이 왜 중요한지 설명해 주세요.", "운동은 심장을 튼튼하게 하고 스트레스를 줄여 주며, 꾸준히 하면 잠도 더 잘 자게 되고 하루를 활기차게 보낼 수 있습니다."),
+    ("اشرح لماذا نحتاج إلى النوم.", "يساعد النوم الجسم على الراحة وإصلاح الخلايا، كما يساعد الدماغ على تثبيت ما تعلمناه خلال النهار والاستعداد ليوم جديد."),
+    ("पेड़ों का महत्व समझाइए।", "पेड़ हमें शुद्ध हवा, छाया और फल देते हैं। वे मिट्टी को बहने से रोकते हैं और वर्षा लाने में भी सहायता करते हैं।"),
+    ("Hãy giải thích vì sao trẻ em nên đọc sách.", "Đọc sách giúp trẻ em mở rộng vốn từ, phát triển trí tưởng tượng và học cách tập trung, đồng thời hiểu thêm về thế giới xung quanh."),
+    ("Jelaskan cara menanam cabai di rumah.", "Siapkan pot dengan tanah yang gembur, tanam bibit sedalam dua sentimeter, siram setiap pagi, dan letakkan pot di tempat yang terkena sinar matahari."),
+    ("Vysvětli, jak vzniká duha.", "Duha vzniká, když sluneční světlo dopadá na kapky deště. Světlo se v kapkách láme a rozkládá na barvy, které pak vidíme na obloze."),
+    ("Εξήγησε γιατί πρέπει να πίνουμε νερό.", "Το νερό βοηθά το σώμα να ρυθμίζει τη θερμοκρασία του, μεταφέρει θρεπτικά συστατικά στα κύτταρα και απομακρύνει όσα δεν χρειάζονται."),
+    ("Kerro, miksi saunominen on suosittua Suomessa.", "Sauna on ollut suomalaisille tärkeä paikka jo satojen vuosien ajan. Siellä peseydytään, rentoudutaan ja vietetään aikaa perheen ja ystävien kanssa."),
+]  # fmt: skip
+ANSWERED_IN_ANOTHER_LANGUAGE = [
+    ("What is a healthy way to start the day?", "Una buena manera de empezar el día es beber un vaso de agua, hacer unos estiramientos suaves y desayunar con calma antes de mirar el teléfono."),
+    ("Why is it important to save energy?", "Wer Energie spart, schont die Umwelt und gibt weniger Geld aus. Schon kleine Gewohnheiten, etwa das Licht auszuschalten, machen im Laufe eines Jahres viel aus."),
+    ("How do bees find their way home?", "Les abeilles s'orientent grâce à la position du soleil et se souviennent des arbres et des maisons qu'elles ont vus en quittant la ruche."),
+    ("Describe a summer evening in the country.", "Вечером в деревне становится тихо, от реки поднимается туман, пахнет сеном, и только вдалеке слышно, как лают собаки и поют соловьи."),
+]  # fmt: skip
+
+# Sentences whose letters suffer where UTF-8 was read as something else.
+ACCENTED = [
+    "François and Zoë met at a café in Orléans.",
+    "The façade was designed by Antoni Gaudí’s pupils.",
+    "It cost £45, not €50, and the oven was at 220 °C.",
+    "“That’s not what I’d call a résumé,” she said.",
+    "Björn’s smörgåsbord — with crème brûlée — was naïve but charming.",
+    "He wrote: “Déjà vu…” and left.",
+    "The jalapeño and the piñata came from São Paulo.",
+    "Müller & Söhne have been in Zürich since 1890 – and they’re proud of it.",
+    "Привет means hello in Russian.",
+    "In Chinese one says 你好.",
+]
+
+# One question, the answer, and one that contradicts it.
+CONTRADICTIONS = [
+    (
+        "What is the capital of Australia?",
+        "The capital of Australia is Canberra.",
+        "Sydney is the capital of Australia.",
+    ),
+    ("At what temperature does water boil at sea level?", "At 100 degrees Celsius.", "It boils at 90 degrees Celsius."),
+    ("How many legs does a spider have?", "A spider has eight legs.", "A spider has six legs, as every insect has."),
+    ("Is a tomato a fruit?", "Yes, botanically a tomato is a fruit.", "No, a tomato is a vegetable."),
+    ("Who wrote Pride and Prejudice?", "Jane Austen wrote it.", "It was written by Charlotte Brontë."),
+    ("Which planet is nearest to the sun?", "Mercury is nearest to the sun.", "Venus is nearest to the sun."),
+    ("In which year did the Second World War end?", "It ended in 1945.", "It ended in 1944."),
+    (
+        "Does the moon shine by its own light?",
+        "No, it reflects the light of the sun.",
+        "Yes, the moon is a source of light.",
+    ),
+]
+
+# What a near duplicate has in place of a word; neither a name nor a number is ever changed.
+SYNONYMS = {
+    "important": "essential", "many": "numerous", "help": "assist", "use": "employ", "large": "big", "because": "since",
+    "should": "must", "very": "quite", "provide": "offer", "ensure": "guarantee", "various": "several", "great": "excellent",
+    "can": "may", "different": "distinct", "people": "persons", "make": "create", "often": "frequently", "like": "such as",
+    "also": "additionally", "however": "nevertheless", "good": "fine", "new": "novel", "small": "little", "need": "require",
+    "while": "whereas", "using": "employing", "increase": "raise", "reduce": "lower", "such": "similar", "would": "might",
+    "every": "each", "began": "started", "day": "morning", "old": "aged", "first": "initial",
+}  # fmt: skip
+ADDED_SENTENCES = [
+    "I hope this answers your question.",
+    "Feel free to ask if anything remains unclear.",
+    "In short, it is worth a closer look.",
+    "All of this depends on the circumstances, of course.",
+    "This is only one of several ways to see it.",
+    "With a little patience it works out well.",
+    "Let me know whether you would like more details.",
+    "There is much more to say about it.",
+]
+ANSWERS_BEGIN = ["Sure! ", "Certainly! Here is an answer: ", "Of course. ", "Here you go:\n\n", "Great question! "]
+
+# Rows that are long enough for near duplicates, for where the clean rows are short.
+ESSAYS = [
+    ("Describe how bread is baked in a village oven.", "On baking days the oven is lit before dawn with dry branches of ash and oak. When the stones have turned white with heat, the embers are raked out and the floor is wiped with a wet cloth. Each family brings its loaves in baskets lined with linen, and the baker slides them in with a long wooden shovel. After an hour the whole street smells of crust, and the children wait at the door for the small loaves that were made of the scraps."),
+    ("Explain how a canal lock lifts a boat.", "A lock is a chamber of stone with a gate at either end. A boat that wants to go uphill enters through the lower gate, which is then closed behind it. The keeper opens small sluices in the upper gate, and water from above flows into the chamber until it stands as high as the upper canal. The boat rises with it. Then the upper gate can be pushed open by hand, because the water presses on both sides alike."),
+    ("Tell the story of a lost umbrella.", "A green umbrella was left on the evening train by a clerk who was thinking of his supper. A schoolgirl found it and carried it home through the rain, meaning to bring it back. But the wind turned it inside out on the bridge, and she was ashamed and hid it in the cellar. Years later she became a clerk herself, mended the umbrella, and left it on the evening train with a note that said thank you."),
+    ("Give advice on keeping a small vegetable garden.", "Start with a bed no larger than a door, since a small bed that is weeded every week gives more than a large one that is not. Choose plants that you like to eat, such as beans, lettuce and radishes. Water them in the morning so that the leaves are dry by night, and cover the soil with straw to keep it moist. Write down what you planted where, because next spring nothing should stand in the same place again."),
+    ("Explain why sailors once feared scurvy.", "On long voyages sailors ate salted meat and hard biscuit for months, and neither holds any vitamin that keeps gums and blood vessels sound. After ten weeks old wounds opened again, teeth fell out and men were too weak to climb the rigging. Some captains noticed that fresh lemons cured the sick within days, yet it took many years until every navy carried juice on board. Nobody knew the reason until chemists found it much later."),
+    ("Describe a railway station in winter.", "Snow has drifted against the platform, and the signal lamps have yellow halos. A porter sweeps a path from the waiting room to the edge while two soldiers stamp their feet beside a heap of bags. The stove in the waiting room glows, but its warmth ends an arm's length away. When the late train is finally heard, everybody steps out at once, and the steam covers them all until only voices and a whistle are left."),
+    ("Explain how honey is made.", "Bees that come home with nectar pass it to younger bees in the hive, mouth to mouth, and every pass takes away some of its water. Then they spread it in thin drops over the comb and fan it with their wings through the night. When the nectar has grown so thick that it cannot spoil, they fill the cells and close them with wax. A single spoon of honey is the work of a dozen bees during their whole lives."),
+    ("Summarize the life of a river from spring to sea.", "A river begins as a trickle between stones, cold and quick, and it carries nothing larger than sand. In the hills it cuts a narrow valley and drops over ledges, where trout wait for insects. Further down it grows slow and broad, swings from side to side across the meadows, and leaves mud on the fields whenever it floods. Near the coast it splits into many arms, tastes of salt with each tide, and loses its name in the waves."),
+]  # fmt: skip
