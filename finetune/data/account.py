@@ -4,7 +4,7 @@ In go a row's ids, which of them are trained, and how many are kept; out come th
 rows has beside its ids, and that the census counts.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,11 +57,11 @@ class Ends:
 
 
 def build_ends(
-    ids: Sequence[int],
+    ids: list[int],
     spans: Sequence[tuple[int, int]],
     num_kept: int,
     *,
-    stop_ids: Collection[int],
+    stop_ids: Set[int],
     bos_id: int | None,
 ) -> Ends:
     """Look at a row's beginning and at the end of each of its trained spans.
@@ -73,20 +73,16 @@ def build_ends(
         stop_ids: tokens that end an answer; empty where none does.
         bos_id: the token that a row begins with; None: there is none.
     """
-    whole = [end <= num_kept for _, end in spans]
-    cut = next((span for span, kept in zip(spans, whole, strict=True) if not kept), None)
-    ended = all(
-        not stop_ids or any(token in stop_ids for token in ids[max(start, end - _SEEN_AT_THE_END) : end])
-        for (start, end), kept in zip(spans, whole, strict=True)
-        if kept
-    )
-    lost_at_once = cut is not None and cut[0] >= num_kept
-    return Ends(
-        answer_lost=lost_at_once or sum(start >= num_kept for start, _ in spans) > 0,
-        end_lost=cut is not None and not lost_at_once and ids[num_kept] in stop_ids,
-        unended=not ended or (cut is not None and not lost_at_once and bool(stop_ids)),
-        begins_twice=bos_id is not None and list(ids[:2]) == [bos_id, bos_id],
-    )
+    answer_lost = end_lost = unended = False
+    for start, end in spans:
+        if end <= num_kept:
+            unended |= bool(stop_ids) and stop_ids.isdisjoint(ids[max(start, end - _SEEN_AT_THE_END) : end])
+        elif start >= num_kept:
+            answer_lost = True
+        else:
+            end_lost = ids[num_kept] in stop_ids
+            unended |= bool(stop_ids)
+    return Ends(answer_lost, end_lost, unended, begins_twice=bos_id is not None and ids[:2] == [bos_id, bos_id])
 
 
 def build_account(

@@ -2,10 +2,12 @@
 
 A tokenizer turns them into the ids that steer the model wherever they stand, so a row that quotes one
 would end its own turn, or speak in another's name. In goes a text of the user's, out comes one in
-which the tokenizer finds none; which tokens count is the tokenizer's own list.
+which the tokenizer finds none. Which tokens count is the tokenizer's own list, and what a template writes
+between turns.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -140,10 +142,20 @@ class RowGuard:
         return value
 
 
-def build_control_tokens(tokenizer: "PreTrainedTokenizerBase", backend: Any, policy: Policy) -> ControlTokens:
-    """Build from the tokenizer's special tokens, those it names and those that were added."""
+def build_control_tokens(
+    tokenizer: "PreTrainedTokenizerBase", backend: Any, policy: Policy, headers: Collection[int] = ()
+) -> ControlTokens:
+    """Build from the tokenizer's special tokens, those it names and those that were added.
+
+    Args:
+        tokenizer: whose tokens they are.
+        backend: its copy that neither cuts nor pads.
+        policy: what happens to them.
+        headers: added tokens that count too though the tokenizer does not call them special: those between turns.
+    """
     added = tokenizer.added_tokens_decoder
-    ids = {token_id for token_id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    special = {token_id for token_id, token in added.items() if token.special}
+    ids = special | set(tokenizer.all_special_ids) | set(headers)
     texts = {str(added.get(token_id) or tokenizer.convert_ids_to_tokens(token_id)) for token_id in ids}
     written = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
     return ControlTokens(

@@ -44,6 +44,8 @@ def build_prompt_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length:
         raise ValueError("a prompt that is cut or split asks something else: drop or error")
     fingerprint = build_fingerprint(loaded, renderer, "prompts", max_length, too_long)
 
+    bos_id = renderer.tokenizer.bos_token_id
+
     def convert(texts: Sequence[str], places: Sequence[Origin]) -> Iterator[tuple[Origin, dict[str, Any]]]:
         examples = [from_json(text, place) for text, place in zip(texts, places, strict=True)]
         asked, references = zip(*(_part(example) for example in examples), strict=True)
@@ -57,7 +59,7 @@ def build_prompt_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length:
                 full_length=length,
                 verdict="whole" if fits else "too_long",
                 control_tokens=rendered.num_control_tokens,
-                ends=build_ends(rendered.input_ids, [], length, stop_ids=(), bos_id=renderer.tokenizer.bos_token_id),
+                ends=build_ends(rendered.input_ids, [], length, stop_ids=frozenset(), bos_id=bos_id),
             )
             yield place, {"prompt": rendered.input_ids if fits else [], "reference": reference, **account}
 

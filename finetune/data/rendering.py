@@ -74,8 +74,19 @@ class Renderer:
         self.train_on = train_on
         self.special_tokens_in_data = special_tokens_in_data
         self._encoder = Encoder(tokenizer)
-        self._control = build_control_tokens(tokenizer, self._encoder.backend, special_tokens_in_data)
+        self._control = build_control_tokens(
+            tokenizer, self._encoder.backend, special_tokens_in_data, self._find_headers()
+        )
         self.stop_ids = self._find_stop_ids()
+
+    def _find_headers(self) -> set[int]:
+        """Find the added tokens that the template writes around turns; some tokenizers do not call them special."""
+        asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+        probe = self.template.render([asked, answered, asked, answered])
+        bounds = [0, *(bound for span in probe.spans for bound in span), len(probe.text)]
+        around = [probe.text[start:end] for start, end in zip(bounds[::2], bounds[1::2], strict=True)]
+        written = {token for piece in self._encoder.backend.encode_batch(around) for token in piece.ids}
+        return written & set(self.tokenizer.added_tokens_decoder)
 
     def _find_stop_ids(self) -> list[int]:
         answered = self.template.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])

@@ -208,7 +208,8 @@ class RowFitter:
         return build_ends(rendered.input_ids, spans, num_kept, stop_ids=self.stop_ids, bos_id=self.bos_id)
 
     def _build_row(self, rendered: Rendered, ids: list[int], labels: list[int], verdict: str) -> dict[str, Any]:
-        trained = count_trained(labels)
+        full_trained = sum(end - max(start, 1) for start, end in rendered.spans)
+        trained = full_trained if verdict == "whole" else count_trained(labels)
         # A row that is left out ends nowhere, and of a split document the last piece alone has an end.
         ends = self.look_at_ends(rendered, len(ids)) if verdict in ("whole", "cut") else Ends()
         if ids and trained == 0:
@@ -217,7 +218,7 @@ class RowFitter:
             length=len(ids),
             trained=trained,
             full_length=len(rendered.input_ids),
-            full_trained=sum(end - max(start, 1) for start, end in rendered.spans),
+            full_trained=full_trained,
             verdict=verdict,
             control_tokens=rendered.num_control_tokens,
             ends=ends,

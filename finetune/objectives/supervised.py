@@ -4,19 +4,18 @@ The rows come tokenized and labelled, so the trainer's own preparation (template
 masks) is switched off: which token is trained is decided in one place, `data.rendering`.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-import trl
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from trl import SFTConfig, SFTTrainer, pack_dataset
+from trl import SFTConfig, SFTTrainer
 
 from finetune.data.batches import IGNORE_INDEX, Collator, choose_layout
+from finetune.data.packing import pack_documents
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows, TooLong, build_token_rows
@@ -28,9 +27,6 @@ from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
 __all__ = ["SupervisedTrainer", "build_arguments", "build_conversation_rows", "build_document_rows", "build_trainer"]
-
-_PACKED_AT_ONCE = 20_000  # documents that best-fit packing chooses among: fills 99 % and stays in memory
-
 
 _PROBED_TOKENS = 16  # of each of two documents that are to be read apart
 
@@ -105,13 +101,7 @@ def _build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings, 
     rows = build_token_rows(loaded, renderer, max_length=data.max_length, too_long=too_long)
     if not data.packing:
         return rows
-    key = hashlib.sha256(f"{rows.fingerprint} {_PACKED_AT_ONCE} {trl.__version__}".encode()).hexdigest()[:16]
-    packed = pack_dataset(
-        rows.dataset.select_columns(["input_ids", "labels"]),
-        data.max_length,
-        strategy="bfd",
-        map_kwargs={"batch_size": _PACKED_AT_ONCE, "new_fingerprint": key, "desc": "packing"},
-    )
+    packed = pack_documents(rows.dataset, data.max_length, rows.fingerprint)
     census = rows.report["census"]
     filled = {"packed_rows": len(packed), "packing_fill": round(census["tokens"] / (len(packed) * data.max_length), 4)}
     return replace(rows, dataset=packed, report=rows.report | {"census": census | filled})

@@ -397,7 +397,6 @@ def test_the_injections_would_be_found_if_nothing_were_broken_up(which, shared_d
     assert not [injection.what for injection in forged if injection.field in BORDERS]
 
 
-@pytest.mark.xfail(reason="tokens that a template writes and the tokenizer does not call special pass", strict=True)
 def test_a_turns_header_that_the_tokenizer_does_not_call_special_is_broken_up_too(shared_data):
     # A tokenizer may add the headers of turns as tokens without calling them special.
     tokenizer = copy.deepcopy(find_tokenizer("byte_level", shared_data))
