@@ -18,7 +18,7 @@ from finetune.data.parity import check_parity
 from finetune.data.preference_tokens import build_pair_rows
 from finetune.data.quality.screening import screen_examples
 from finetune.data.rendering import Renderer
-from finetune.data.sources import load_examples, split_examples
+from finetune.data.sources import LoadedExamples, load_examples, split_examples
 from finetune.data.templates import load_template
 from finetune.data.tokens import TokenRows, build_token_rows
 from finetune.model.devices import choose_compute_dtype, choose_device
@@ -27,8 +27,8 @@ from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Question, build_questions, build_samples
 from finetune.objectives.building import RunArguments
 from finetune.objectives.labelled import LabelledRows
-from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE
-from finetune.recipe.schema import EvalFraction, Recipe
+from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE, Kind
+from finetune.recipe.schema import EvalFraction, Recipe, SourceSettings
 from finetune.run.progress import shows_bars
 
 __all__ = ["Prepared", "build_arguments", "build_renderer", "prepare"]
@@ -106,42 +106,53 @@ def prepare(recipe: Recipe) -> Prepared:
         if reads == "prompt":
             bound["training"] = recipe.training
         build_rows = partial(objective.build_rows, data=data, **bound)
-        load = partial(load_examples, seed=recipe.seed, on_bad_rows=data.on_bad_rows)
-        train_examples = load(data.train, kind=reads)
-        held_out_examples = None
+        load = partial(_load, seed=recipe.seed, on_bad_rows=data.on_bad_rows)
+        train_examples = load_examples(data.train, kind=reads, seed=recipe.seed, on_bad_rows=data.on_bad_rows)
+        held_out_examples: LoadedExamples | None
         if isinstance(data.eval, EvalFraction):
             train_examples, held_out_examples = split_examples(train_examples, data.eval.fraction, recipe.seed)
-        elif data.eval is not None:
+        else:
             held_out_examples = load(data.eval, kind=reads, setting="data.eval")
-        train_examples = screen_examples(train_examples, held_out_examples, data.findings, kind=reads)
-        train = build_rows(train_examples)
-        held_out = build_rows(held_out_examples) if held_out_examples else None
-
-        questions, asked_report = [], None
-        if evaluation.questions is not None and renderer is not None:
+        asked = compared = general = None
+        if renderer is not None:
             asked = load(evaluation.questions, kind="conversation", setting="evaluation.questions")
-            questions, asked_report = build_questions(asked, renderer), asked.report
+            compared = load(evaluation.preferences, kind="preference", setting="evaluation.preferences")
+            general = load(evaluation.general_text, kind="document", setting="evaluation.general_text")
+
+        scored = [(held_out_examples, reads), (asked, "conversation"), (compared, "preference")]
+        evaluated = [(examples, kind) for examples, kind in scored if examples is not None]
+        train = build_rows(screen_examples(train_examples, evaluated, data.findings, kind=reads))
+        held_out = build_rows(held_out_examples) if held_out_examples else None
+        questions = build_questions(asked, renderer) if asked and renderer else []
         samples = questions[: evaluation.num_samples]
         if not samples and held_out_examples and renderer and reads != "document" and objective.head == "words":
             samples = build_samples(held_out_examples, renderer, evaluation.num_samples, reads)
-
         pairs = held_out if reads == "preference" else None
-        if evaluation.preferences is not None and renderer is not None:
-            compared = load(evaluation.preferences, kind="preference", setting="evaluation.preferences")
+        if compared and renderer:
             pairs = build_pair_rows(compared, renderer, max_length=data.max_length, too_long=data.too_long or "drop")
         general_text = None
-        if evaluation.general_text is not None and renderer is not None:
-            text = load(evaluation.general_text, kind="document", setting="evaluation.general_text")
-            general_text = build_token_rows(text, renderer, max_length=data.max_length, too_long="split")
+        if general and renderer:
+            general_text = build_token_rows(general, renderer, max_length=data.max_length, too_long="split")
     for what, rows in (("training", train), ("evaluation", held_out), ("general text", general_text)):
         if rows is not None:
-            _say_rows(what, rows)
-    report = {"train": train.report, "eval": held_out.report if held_out else None, "questions": asked_report}
-    if evaluation.preferences is not None and pairs is not None:
+            _say_rows(what, rows, "may be masked" if recipe.objective == "mlm" else "trained")
+            if rows is train:
+                _say_census(rows)
+    report = {"train": train.report, "eval": held_out.report if held_out else None, "questions": asked and asked.report}
+    if compared and pairs:
         report["preferences"] = pairs.report
-    if general_text is not None:
+    if general_text:
         report["general_text"] = general_text.report
     return Prepared(tokenizer, renderer, train, held_out, questions, samples, pairs, report, general_text)
+
+
+def _load(
+    source: SourceSettings | None, *, kind: Kind, seed: int, on_bad_rows: str, setting: str
+) -> LoadedExamples | None:
+    """Load examples where the recipe names a source of them."""
+    if source is None:
+        return None
+    return load_examples(source, kind=kind, seed=seed, on_bad_rows=on_bad_rows, setting=setting)
 
 
 def _prepare_labelled(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -149,6 +160,7 @@ def _prepare_labelled(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pre
     build_rows = OBJECTIVES[recipe.objective].build_rows
     rows: LabelledRows = build_rows(recipe.data, recipe.classification, tokenizer, recipe.seed)
     _say_rows("training", rows.train)
+    _say_census(rows.train)
     for kind, parts in (("evaluation", rows.held_out), *(("prediction", asked.parts) for asked in rows.asked)):
         for part, one in parts.items():
             _say_rows(f"{kind}, {part}" if part else kind, one)
@@ -172,20 +184,38 @@ def build_renderer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Render
     return renderer
 
 
-def _say_rows(what: str, rows: TokenRows) -> None:
+def _say_rows(what: str, rows: TokenRows, marked: str = "trained") -> None:
     report, census = rows.report, rows.report["census"]
     lost = [f"{count} {reason.replace('_', ' ')}" for reason, count in census["dropped"].items() if count]
     lost += [f"{census['cut']} cut"] if census["cut"] else []
     bad = sum(source["bad_rows"] for source in report["sources"])
     notes = [f"{', '.join(lost)} at {census['max_length']} tokens"] if lost else []
     notes += [f"{bad} bad rows left out: data_report.json"] if bad else []
+    notes += [f"{report['rows_dropped']} left out by what was found in them"] if report.get("rows_dropped") else []
     notes += [f"{census[name]} {meaning}" for name, meaning in _ODDITIES.items() if census[name]]
     control = census["control_tokens"]
-    notes += [f"{control['tokens']} control tokens in the text of {control['rows']} rows"] if control["rows"] else []
+    notes += [f"control tokens in the text of {control['rows']}: {control['tokens']}"] if control["rows"] else []
     # Of prompts nothing is trained: the answers to them are made in the run.
-    trained = f", {census['trained_tokens']:,} of them trained" if census["trained_tokens"] else ""
+    trained = f", {census['trained_tokens']:,} of them {marked}" if census["trained_tokens"] else ""
     log.info(
         "%s: %d rows of tokens from %d read, %s tokens%s%s.",
         what, census["rows"], report["rows_read"], f"{census['tokens']:,}", trained,
         f" ({'; '.join(notes)})" if notes else "",
     )  # fmt: skip
+
+
+def _say_census(rows: TokenRows) -> None:
+    """Say how long the rows to train on are, and what each source gives; `preview` shows the whole table."""
+    census, lengths = rows.report["census"], rows.report["census"]["lengths"]
+    keeping = ", ".join(f"{share} fit {tokens:,}" for share, tokens in census["max_length_keeping"].items())
+    full = f"; packed rows {census['packing_fill']:.1%} full" if "packing_fill" in census else ""
+    log.info(
+        "  lengths: median %s, p90 %s, p99 %s, longest %s of %s tokens; %s%s",
+        *(f"{lengths[name]:,}" for name in ("median", "p90", "p99", "max")), f"{census['max_length']:,}", keeping, full,
+    )  # fmt: skip
+    if len(census["sources"]) > 1:
+        for source in census["sources"]:
+            share = f", {source['trained_share']:.1%} trained" if source["trained_tokens"] else ""
+            log.info(
+                "  %s: %s rows, %s tokens%s", source["path"], f"{source['rows']:,}", f"{source['tokens']:,}", share
+            )

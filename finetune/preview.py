@@ -56,7 +56,7 @@ def preview(
     row: Annotated[
         str | None,
         typer.Option(
-            help="The Nth row read, or that of a file's line; also a dropped one, and why.",
+            help="The Nth example of the training side, or a file's line; also one dropped by its length, and why.",
             metavar="N|FILE:LINE",
             show_default=False,
         ),
@@ -65,7 +65,9 @@ def preview(
     html: Annotated[
         Path | None, typer.Option(help="Write one page that needs no other file.", metavar="FILE", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one object: rows, census and label hash.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one object: rows, census, sources, findings, label hash.")
+    ] = False,
     check: Annotated[
         Path | None,
         typer.Option(
@@ -100,6 +102,7 @@ def preview(
             max_length=data.max_length,
             mask_fraction=data.mask_fraction,
             tokenizer=prepared.tokenizer,
+            headers=() if prepared.renderer is None else prepared.renderer.control_ids,
             train=prepared.train,
             held_out=prepared.held_out,
             labels=None if prepared.labelled is None else prepared.labelled.labels.names,
@@ -107,13 +110,13 @@ def preview(
     count = rows if rows is not None else _ROWS_PRINTED if html is None else _ROWS_ON_A_PAGE
     shown = showing.take_first(count) if row is None else showing.find(row)
     if html is not None:
-        write_text(html, showing.to_page(shown, shown=", the first that are trained on" if row is None else ""))
+        write_text(html, showing.to_page(shown, is_one=row is not None))
         num_rows = prepared.train.report["census"]["rows"]
         print(f"{html}: {len(shown)} of {num_rows:,} rows, and the census of all.", file=sys.stderr)
     if as_json:
         print(json.dumps(showing.to_object(shown)))
     elif html is None:
-        showing.print(shown, shows_ids=ids)
+        showing.print(shown, is_one=row is not None, shows_ids=ids)
 
 
 def _check_options(
@@ -149,7 +152,7 @@ def _read(path: Path | None, overrides: Sequence[str]) -> Recipe | None:
 
 def _check_run(path: Path, recipe: Recipe | None, *, as_json: bool) -> None:
     """Prepare the run's rows today, and compare; a recipe that is given has to be the run's."""
-    from finetune.inspection.checking import compare_tokens, read_run
+    from finetune.inspection.checking import compare_tokens, read_run, without_cached_rows
     from finetune.prepare import prepare
     from finetune.run.environment import read_environment
     from finetune.run.logging import log_to_console
@@ -157,11 +160,12 @@ def _check_run(path: Path, recipe: Recipe | None, *, as_json: bool) -> None:
     run = read_run(path)
     if recipe is not None:
         _check_same_recipe(path, run.recipe, recipe)
-    with log_to_console():
+    with log_to_console(), without_cached_rows():
         try:
             rows = prepare(run.recipe).train
         except (DataError, RecipeError) as error:
-            raise CheckpointError(f"{path}: today the run's rows cannot be made into tokens.\n{error}") from error
+            what = "what the run evaluates on" if _can_train(run.recipe) else "the run's rows"
+            raise CheckpointError(f"{path}: today {what} cannot be made into tokens.\n{error}") from error
         found = compare_tokens(run, rows.report, rows.account, read_environment()["packages"])
     if as_json:
         print(json.dumps(found.to_object()))
@@ -169,6 +173,18 @@ def _check_run(path: Path, recipe: Recipe | None, *, as_json: bool) -> None:
         raise found.refuse()
     if not as_json:
         print(found.to_words())
+
+
+def _can_train(recipe: Recipe) -> bool:
+    """Whether the rows to train on can be prepared where what is evaluated on is left aside."""
+    from finetune.inspection.checking import without_evaluation
+    from finetune.prepare import prepare
+
+    try:
+        prepare(without_evaluation(recipe))
+    except (DataError, RecipeError):
+        return False
+    return True
 
 
 def _check_same_recipe(path: Path, of_run: Recipe, given: Recipe) -> None:

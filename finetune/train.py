@@ -199,10 +199,10 @@ def load_frozen_base(recipe: Recipe, arguments: TrainingArguments, prepared: Pre
 def build_identity(base: BaseModel, prepared: Prepared, trained_dir: Path | None) -> dict[str, object]:
     """Build what the recipe does not show and a resumed run must share: base, trained adapter, rows, processes."""
     identity: dict[str, object] = {
-        "base_commit": base.commit, "data": prepared.train.fingerprint, "num_processes": count_processes()
+        "base_commit": base.commit, "data": prepared.train.report["label_hash"], "num_processes": count_processes()
     }  # fmt: skip
     if prepared.held_out is not None:  # the best step and early stopping go by these
-        identity["held_out"] = prepared.held_out.fingerprint
+        identity["held_out"] = prepared.held_out.report["label_hash"]
     return identity if trained_dir is None else identity | {"init_from": hash_adapter(trained_dir)}
 
 

@@ -17,7 +17,7 @@ model: {{{{model_name_or_path: {ROOT / "data" / "tiny_base"}, device: cpu}}}}
 data:
   train: {{{{path: rows.jsonl}}}}
 """
-REPEATED = [("Name a colour.", "Blue."), ("Name a number.", "Seven."), ("name a  colour.", "blue.")]
+REPEATED = [("Name a colour.", "Blue."), ("Name a number.", "Seven."), ("Name a  colour.", "Blue. ")]
 
 
 @pytest.fixture
@@ -83,8 +83,14 @@ def test_training_rows_that_stand_among_those_held_out_are_found_and_dropped(pre
     assert len(prepared.held_out.account) == 1
 
 
+def test_questions_that_score_the_run_are_compared_with_the_training_rows(prepare_rows, tmp_path):
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"instruction": "Name a number.", "output": "Nine."}) + "\n")
+    prepared = prepare_rows(to_rows(REPEATED[:2]), "evaluation.questions={path: asked.jsonl}")
+    assert names(prepared) == {"eval_overlap": 1}
+
+
 def test_labelled_rows_and_pairs_are_looked_at_too(prepare_rows):
-    rows = [{"text": "fine", "label": "good"}, {"text": "bad", "label": "poor"}, {"text": "Fine", "label": "poor"}]
+    rows = [{"text": "fine", "label": "good"}, {"text": "bad", "label": "poor"}, {"text": "fine ", "label": "poor"}]
     encoder = f"model={{model_name_or_path: {ROOT / 'data' / 'tiny_encoder'}, quantization: none, device: cpu}}"
     assert names(prepare_rows(rows, encoder, objective="classify")) == {"conflicting_answers": 1}
     pairs = [{"prompt": f"Say {n}", "chosen": "long words " * 9, "rejected": f"no {n}"} for n in range(40)]

@@ -2,11 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 
 from finetune import preview
+from finetune.data.encoding import Encoder
 from finetune.prepare import prepare
 from finetune.recipe.reading import read_recipe, to_resolved
 from tests.inspection.small_previews import LONG, write_model_without_weights, write_rows
@@ -88,8 +91,34 @@ def test_a_row_is_found_by_its_number_or_its_place_and_a_dropped_one_says_why(ru
     for wanted in ("4", "rows.jsonl:4", "0"):
         code, out, err = run("recipe.yaml", "--row", wanted)
         assert (code, out) == (2, "")
-        assert f"--row {wanted}: there is no such row among the 3 to train on." in err
+        assert f"--row {wanted}: there is no such row among the 3 examples to train on." in err
         assert "such as rows.jsonl:1." in err
+
+
+def test_a_row_that_is_not_there_says_what_it_may_have_become(run, place):
+    same, others = [ROWS[0]] * 3, [{"instruction": f"Tell {n}", "output": f"{n}."} for n in range(3)]
+    write_rows(place / "rows.jsonl", [*same, {"instruction": "No answer"}, *others])
+    further = ("data.on_bad_rows=skip", "data.findings.duplicates=drop", "data.eval.fraction=0.2")
+    said = run("recipe.yaml", *further, "--row", "9")[2]
+    assert "It may be one of the 1 bad rows that are left out (`data.on_bad_rows`)." in said
+    assert "It may be one of the 1 rows held out (`data.eval`): name its place." in said
+    assert "that findings drop (`data.findings.duplicates`)." in said
+    said = run("recipe.yaml", *further, "--row", "rows.jsonl:4")[2]
+    assert "It is a bad row that is left out: " in said
+    assert "It may be" not in said
+
+
+def test_a_row_that_was_split_shows_its_first_pieces_alone(run, place):
+    write_rows(place / "rows.jsonl", [{"text": LONG * 10}])
+    (place / "plain.yaml").write_text(RECIPE.replace("sft", "pretrain").replace("template: alpaca, ", ""))
+    plain = ("plain.yaml", "--row", "1")
+    code, out, err = run(*plain, "--json")
+    assert code == 0, err
+    num_pieces = len(json.loads(out)["rows"])
+    code, out, err = run(*plain)
+    assert code == 0, err
+    assert out.count("── row 1 ·") == 5 < num_pieces
+    assert f"\n… and {num_pieces - 5} more pieces\n" in out
 
 
 def test_a_number_counts_rows_and_not_the_lines_of_a_file(run, place):
@@ -117,10 +146,29 @@ def test_control_tokens_of_the_template_are_told_from_those_that_a_row_spells(ru
 def test_rows_that_a_finding_drops_are_counted_with_what_was_found(run, place):
     write_rows(place / "rows.jsonl", [ROWS[0], ROWS[0], ROWS[2]])
     out = run("recipe.yaml", "data.findings.duplicates=drop")[1]
-    for line in (r"rows read +3", r"dropped by findings +1 +data\.findings", r"rows trained on +2"):
-        assert re.search(rf"^{line} *$", out, re.MULTILINE)
-    assert "warning: duplicates: 1, 1 dropped\n" in out
+    for line in (r"rows in the files +3", r"dropped by findings +1  data\.findings", r"rows trained on +2"):
+        assert re.search(rf"^{line}$", out, re.MULTILINE)
+    assert "warning: duplicates: 1 (policy: drop, 1 left out)\n" in out
     assert "dropped by findings" not in run("recipe.yaml", "data.findings=null")[1]
+
+
+def test_bad_rows_are_told_by_reason_with_their_places(run, place):
+    write_rows(place / "rows.jsonl", [*ROWS, {"instruction": "No answer"}, {"instruction": "None", "output": ""}])
+    skipping = ("recipe.yaml", "data.on_bad_rows=skip")
+    sources = json.loads(run(*skipping, "--json")[1])["sources"]
+    assert [(one["path"], one["rows"], one["bad_rows"]) for one in sources] == [("rows.jsonl", 3, 2)]
+    out = run(*skipping)[1]
+    for reason, found in sources[0]["bad_reasons"].items():
+        rows = ", ".join(place.rpartition(":")[2] for place in found["first"])
+        assert re.search(rf"^bad row: {re.escape(reason)} +{found['rows']}  rows\.jsonl: {rows}$", out, re.MULTILINE)
+    assert [line for line in out.splitlines() if line.startswith("bad row:")] != []
+
+
+def test_nothing_found_is_told_from_nothing_looked_for(run):
+    without = run("recipe.yaml", "data.findings=null", "--json")[1]
+    assert json.loads(without)["findings"] is None
+    assert "\nfindings: not looked for (data.findings is null)\n" in run("recipe.yaml", "data.findings=null")[1]
+    assert isinstance(json.loads(run("recipe.yaml", "--json")[1])["findings"], list)
 
 
 def test_the_page_is_written_and_standard_output_stays_free(run, place):
@@ -192,3 +240,32 @@ def test_a_check_by_another_recipe_is_refused_with_what_differs(run, made):
     code, _, err = run("recipe.yaml", "data.max_length=64", "--check", "outputs/small")
     assert code == 2
     assert "outputs/small was made by another recipe than this one.\n  data.max_length: 100 in the run, 64 here" in err
+
+
+def test_a_check_takes_no_row_from_the_cache(run, made, monkeypatch):
+    usual = datasets.config.HF_DATASETS_CACHE
+    assert run("--check", "outputs/small")[0] == 0  # the cache holds the run's rows, whatever is done below
+    encode = Encoder.encode
+
+    def encode_otherwise(self, texts):
+        given = list(texts)
+        for text, found in zip(given, encode(self, given), strict=True):
+            yield replace(found, ids=[found.ids[0] + 1, *found.ids[1:]]) if "lemon" in text.text else found
+
+    monkeypatch.setattr(Encoder, "encode", encode_otherwise)
+    assert run("recipe.yaml")[0] == 0
+    code, _, err = run("--check", "outputs/small")
+    assert code == 6
+    assert "today other tokens would be trained than this run trained" in err
+    assert usual == datasets.config.HF_DATASETS_CACHE
+    assert list(Path(usual).glob("check-*")) == []
+
+
+def test_a_check_says_where_only_what_is_evaluated_on_cannot_be_read(run, made, place):
+    resolved = json.loads((made / "resolved.json").read_text())
+    write_rows(place / "asked.jsonl", [{"instruction": "No answer"}])
+    resolved["evaluation"]["questions"] = {"path": "asked.jsonl"}
+    (made / "resolved.json").write_text(json.dumps(resolved))
+    code, out, err = run("--check", "outputs/small")
+    assert (code, out) == (6, "")
+    assert "outputs/small: today what the run evaluates on cannot be made into tokens.\nasked.jsonl:1: " in err

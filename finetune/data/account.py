@@ -58,23 +58,23 @@ class Ends:
 
 def build_ends(
     ids: list[int],
-    spans: Sequence[tuple[int, int]],
+    answers: Sequence[tuple[int, int]],
     num_kept: int,
     *,
     stop_ids: Set[int],
     bos_id: int | None,
 ) -> Ends:
-    """Look at a row's beginning and at the end of each of its trained spans.
+    """Look at a row's beginning and at the end of each of its answers.
 
     Args:
         ids: of the whole row.
-        spans: first trained token of each span and the one behind its last, in order.
+        answers: that carry loss: the first token of each and the one behind its last, in order.
         num_kept: tokens that are left of the row.
         stop_ids: tokens that end an answer; empty where none does.
         bos_id: the token that a row begins with; None: there is none.
     """
     answer_lost = end_lost = unended = False
-    for start, end in spans:
+    for start, end in answers:
         if end <= num_kept:
             unended |= bool(stop_ids) and stop_ids.isdisjoint(ids[max(start, end - _SEEN_AT_THE_END) : end])
         elif start >= num_kept:

@@ -49,9 +49,11 @@ def build_census(account: Dataset, *, max_length: int, reasons: Sequence[str], t
     """
     columns = account.with_format("numpy")
     verdicts, kept = find_verdicts(account)
-    lengths = np.asarray(columns["full_length"][:])
+    sources, source_of = _number_sources(account)
+    begins = _find_beginnings(verdicts, source_of, np.asarray(columns["row"][:]))
+    lengths = np.asarray(columns["full_length"][:])[begins]
     tokens, trained = (np.asarray(columns[name][:], dtype=np.int64) for name in (tokens_column, "trained"))
-    control = np.asarray(columns["control_tokens"][:])
+    control = np.where(begins, np.asarray(columns["control_tokens"][:]), 0)
     flagged = {name: np.flatnonzero(np.asarray(columns[column][:])) for name, column in _FLAGS.items()}
     of_interest = {
         **{reason: np.flatnonzero(verdicts == reason) for reason in (*reasons, "cut")},
@@ -64,7 +66,7 @@ def build_census(account: Dataset, *, max_length: int, reasons: Sequence[str], t
         "tokens": int(tokens.sum()),
         "trained_tokens": int(trained.sum()),
         "trained_share": round(float(trained.sum() / max(tokens.sum(), 1)), 4),
-        "sources": _count_by_source(account, verdicts, tokens, trained),
+        "sources": _count_by_source(sources, source_of, verdicts, tokens, trained),
         "lengths": _find_percentiles(lengths),
         "histogram": _build_histogram(lengths),
         "max_length": max_length,
@@ -77,24 +79,39 @@ def build_census(account: Dataset, *, max_length: int, reasons: Sequence[str], t
     }
 
 
+def _number_sources(account: Dataset) -> tuple[list[str], NDArray[np.int64]]:
+    """Number the sources in the order in which they first stand; a name for each row would take its length again."""
+    encoded = account.with_format("arrow")["source"][:].combine_chunks().dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+
+
+def _find_beginnings(
+    verdicts: NDArray[np.str_], source_of: NDArray[np.int64], row_of: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Find the first piece of each example: what is counted of its whole is counted there."""
+    begins = np.ones(len(verdicts), dtype=bool)
+    same = (source_of[1:] == source_of[:-1]) & (row_of[1:] == row_of[:-1])
+    begins[1:] = ~(same & (verdicts[1:] == "piece") & (verdicts[:-1] == "piece"))
+    return begins
+
+
 def _count_by_source(
-    account: Dataset, verdicts: NDArray[np.str_], tokens: NDArray[np.int64], trained: NDArray[np.int64]
+    sources: Sequence[str],
+    source_of: NDArray[np.int64],
+    verdicts: NDArray[np.str_],
+    tokens: NDArray[np.int64],
+    trained: NDArray[np.int64],
 ) -> list[dict[str, Any]]:
-    """Count each source by itself, in the order in which they first stand."""
-    names, first, number = np.unique(
-        np.asarray(account.with_format("numpy")["source"][:]), return_index=True, return_inverse=True
+    kept = np.isin(verdicts, KEPT)
+    rows, num_tokens, num_trained = (
+        np.bincount(source_of, weights=values, minlength=len(sources)).astype(int).tolist()
+        for values in (kept, tokens, trained)
     )
-    counted = [np.bincount(number, weights=values, minlength=len(names)) for values in (tokens, trained)]
-    rows = np.bincount(number, weights=np.isin(verdicts, KEPT), minlength=len(names))
     return [
-        {
-            "path": str(names[one]),
-            "rows": int(rows[one]),
-            "tokens": int(counted[0][one]),
-            "trained_tokens": int(counted[1][one]),
-        }
-        for one in np.argsort(first)
-    ]
+        {"path": path, "rows": rows[one], "tokens": num_tokens[one], "trained_tokens": num_trained[one],
+         "trained_share": round(num_trained[one] / max(num_tokens[one], 1), 4)}
+        for one, path in enumerate(sources)
+    ]  # fmt: skip
 
 
 def _find_percentiles(lengths: NDArray[np.int64]) -> dict[str, int]:

@@ -33,6 +33,7 @@ class ControlTokens:
 
     Attributes:
         ids: their ids.
+        texts: what stands for them.
         policy: `escape` breaks them up, `error` stops, `allow` lets them through.
         written: finds them as they are written.
         unknown_id: of the unknown token, which any word outside the vocabulary gives too; None: there is none.
@@ -41,6 +42,7 @@ class ControlTokens:
     """
 
     ids: frozenset[int]
+    texts: frozenset[str]
     policy: Policy
     written: re.Pattern[str]
     unknown_id: int | None
@@ -160,6 +162,7 @@ def build_control_tokens(
     written = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
     return ControlTokens(
         ids=frozenset(ids),
+        texts=frozenset(texts),
         policy=policy,
         written=re.compile(written or r"(?!)"),
         unknown_id=tokenizer.unk_token_id,

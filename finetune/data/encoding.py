@@ -25,8 +25,8 @@ _ANCHORS = ("\n", ".", "a", "0", " ")
 
 # What is given to the tokenizer at once: enough that its threads seldom wait for Python, and little enough that books
 # as well as single sentences stay within some tens of megabytes.
-_CHUNK_TEXTS = 250
-_CHUNK_CHARACTERS = 500_000
+_CHUNK_TEXTS = 1000
+_CHUNK_CHARACTERS = 1_000_000
 _CHUNKS_AHEAD = 2
 
 _LINE_BY_LINE = {

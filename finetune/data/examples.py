@@ -139,9 +139,13 @@ Compared = Preference | Judged  # made of conversations
 AnyExample = Example | Compared | Labelled
 
 
+# One encoder for all rows; `json.dumps` makes one for each.
+_to_text = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def to_json(example: AnyExample) -> str:
     """Write an example as one JSON object; its origin is kept beside it, not in it."""
-    return json.dumps(_to_value(example), ensure_ascii=False)
+    return _to_text(_to_value(example))
 
 
 def _to_value(example: AnyExample) -> dict[str, Any]:

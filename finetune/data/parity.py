@@ -163,9 +163,7 @@ def _check_borders(renderer: Renderer) -> None:
 
     Control tokens are broken up field by field, so a template that writes `<` before a text would let `/s>` end a turn.
     """
-    tokenizer = renderer.tokenizer
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    control = [token for token in sorted({*special, *tokenizer.all_special_tokens}) if len(token) > 1]
+    control = [token for token in renderer.control_tokens if len(token) > 1]
     # Letters that no template writes; the fields of the roles that it has a place for.
     texts = ["Qx1Zj", "Qx2Zj", "Qx3Zj", "Qx4Zj"]
     values = [{"role": "user", "content": texts[0], "input": texts[1]}, {"role": "assistant", "content": texts[2]}]

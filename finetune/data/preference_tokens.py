@@ -8,6 +8,7 @@ which has no trained token left, is dropped and counted: it would be a loss of n
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from finetune.data.account import ACCOUNT_FEATURES, build_account
 from finetune.data.batches import IGNORE_INDEX
-from finetune.data.examples import Origin, judged_from_json, preference_from_json
+from finetune.data.examples import Origin, Preference, judged_from_json, preference_from_json
+from finetune.data.label_hash import hash_labels
 from finetune.data.rendering import Rendered, Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import (
@@ -52,7 +54,9 @@ _JUDGED_COLUMNS = ["input_ids", "labels", "kl_input_ids", "kl_labels", "desirabl
 _NEIGHBOURS_LOOKED_AT = 64
 
 
-def build_pair_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length: int, too_long: TooLong) -> TokenRows:
+def build_pair_rows(
+    loaded: LoadedExamples, renderer: Renderer, *, max_length: int, too_long: TooLong, trains_tokens: bool = True
+) -> TokenRows:
     """Render both answers of every preference behind their prompt.
 
     Args:
@@ -60,6 +64,7 @@ def build_pair_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length: i
         renderer: template and tokenizer, bound.
         max_length: tokens of prompt and answer together, at most.
         too_long: `drop` the pair where either is longer, `truncate` the ends of both, or stop (`error`).
+        trains_tokens: False where a score of the whole answer is trained: then no token counts as trained.
 
     Returns:
         Rows of `chosen_ids`, `chosen_labels`, `rejected_ids`, `rejected_labels`, each with its prompt, and
@@ -69,14 +74,18 @@ def build_pair_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length: i
         DataError: a pair is too long under `error`, or no pair is left.
     """
     _refuse_split(too_long)
-    fingerprint = build_fingerprint(loaded, renderer, "pairs", max_length, too_long)
+    fingerprint = build_fingerprint(loaded, renderer, "pairs", max_length, too_long, trains_tokens)
     fitter = RowFitter.of(renderer, max_length, too_long)
 
     def convert(texts: Sequence[str], places: Sequence[Origin]) -> Iterator[tuple[Origin, dict[str, Any]]]:
         pairs = [preference_from_json(text, place) for text, place in zip(texts, places, strict=True)]
         rendered = renderer.render([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
-        for place, chosen, rejected in zip(places, rendered[: len(pairs)], rendered[len(pairs) :], strict=True):
-            yield place, _fit_pair(chosen, rejected, fitter, place)
+        sides = zip(places, pairs, rendered[: len(pairs)], rendered[len(pairs) :], strict=True)
+        for place, pair, chosen, rejected in sides:
+            row = _fit_pair(chosen, rejected, fitter, place)
+            if chosen.num_control_tokens and rejected.num_control_tokens:
+                row["control_tokens"] -= _count_shared(pair, renderer)
+            yield place, row if trains_tokens else {**row, "trained": 0, "full_trained": 0}
 
     account = map_examples(loaded, _PAIR_FEATURES, fingerprint, convert)
     return finish_rows(
@@ -90,6 +99,14 @@ def build_pair_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length: i
     )
 
 
+def _count_shared(pair: Preference, renderer: Renderer) -> int:
+    """Count the control tokens in the text of the prompt, which stands before both answers."""
+    both = zip(pair.chosen.messages, pair.rejected.messages, strict=False)
+    prompt = tuple(one for one, _ in takewhile(lambda turns: turns[0] == turns[1], both))
+    (rendered,) = renderer.render_prompts([replace(pair.chosen, messages=prompt)])
+    return rendered.num_control_tokens
+
+
 def _fit_pair(chosen: Rendered, rejected: Rendered, fitter: RowFitter, origin: Origin) -> dict[str, Any]:
     """Turn a rendered pair into its row; one that teaches nothing, cut or whole, is left empty with the reason."""
     sides = [(side.input_ids, to_labels(side)) for side in (chosen, rejected)]
@@ -98,8 +115,11 @@ def _fit_pair(chosen: Rendered, rejected: Rendered, fitter: RowFitter, origin: O
     if verdict == "whole" and full_length > fitter.max_length:
         if fitter.too_long == "error":
             raise refuse_length(origin, full_length, fitter.max_length)
-        sides = [(ids[: fitter.max_length], labels[: fitter.max_length]) for ids, labels in sides]
-        verdict = "too_long" if fitter.too_long == "drop" else _judge_pair(sides, equal="equal_after_cut") or "cut"
+        if fitter.too_long == "truncate":
+            sides = [(ids[: fitter.max_length], labels[: fitter.max_length]) for ids, labels in sides]
+            verdict = _judge_pair(sides, equal="equal_after_cut") or "cut"
+        else:
+            verdict = "too_long"
     ends = fitter.look_at_ends(chosen, len(sides[0][0])) | fitter.look_at_ends(rejected, len(sides[1][0]))
     if verdict not in ("whole", "cut"):
         sides = [([], []), ([], [])]
@@ -170,8 +190,9 @@ def build_judged_rows(loaded: LoadedExamples, renderer: Renderer, *, max_length:
     rows = finish_rows(loaded, account, fingerprint, max_length=max_length, reasons=reasons, columns=columns)
     dataset = _add_kl_rows(rows.dataset, max_length, fingerprint)
     num_desirable = int(np.asarray(dataset.with_format("numpy")["desirable"][:]).sum())
-    report = rows.report | {"desirable_rows": num_desirable, "undesirable_rows": len(dataset) - num_desirable}
-    return replace(rows, dataset=dataset.select_columns(_JUDGED_COLUMNS), report=report)
+    dataset = dataset.select_columns(_JUDGED_COLUMNS)
+    counts = {"desirable_rows": num_desirable, "undesirable_rows": len(dataset) - num_desirable}
+    return replace(rows, dataset=dataset, report=rows.report | counts | hash_labels(dataset).to_report())
 
 
 def _part_row(row: dict[str, Any]) -> dict[str, int]:

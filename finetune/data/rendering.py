@@ -35,11 +35,13 @@ class Rendered:
     Attributes:
         input_ids: its tokens.
         spans: what is trained: the first token of each span and the one behind its last, in order, apart.
+        answers: of each answer that carries loss, likewise; of a document it is the whole.
         num_control_tokens: those that stood in the example's own text, broken up or let through.
     """
 
     input_ids: list[int]
     spans: list[Span]
+    answers: list[Span]
     num_control_tokens: int
 
     @property
@@ -93,6 +95,16 @@ class Renderer:
         stop_token = find_stop_token(self.template, answered.text[slice(*answered.spans[-1])])
         return sorted({self.tokenizer.convert_tokens_to_ids(stop_token), self.tokenizer.eos_token_id})
 
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids that no text of a row may have: the tokenizer's special tokens, and the template's between turns."""
+        return self._control.ids
+
+    @property
+    def control_tokens(self) -> list[str]:
+        """The same as they are written, sorted."""
+        return sorted(self._control.texts)
+
     def render(self, examples: Iterable[Example]) -> list[Rendered]:
         """Render examples; none is cut.
 
@@ -138,7 +150,7 @@ class Renderer:
             for one, guard in zip(asked, guards, strict=True)
         )
         return [
-            Rendered(encoded.ids, [], guard.num_found)
+            Rendered(encoded.ids, [], [], guard.num_found)
             for encoded, guard in zip(self._encoder.encode(texts), guards, strict=True)
         ]
 
@@ -201,7 +213,7 @@ class Renderer:
         """Put a document between the beginning and the end of sequence; all of it is trained."""
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         ids = [*([] if bos is None else [bos]), *encoded.ids, eos]
-        return Rendered(ids, [(0, len(ids))], num_control_tokens)
+        return Rendered(ids, [(0, len(ids))], [(0, len(ids))], num_control_tokens)
 
     def _mask(self, conversation: Conversation, encoded: Encoded, num_control_tokens: int) -> Rendered:
         answers = [message for message in conversation.messages if message.role == "assistant"]
@@ -209,10 +221,10 @@ class Renderer:
         carries_loss = [
             answer.weight != 0 and (self.train_on != "last_answer" or answer is answers[-1]) for answer in answers
         ]
+        trained = [span for span, is_on in zip(encoded.spans, carries_loss, strict=True) if is_on]
+        spans = trained
         if self.train_on == "everything":
             left_out = [span for span, is_on in zip(encoded.spans, carries_loss, strict=True) if not is_on]
             bounds = [0, *(bound for span in left_out for bound in span), len(encoded.ids)]
-            spans = list(zip(bounds[::2], bounds[1::2], strict=True))
-        else:
-            spans = [span for span, is_on in zip(encoded.spans, carries_loss, strict=True) if is_on]
-        return Rendered(encoded.ids, [span for span in spans if span[0] < span[1]], num_control_tokens)
+            spans = [(start, end) for start, end in zip(bounds[::2], bounds[1::2], strict=True) if start < end]
+        return Rendered(encoded.ids, spans, trained, num_control_tokens)

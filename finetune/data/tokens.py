@@ -23,7 +23,7 @@ from finetune.data.examples import Origin
 from finetune.data.formats import from_json
 from finetune.data.label_hash import hash_labels
 from finetune.data.rendering import Rendered, Renderer
-from finetune.data.row_cache import hash_own_code, read_cached, write_cached
+from finetune.data.row_cache import hash_makers, read_cached, write_cached
 from finetune.data.sources import LoadedExamples
 from finetune.errors import DataError
 
@@ -204,8 +204,8 @@ class RowFitter:
 
     def look_at_ends(self, rendered: Rendered, num_kept: int) -> Ends:
         """Look at the beginning and the answers' ends of a row of which so many tokens are kept."""
-        spans = rendered.spans
-        return build_ends(rendered.input_ids, spans, num_kept, stop_ids=self.stop_ids, bos_id=self.bos_id)
+        answers = rendered.answers
+        return build_ends(rendered.input_ids, answers, num_kept, stop_ids=self.stop_ids, bos_id=self.bos_id)
 
     def _build_row(self, rendered: Rendered, ids: list[int], labels: list[int], verdict: str) -> dict[str, Any]:
         full_trained = sum(end - max(start, 1) for start, end in rendered.spans)
@@ -302,6 +302,6 @@ def hash_rows(loaded: LoadedExamples, tokenizer: "PreTrainedTokenizerBase", *set
         loaded.fingerprint,
         tokenizer.backend_tokenizer.to_str(),
         json.dumps(settings),
-        hash_own_code(),
+        hash_makers(),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -5,11 +5,15 @@ today; out comes what differs, from the content of the files to the masks, and t
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import Dataset
 
 from finetune.data.census import KEPT
@@ -17,12 +21,13 @@ from finetune.data.examples import Origin
 from finetune.data.label_hash import BLOCK_ROWS
 from finetune.errors import CheckpointError, PlaceError, RecipeError
 from finetune.recipe.reading import build_recipe
-from finetune.recipe.schema import Recipe
+from finetune.recipe.schema import EvalFraction, Recipe
 from finetune.run.layout import RunLayout
 
-__all__ = ["Comparison", "RunRecord", "compare_tokens", "read_run"]
+__all__ = ["Comparison", "RunRecord", "compare_tokens", "read_run", "without_cached_rows", "without_evaluation"]
 
 _RUNS_NAMED = 6
+_ROWS_FOLDER = "finetune_rows"  # of data.row_cache, in the cache of `datasets`
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,51 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
+@contextmanager
+def without_cached_rows() -> Iterator[None]:
+    """Let no row be taken from the cache, so that today's libraries make each; rows made meanwhile go at the end.
+
+    The cache's key knows the versions that it asks about, and not a library that was changed in its place. What the
+    library of datasets keeps of the Hub's stays within reach: those are the rows as they were downloaded.
+
+    Raises:
+        PlaceError: the cache's folder cannot be written.
+    """
+    configured = datasets.config.HF_DATASETS_CACHE
+    usual = Path(configured)
+    try:
+        usual.mkdir(parents=True, exist_ok=True)
+        # Beside the usual rows, since that is the disk that has room for them.
+        emptied = tempfile.TemporaryDirectory(prefix="check-", dir=usual)
+    except OSError as error:
+        raise PlaceError(
+            f"{usual}: rows cannot be written there ({error.strerror or error}).\n"
+            "  HF_DATASETS_CACHE names another folder for them."
+        ) from None
+    with emptied as folder:
+        for kept in usual.iterdir():
+            if kept.name != _ROWS_FOLDER and not kept.name.startswith("check-"):
+                (Path(folder) / kept.name).symlink_to(kept.resolve())
+        datasets.config.HF_DATASETS_CACHE = Path(folder)
+        try:
+            yield
+        finally:
+            datasets.config.HF_DATASETS_CACHE = configured
+
+
+def without_evaluation(recipe: Recipe) -> Recipe:
+    """The recipe without the files that are only evaluated on or labelled; a fraction held out of the rows stays."""
+    data = recipe.data if isinstance(recipe.data.eval, EvalFraction) else recipe.data.model_copy(update={"eval": None})
+    nothing_asked = dict.fromkeys(("questions", "preferences", "general_text"))
+    return recipe.model_copy(
+        update={
+            "data": data,
+            "evaluation": recipe.evaluation.model_copy(update=nothing_asked),
+            "classification": recipe.classification.model_copy(update={"predict": None}),
+        }
+    )
+
+
 def compare_tokens(
     run: RunRecord, report: Mapping[str, Any], account: Dataset, packages: Mapping[str, str]
 ) -> Comparison:
@@ -160,7 +210,7 @@ def compare_tokens(
 def _find_differences(then: Mapping[str, Any], now: Mapping[str, Any], account: Dataset) -> list[str]:
     differences = []
     if then["content_fingerprint"] != now["content_fingerprint"]:
-        files = [source["path"] for source in _find_changed_sources(then["sources"], now["sources"])]
+        files = list(dict.fromkeys(one["path"] for one in _find_changed_sources(then["sources"], now["sources"])))
         differences.append(f"the rows' content: {', '.join(files) or 'what is taken of the files'} changed")
     else:
         differences.append("the files hold the same rows: template, tokenizer, a library or our own code changed")
@@ -178,9 +228,14 @@ def _find_differences(then: Mapping[str, Any], now: Mapping[str, Any], account: 
 def _find_changed_sources(
     then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """Find today's sources that the run did not read, or read with another content."""
-    before = {source["path"]: source.get("sha256") for source in then}
-    return [source for source in now if before.get(source["path"], "") != source.get("sha256")]
+    """Find the sources that stand in another place of the list today, or were read with another content."""
+    return [
+        today or before or {}
+        for before, today in zip_longest(then, now)
+        if before is None
+        or today is None
+        or (before["path"], before.get("sha256")) != (today["path"], today.get("sha256"))
+    ]
 
 
 def _place_first_difference(then: Sequence[str], now: Sequence[str], account: Dataset) -> list[str]:

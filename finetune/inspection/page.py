@@ -15,7 +15,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from finetune.inspection.census_table import build_lines, list_sources, name_findings
+from finetune.inspection.census_table import build_lines, list_sources
+from finetune.inspection.findings import name_findings, say_that_there_are_none
 from finetune.inspection.pieces import PieceReader, to_visible
 from finetune.inspection.rows import Part, Row, explain_verdict
 
@@ -55,7 +56,8 @@ def render_page(
     title: str,
     about: Sequence[tuple[str, str]],
     report: Mapping[str, Any],
-    findings: Sequence[Mapping[str, Any]],
+    findings: Sequence[Mapping[str, Any]] | None,
+    objective: str,
     rows: Sequence[Row],
     reader: PieceReader,
     max_length: int,
@@ -69,7 +71,8 @@ def render_page(
         title: the run's name.
         about: what the tokens were made from, by name.
         report: of the rows to train on, with its `census`.
-        findings: of the quality pass.
+        findings: of the quality pass; None: nothing was looked for.
+        objective: decides what of a row is trained.
         rows: to show.
         reader: of the tokenizer.
         max_length: tokens of a row at most.
@@ -85,11 +88,12 @@ def render_page(
     return environment.get_template("page.html.jinja").render(
         title=title,
         about=about,
-        lines=build_lines(report),
-        sources=list_sources(report["census"]),
+        lines=build_lines(report, objective=objective),
+        sources=list_sources(report["census"], objective=objective),
         chart=build_chart(report["census"]["histogram"]),
         findings=name_findings(findings),
-        rows=[_to_values(row, reader, max_length) for row in rows],
+        no_findings=say_that_there_are_none(findings),
+        rows=[_to_values(row, reader, max_length, note) for row in rows],
         num_rows=f"{report['census']['rows']:,}",
         num_open=_ROWS_OPEN,
         note=note,
@@ -106,26 +110,26 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _to_values(row: Row, reader: PieceReader, max_length: int) -> dict[str, Any]:
+def _to_values(row: Row, reader: PieceReader, max_length: int, note: str) -> dict[str, Any]:
     single = row.parts[0] if len(row.parts) == 1 and row.is_kept else None
     return {
         "number": f"{row.number:,}",
         "place": str(row.place),
-        "lengths": "" if single is None else _name_lengths(single),
+        "lengths": "" if single is None else _name_lengths(single, note),
         "what": explain_verdict(row, max_length),
         "facts": [(name.replace("_", " "), str(value)) for name, value in row.facts.items()],
-        "parts": [_to_part(part, reader) for part in row.parts if part.ids],
+        "parts": [_to_part(part, reader, note) for part in row.parts if part.ids],
     }
 
 
-def _to_part(part: Part, reader: PieceReader) -> dict[str, Any]:
+def _to_part(part: Part, reader: PieceReader, note: str) -> dict[str, Any]:
     pieces = reader.read(part.ids, part.trained)
     runs = [(trained, list(run)) for trained, run in groupby(pieces, key=lambda piece: piece.trained)]
-    return {"name": part.name, "lengths": _name_lengths(part), "runs": runs}
+    return {"name": part.name, "lengths": _name_lengths(part, note), "runs": runs}
 
 
-def _name_lengths(part: Part) -> str:
-    return f"{len(part.ids):,} tokens, {sum(part.trained):,} trained"
+def _name_lengths(part: Part, note: str) -> str:
+    return f"{len(part.ids):,} tokens" + ("" if note else f", {sum(part.trained):,} trained")
 
 
 def build_chart(histogram: Sequence[Mapping[str, int]]) -> Chart | None:

@@ -7,7 +7,7 @@ tokenizer itself decodes there.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,7 @@ __all__ = ["Piece", "PieceReader", "to_visible"]
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # byte fallback, as SentencePiece names its bytes
 # Format characters that belong to how words and emoji are written: the joiners of zero width.
 _WRITTEN = {"\u200c", "\u200d"}
+_OWN_SIGNS = {"↵", "⇥", "‹"}  # and the pictures of control characters, ␀ to ␟
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,18 @@ class Piece:
 
 
 class PieceReader:
-    """Reads rows of one tokenizer."""
+    """Reads rows of one tokenizer.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    Args:
+        tokenizer: whose ids they are.
+        headers: further ids that are control tokens: those that the template writes between turns.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", headers: Collection[int] = ()) -> None:
         self._backend = tokenizer.backend_tokenizer
         added = tokenizer.added_tokens_decoder
         self._control_ids = {token_id for token_id, token in added.items() if token.special}
-        self._control_ids |= set(tokenizer.all_special_ids)
+        self._control_ids |= set(tokenizer.all_special_ids) | set(headers)
         self._byte_of_char = _list_byte_characters() if "ByteLevel(" in str(self._backend.decoder) else {}
         self._anchor = self._find_anchor()
 
@@ -144,7 +150,10 @@ def _list_byte_characters() -> dict[str, int]:
 
 
 def to_visible(text: str) -> str:
-    """Write text so that nothing in it is unseen or steers a terminal: ↵ before a line break, ⇥ for a tab, ‹U+200B›."""
+    """Write text so that nothing in it is unseen or steers a terminal: ↵ before a line break, ⇥ for a tab, ‹U+200B›.
+
+    A sign that this writes with is written by its number where the text has it itself: ↵ in the data is ‹U+21B5›.
+    """
     return "".join(_to_visible_character(char) for char in text)
 
 
@@ -156,7 +165,8 @@ def _to_visible_character(char: str) -> str:
     if char < " ":
         return chr(0x2400 + ord(char))
     category = unicodedata.category(char)
+    is_own_sign = char in _OWN_SIGNS or "\u2400" <= char <= "\u241f"
     is_odd_space = category == "Zs" and char not in (" ", "\u3000")
-    if is_odd_space or (category in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co") and char not in _WRITTEN):
+    if is_own_sign or is_odd_space or (category in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co") and char not in _WRITTEN):
         return f"‹U+{ord(char):04X}›"
     return char

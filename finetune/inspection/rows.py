@@ -21,13 +21,18 @@ __all__ = ["Part", "Row", "explain_verdict", "find_rows_at", "find_rows_numbered
 _BATCH_ROWS = 1000
 
 # Columns of ids, and of labels where the row holds any, by the name of the part.
-_PAIR = {"chosen": ("chosen_ids", "chosen_labels"), "rejected": ("rejected_ids", "rejected_labels")}
+_PAIR: Mapping[str, tuple[str, str | None]] = {
+    "chosen": ("chosen_ids", "chosen_labels"),
+    "rejected": ("rejected_ids", "rejected_labels"),
+}
+_SCORED = {side: (ids, None) for side, (ids, _) in _PAIR.items()}  # the score of the whole answer is trained
 _PROMPT: Mapping[str, tuple[str, str | None]] = {"": ("prompt", None)}
 _LABELLED: Mapping[str, tuple[str, str | None]] = {"": ("input_ids", None)}
 _MASKED = _LABELLED  # which tokens are masked is drawn while training
 _ANSWERED: Mapping[str, tuple[str, str | None]] = {"": ("input_ids", "labels")}
 _COLUMNS: Mapping[str, Mapping[str, tuple[str, str | None]]] = {
-    **dict.fromkeys(("dpo", "orpo", "reward"), _PAIR),
+    **dict.fromkeys(("dpo", "orpo"), _PAIR),
+    "reward": _SCORED,
     **dict.fromkeys(("grpo", "rloo"), _PROMPT),
     **dict.fromkeys(("sft", "pretrain", "kto"), _ANSWERED),
     "classify": _LABELLED,
@@ -61,7 +66,7 @@ class Row:
     """One row of the account.
 
     Attributes:
-        number: of the rows read, from 1; pieces of one row share theirs.
+        number: of the examples on its side, from 1; pieces of one share theirs.
         place: where it stands in the data.
         verdict: `whole`, `cut` or `piece` of a kept row, else the reason why it is dropped.
         parts: its tokens; of a dropped row none.
@@ -106,11 +111,11 @@ def take_first_rows(account: Dataset, count: int, *, objective: str, labels: Seq
 def find_rows_numbered(
     account: Dataset, number: int, *, objective: str, labels: Sequence[str] | None = None
 ) -> list[Row]:
-    """Find what became of the row that was read as the so-manieth: of a split one each piece; none where it is beyond.
+    """Find what became of the Nth example of the training side: of a split one each piece; none where it is beyond.
 
     Args:
         account: of the rows to look in.
-        number: from 1, over all sources in the order in which they were read.
+        number: from 1, in the order in which they stand after the mix, the split and the findings.
         objective: decides what columns hold the tokens.
         labels: names of a classifier's labels; None: there are none, or they are numbers.
     """
@@ -132,7 +137,7 @@ def find_rows_at(account: Dataset, place: Origin, *, objective: str, labels: Seq
 
 
 def _number_rows(account: Dataset) -> NDArray[np.int64]:
-    """Number the rows read; what follows a piece from the same place belongs to the same row."""
+    """Number the examples; what follows a piece from the same place belongs to the same row."""
     goes_on = _read_column(account, "verdict") == "piece"
     if not goes_on.any():
         return np.arange(1, len(account) + 1)

@@ -77,7 +77,7 @@ OBJECTIVES = {
         build_trainer=orpo.build_trainer,
     ),
     "reward": Objective(
-        build_rows=dpo.build_rows,
+        build_rows=reward.build_rows,
         build_arguments=reward.build_arguments,
         build_trainer=reward.build_trainer,
         head="score",

@@ -33,6 +33,7 @@ from finetune.errors import DataError
 from finetune.model.heads import LabelSpace
 from finetune.objectives.label_scores import Metric, choose_metric, score_majority
 from finetune.recipe.glue import GLUE_TASKS, GlueRole
+from finetune.recipe.row_kinds import Kind
 from finetune.recipe.rows_schema import (
     ClassificationSettings,
     DataSettings,
@@ -150,7 +151,8 @@ def load_labelled_rows(
         special_tokens_in_data=data.special_tokens_in_data,
     )
     _check_same_texts(train, held_out)
-    train = screen_examples(train, next(iter(held_out.values()), None), data.findings, kind="labelled")
+    evaluated: list[tuple[LoadedExamples, Kind]] = [(examples, "labelled") for examples in held_out.values()]
+    train = screen_examples(train, evaluated, data.findings, kind="labelled")
     rows = build(train)
     held_out_rows = {part: build(examples) for part, examples in held_out.items()}
     asked = []

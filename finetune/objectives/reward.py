@@ -12,11 +12,15 @@ from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 
 from finetune.data.batches import PairCollator
+from finetune.data.preference_tokens import build_pair_rows
+from finetune.data.rendering import Renderer
+from finetune.data.sources import LoadedExamples
+from finetune.data.tokens import TokenRows
 from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
 from finetune.objectives.trainer import StepMixin
-from finetune.recipe.schema import TrainingSettings
+from finetune.recipe.schema import DataSettings, TrainingSettings
 
-__all__ = ["ScoreTrainer", "build_arguments", "build_trainer"]
+__all__ = ["ScoreTrainer", "build_arguments", "build_rows", "build_trainer"]
 
 
 class ScoreTrainer(StepMixin, RewardTrainer):
@@ -38,6 +42,12 @@ class ScoreTrainer(StepMixin, RewardTrainer):
         ids, mask = batch["input_ids"].to(self.args.device), batch["attention_mask"].to(self.args.device)
         scores = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
         return scores, batch["completion_mask"][:, 1:].sum(1)
+
+
+def build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings) -> TokenRows:
+    """Render pairs into rows whose score is trained, and no token of which carries loss by itself."""
+    too_long = data.too_long or "drop"
+    return build_pair_rows(loaded, renderer, max_length=data.max_length, too_long=too_long, trains_tokens=False)
 
 
 def build_arguments(training: TrainingSettings, run: RunArguments) -> RewardConfig:

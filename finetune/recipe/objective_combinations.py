@@ -71,13 +71,14 @@ def _check_findings(settings: RecipeView) -> Iterator[Fault]:
             what = f"`{name}` is nothing that {HOLDS[kind]} can show, which `objective: {settings.objective}` reads."
             yield settings.fault(path, what, "Take the line out.")
         elif name in ("eval_overlap", "near_eval_overlap") and not _has_held_out(settings):
-            what = f"`{name}` compares with held-out rows, and there are none: `data.eval` is null."
+            what = f"`{name}` compares with rows that are evaluated, and there are none: `data.eval` is null."
             yield settings.fault(path, what, "Give `data.eval` rows, or take the line out.")
 
 
 def _has_held_out(settings: RecipeView) -> bool:
-    """Whether rows are held out; a task of GLUE brings its own."""
-    return settings.value("data.eval") is not None or settings.value("classification.task") is not None
+    """Whether rows are evaluated; a task of GLUE brings its own."""
+    places = ("data.eval", "classification.task", "evaluation.questions", "evaluation.preferences")
+    return any(settings.value(place) is not None for place in places)
 
 
 def _check_text(settings: RecipeView) -> Iterator[Fault]:

@@ -73,14 +73,17 @@ class FindingsSettings(Section):
     """What becomes of training rows in which something is found: they are told, left out, or stop the run."""
 
     duplicates: Annotated[
-        FindingPolicy, Field(description="Rows that say what an earlier one says, but for case and white space.")
+        FindingPolicy, Field(description="Rows that say what an earlier one says, but for white space.")
     ] = "report"
     near_duplicates: Annotated[
         FindingPolicy, Field(description="Rows that share nearly all their words with an earlier one.")
     ] = "report"
-    eval_overlap: Annotated[FindingPolicy, Field(description="Rows that stand among those held out, too.")] = "report"
+    eval_overlap: Annotated[
+        FindingPolicy,
+        Field(description="Rows that teach to answer what an evaluation asks: held-out rows, questions, pairs."),
+    ] = "report"
     near_eval_overlap: Annotated[
-        FindingPolicy, Field(description="Rows that share nearly all their words with one held out.")
+        FindingPolicy, Field(description="Rows that share nearly all their words with one that is evaluated.")
     ] = "report"
     conflicting_answers: Annotated[
         FindingPolicy, Field(description="Rows whose prompt an earlier one answers otherwise.")
@@ -105,7 +108,8 @@ class FindingsSettings(Section):
         "report"
     )
     length_bias: Annotated[
-        Literal["report", "error"], Field(description="Pairs whose chosen answer is the longer one nearly always.")
+        Literal["report", "error"],
+        Field(description="Pairs of which the longer answer, or the shorter, is the chosen one in 60 % or more."),
     ] = "report"
 
 

@@ -53,8 +53,8 @@ def write_identity(folder: RunFolder, identity: dict[str, Any]) -> None:
 
     Args:
         folder: the run's.
-        identity: `base_commit` of the base on the Hub (None for a folder), `data`, the fingerprint of the
-            rows' content, and `num_processes` of the launch.
+        identity: `base_commit` of the base on the Hub (None for a folder), `data`, the hash of the rows' ids and
+            masks, and `num_processes` of the launch.
     """
     folder.write_json(folder.identity_path, identity)
 
@@ -63,7 +63,7 @@ def refuse_other_identity(folder: RunFolder, identity: dict[str, Any]) -> None:
     """Compare what `write_identity` would write today with what it wrote when the run was started.
 
     Raises:
-        CheckpointError: the base has another commit, the rows another content, the launch another size.
+        CheckpointError: the base has another commit, the rows other tokens, the launch another size.
     """
     _refuse_differences(
         folder, folder.identity_path, identity, "on another base, other rows or other processes", "train on these"

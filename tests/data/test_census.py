@@ -8,13 +8,15 @@ from datasets import Dataset
 
 from finetune.data.account import build_ends
 from finetune.data.census import build_census
+from finetune.data.formats import from_json
 from finetune.data.label_hash import BLOCK_ROWS, hash_labels
-from finetune.data.preference_tokens import build_pair_rows
+from finetune.data.preference_tokens import build_judged_rows, build_pair_rows
 from finetune.data.prompt_tokens import build_prompt_rows
 from finetune.data.rendering import Renderer
 from finetune.data.sources import load_examples
 from finetune.data.templates import load_template
 from finetune.data.tokens import TokenRows, build_token_rows
+from finetune.errors import DataError
 from finetune.model.tokenizer import load_tokenizer
 from finetune.recipe.schema import ModelSettings, SourceSettings
 
@@ -91,7 +93,10 @@ def test_every_figure_is_that_of_the_rows(renderer, tmp_path):
     assert census["trained_tokens"] == sum(label != -100 for row in rows.dataset["labels"] for label in row[1:])
     assert census["trained_share"] == round(census["trained_tokens"] / census["tokens"], 4)
     assert census["sources"] == [
-        {"path": str(tmp_path / "rows.jsonl"), **{name: census[name] for name in ("rows", "tokens", "trained_tokens")}}
+        {
+            "path": str(tmp_path / "rows.jsonl"),
+            **{name: census[name] for name in ("rows", "tokens", "trained_tokens", "trained_share")},
+        }
     ]
     assert census["lengths"]["max"] == max(rows.dataset["length"])
     assert sum(bar["rows"] for bar in census["histogram"]) == 3
@@ -218,3 +223,64 @@ def test_the_report_of_rows_holds_their_hash(renderer, tmp_path):
     rows = build(tmp_path, ["one", "two"], renderer)
     assert rows.report["label_hash"] == hash_labels(rows.dataset).all
     assert rows.report["label_hash"] != build(tmp_path, ["one", "too"], renderer).report["label_hash"]
+
+
+# ---- what is trained is not always what is answered
+
+
+CHAT = [
+    {
+        "messages": [
+            {"role": "user", "content": "Name one."},
+            {"role": "assistant", "content": "one"},
+            {"role": "user", "content": "Name another one."},
+            {"role": "assistant", "content": "two three four"},
+        ]
+    }
+]
+
+
+@pytest.mark.parametrize("train_on", ["answers", "everything", "last_answer"])
+def test_a_lost_answer_is_counted_whatever_else_is_trained(tokenizer, tmp_path, train_on):
+    renderer = Renderer(load_template("alpaca", tokenizer), tokenizer, train_on)
+    (whole,) = renderer.render([from_json(load(tmp_path, CHAT).dataset[0]["example"])])
+    behind_the_first = whole.answers[-1][0] - 1  # within the second question
+
+    limit = max(behind_the_first, 8)
+    if train_on == "last_answer":  # nothing else of it carries loss
+        with pytest.raises(DataError, match="no row is left"):
+            build_token_rows(load(tmp_path, CHAT), renderer, max_length=limit, too_long="truncate")
+        return
+    census = build_token_rows(load(tmp_path, CHAT), renderer, max_length=limit, too_long="truncate").report["census"]
+    assert (census["cut"], census["answers_lost"], census["unended"]) == (1, 1, 0)
+
+
+def test_a_document_in_pieces_is_counted_once(renderer, tokenizer, tmp_path):
+    rows = [{"text": f"word {tokenizer.eos_token} " + "word " * 50}, {"text": "a few words"}]
+    built = build_token_rows(load(tmp_path, rows, "document"), renderer, max_length=20, too_long="split")
+    census = built.report["census"]
+    assert census["rows"] > 3
+    assert census["control_tokens"] == {"rows": 1, "tokens": 1}
+    assert sum(bar["rows"] for bar in census["histogram"]) == 2
+    assert census["lengths"]["min"] < 10 < 50 < census["lengths"]["max"]
+
+
+def test_the_prompt_of_a_pair_is_counted_once_and_a_dropped_pair_loses_no_answer(renderer, tokenizer, tmp_path):
+    pairs = [
+        {"prompt": f"Say {tokenizer.eos_token} it.", "chosen": "yes", "rejected": "no"},
+        {"prompt": "Say it.", "chosen": "yes " * 60, "rejected": "no"},
+    ]
+    loaded = load(tmp_path, pairs, "preference")
+    census = build_pair_rows(loaded, renderer, max_length=60, too_long="drop").report["census"]
+    assert census["control_tokens"] == {"rows": 1, "tokens": 1}
+    assert (census["dropped"]["too_long"], census["answers_lost"], census["unended"]) == (1, 0, 0)
+    scored = build_pair_rows(loaded, renderer, max_length=60, too_long="drop", trains_tokens=False).report["census"]
+    assert (scored["trained_tokens"], scored["tokens"]) == (0, census["tokens"])
+
+
+def test_the_hash_of_judged_rows_covers_the_answers_to_other_prompts(renderer, tmp_path):
+    rows = [{"prompt": f"Say {n}.", "completion": f"said {n}", "label": n % 2 == 0} for n in range(4)]
+    loaded = load(tmp_path, rows, "judged")
+    before = build_judged_rows(loaded, renderer, max_length=99, too_long="drop")
+    assert before.report["label_hash"] == hash_labels(before.dataset).all
+    assert {"kl_input_ids", "kl_labels"} <= set(before.dataset.column_names)

@@ -1,10 +1,12 @@
 """Every row that is read is kept, cut or dropped, and counted as what became of it."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from finetune.data import row_cache
 from finetune.data.batches import IGNORE_INDEX
 from finetune.data.rendering import Renderer
 from finetune.data.sources import load_examples
@@ -99,3 +101,14 @@ def test_the_fingerprint_changes_with_whatever_changes_the_tokens(renderer, tmp_
     else:
         after = build(write(tmp_path, ["hello", "where"]), renderer, 300)
     assert after.fingerprint != before
+
+
+def test_rows_of_another_version_of_a_library_are_made_anew(renderer, tmp_path, monkeypatch):
+    source = write(tmp_path, ["hello"])
+    before = build(source, renderer, 300).fingerprint
+    monkeypatch.setattr(row_cache, "version", lambda name: "0.0" if name == "tokenizers" else version(name))
+    row_cache.hash_makers.cache_clear()
+    try:
+        assert build(source, renderer, 300).fingerprint != before
+    finally:
+        row_cache.hash_makers.cache_clear()

@@ -1,5 +1,6 @@
 """A page over rows that would do harm if any of their text were taken for HTML."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.data.examples import Origin
@@ -42,7 +43,7 @@ FINDING = {
     "count": 2,
     "examples": [{"places": [f"{HARM}.json:1", "b.json:2"], "text": HARM}],
     "advice": "Drop them.",
-    "details": {},
+    "details": {"favours": HARM, "share": 0.75},
     "policy": "report",
     "rows_dropped": 0,
 }
@@ -66,13 +67,14 @@ def build_rows() -> list[Row]:
     ]
 
 
-def render_small_page() -> str:
+def render_small_page(findings: Sequence[Mapping[str, Any]] | None = (FINDING,), objective: str = "sft") -> str:
     """Render the page of these rows."""
     return render_page(
         title=HARM,
         about=[("objective", "sft"), ("template", HARM)],
-        report={"rows_read": 4, "sources": [{"path": "a", "bad_rows": 0}], "census": CENSUS},
-        findings=[FINDING],
+        report={"rows_read": 4, "sources": [{"path": "a", "rows": 4, "bad_rows": 0}], "census": CENSUS},
+        findings=findings,
+        objective=objective,
         rows=build_rows(),
         reader=PieceReader(build_byte_level()),
         max_length=512,

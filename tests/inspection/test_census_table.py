@@ -1,6 +1,10 @@
-"""The table says what the census counted, with where to look."""
+"""The table says what the census counted, with where to look, and adds up."""
 
-from finetune.inspection.census_table import build_lines, name_findings, to_bar, to_object
+from typing import Any
+
+import pytest
+
+from finetune.inspection.census_table import Line, build_lines, list_sources, render_census_lines, to_bar, to_object
 
 CENSUS = {
     "rows": 8,
@@ -21,33 +25,103 @@ CENSUS = {
     "control_tokens": {"rows": 1, "tokens": 3},
     "first_places": {"too_long": ["a.json:2", "a.json:9"], "cut": ["a.json:1"], "control_tokens": ["a.json:4"]},
 }
-REPORT = {"rows_read": 12, "sources": [{"path": "a.json", "bad_rows": 2}], "census": CENSUS}
+BAD = {"no answer": {"rows": 2, "first": ["a.json:5", "a.json:7"]}}
+REPORT = {
+    "rows_read": 10,
+    "sources": [{"path": "a.json", "rows": 10, "bad_rows": 2, "bad_reasons": BAD}],
+    "census": CENSUS,
+}
 
 
-def find(name: str, report: dict = REPORT):
-    return next(line for line in build_lines(report) if line.name == name)
+def find(name: str, report: dict[str, Any] = REPORT, objective: str = "sft") -> Line:
+    return next(line for line in build_lines(report, objective=objective) if line.name == name)
 
 
-def test_a_figure_stands_with_its_share_or_its_first_places():
+def count(report: dict[str, Any], *names: str) -> list[int]:
+    return [int(find(name, report).value.replace(",", "")) for name in names]
+
+
+def test_a_figure_stands_with_its_share_or_its_first_places_each_file_once():
     assert find("trained tokens").note == "25.0% of the tokens"
-    assert find("dropped: longer than max_length").note == "a.json:2, a.json:9"
-    assert find("cut to max_length").note == "a.json:1 and 6 more"
-    assert find("control tokens in rows' text").note == "3 of them: a.json:4"
+    assert find("dropped: longer than max_length").note == "a.json: 2, 9"
+    assert find("cut to max_length").note == "a.json: 1 · 6 more"
+    assert find("control tokens in rows' text").note == "3 tokens · a.json: 4"
     assert find("max_length keeping 99% whole").value == "1,900 tokens"
 
 
+def test_bad_rows_stand_by_their_reason_with_the_first_of_them():
+    assert find("bad rows left out").value == "2"
+    assert find("bad row: no answer") == Line("bad row: no answer", "2", ("a.json: 5, 7",), needs_look=True)
+
+
 def test_what_is_seldom_meant_is_marked_and_zero_is_not():
-    marked = {line.name for line in build_lines(REPORT) if line.needs_look}
+    marked = {line.name for line in build_lines(REPORT, objective="sft") if line.needs_look}
     assert marked == {
         "bad rows left out",
+        "bad row: no answer",
         "dropped: longer than max_length",
         "cut to max_length",
         "control tokens in rows' text",
     }
 
 
+def test_the_table_adds_up_from_the_files_to_what_is_trained_on():
+    census = CENSUS | {"rows": 9, "dropped": {"too_long": 2}}
+    sources = [
+        {"path": "a.json", "rows": 20, "bad_rows": 2, "bad_reasons": BAD, "rows_taken": 12},
+        {"path": "b.json", "rows": 5, "examples": 6, "bad_rows": 0, "bad_reasons": {}, "rows_taken": 6},
+    ]
+    split = {"side": "train", "rows": 14, "of": 17, "seed": 1}
+    report = {"rows_read": 11, "rows_dropped": 3, "sources": sources, "split": split, "census": census}
+    assert count(report, "rows in the files", "bad rows left out") == [27, 2]
+    steps = count(
+        report,
+        "examples in the other rows",
+        "left out by the mix",
+        "held out by the split",
+        "dropped by findings",
+        "dropped: longer than max_length",
+        "rows trained on",
+    )
+    assert steps == [26, 8, 4, 3, 2, 9]
+    assert steps[0] - sum(steps[1:-1]) == steps[-1]
+    assert find("held out by the split", report).note == "data.eval: 3 of 17 rows"
+    assert find("examples to train on", report).note == "--row 1 to --row 11"
+
+
+def test_shots_and_the_pieces_of_split_rows_add_up_too():
+    shots = {"of_each": 3, "rows": 6, "of": 8, "seed": 1}
+    report = REPORT | {"rows_read": 6, "shots": shots, "split": {"side": "train", "rows": 8, "of": 10, "seed": 1}}
+    assert count(report, "held out by the split", "not drawn as shots", "examples to train on") == [2, 2, 6]
+    assert count(report, "further pieces of split rows", "rows trained on") == [4, 8]
+
+
+@pytest.mark.parametrize("objective", ["reward", "classify", "grpo"])
+def test_where_no_token_is_trained_none_is_said_to_be(objective):
+    line = find("trained tokens", objective=objective)
+    assert line.value == "none"
+    assert list_sources(CENSUS, objective=objective)[0] == ("source", "rows", "tokens")
+
+
+def test_of_masked_rows_it_is_said_that_the_tokens_may_be_masked():
+    assert find("tokens that may be masked", objective="mlm").value == "250"
+    names = [line.name for line in build_lines(REPORT, objective="mlm")]
+    assert "trained tokens" not in names
+    assert "dropped: no token that may be masked" in names
+
+
+def test_lines_have_no_spaces_at_the_end_and_no_place_is_folded_inside():
+    names = [f"folder/a_file_of_rows_{letter}.jsonl" for letter in "abc"]
+    places = {"cut": [f"{name}:{row}" for name in names for row in (942, 957)]}
+    lines = render_census_lines(REPORT | {"census": CENSUS | {"first_places": places}}, objective="sft", width=100)
+    assert max(map(len, lines)) <= 100
+    assert lines == [line.rstrip() for line in lines]
+    for name in names:
+        assert sum(f"{name}: 942, 957" in line for line in lines) == 1
+
+
 def test_how_full_packed_rows_are_stands_there_only_where_rows_are_packed():
-    assert not [line for line in build_lines(REPORT) if line.name == "packed rows filled"]
+    assert not [line for line in build_lines(REPORT, objective="sft") if line.name == "packed rows filled"]
     packed = REPORT | {"census": CENSUS | {"packing_fill": 0.987}}
     assert find("packed rows filled", packed).value == "98.7%"
 
@@ -69,19 +143,3 @@ def test_a_bar_is_as_long_as_its_share_and_never_nothing():
     assert to_bar(5, 10, 3) == "█▌"
     assert to_bar(1, 10_000, 4) == "▏"
     assert to_bar(0, 10, 4) == ""
-
-
-def test_a_finding_says_how_many_what_to_do_and_where():
-    finding = {
-        "name": "near_duplicates",
-        "severity": "note",
-        "count": 3,
-        "examples": [{"places": ["a.json:1", "a.json:2"], "text": "Say it"}],
-        "advice": "Read a few.",
-        "details": {},
-        "policy": "drop",
-        "rows_dropped": 3,
-    }
-    assert name_findings([finding]) == [
-        ("note", "near duplicates: 3, 3 dropped", "Read a few.", ["a.json:1, a.json:2: Say it"])
-    ]

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from finetune.errors import CheckpointError, PlaceError
-from finetune.inspection.checking import compare_tokens, read_run
+from finetune.inspection.checking import RunRecord, compare_tokens, read_run, without_evaluation
 from finetune.prepare import prepare
-from finetune.recipe.reading import to_resolved
+from finetune.recipe.reading import build_recipe, to_resolved
 from tests.inspection.small_previews import build_small_recipe, write_model_without_weights, write_rows
 
 TEMPLATE = r"""{{- bos_token -}}
@@ -18,6 +20,7 @@ TEMPLATE = r"""{{- bos_token -}}
 {%- else -%}{{- 'Q: ' ~ message['content'] -}}{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '\nA: ' -}}{%- endif -%}"""
+CENSUS = {"rows": 1, "tokens": 1, "trained_tokens": 1}
 PACKAGES = {"transformers": "5.17.0", "tokenizers": "0.22.1"}
 
 
@@ -47,6 +50,17 @@ class World:
         run = read_run(self.run)
         train = prepare(run.recipe).train
         return compare_tokens(run, train.report, train.account, PACKAGES | packages)
+
+
+def find_changes(then: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
+    """Compare two reports of one row whose hashes differ."""
+    account = Dataset.from_dict({"verdict": ["whole"], "source": ["a.jsonl"], "row": [1]})
+    run, today = (
+        {**report, "census": CENSUS, "label_hash": side, "ids_hash": side, "label_hash_blocks": [side]}
+        for side, report in (("then", then), ("now", now))
+    )
+    recipe = build_small_recipe(Path("model"), Path("a.jsonl"))
+    return compare_tokens(RunRecord(Path("run"), recipe, run, {}), today, account, {}).differences
 
 
 @pytest.fixture
@@ -112,6 +126,16 @@ def test_a_row_that_changed_is_found_in_its_thousand(world):
     )
 
 
+def test_of_two_sources_of_one_path_the_changed_one_is_told():
+    first, second = ({"path": "a.jsonl", "sha256": content} for content in ("11", "22"))
+    then = {"content_fingerprint": "x", "sources": [first, second]}
+    for today in ([second, second], [first, first], [first]):
+        (said, *_) = find_changes(then, {"content_fingerprint": "y", "sources": today})
+        assert said == "the rows' content: a.jsonl changed"
+    (said, *_) = find_changes(then, {"content_fingerprint": "y", "sources": [first, second]})
+    assert said == "the rows' content: what is taken of the files changed"
+
+
 def test_rows_that_are_more_or_fewer_are_counted(world):
     world.write(2)
     assert "rows trained on: 3 in the run, 2 today" in world.check().differences
@@ -153,3 +177,15 @@ def test_a_recipe_that_cannot_be_read_today_is_refused_with_its_faults(world):
     (world.run / "resolved.json").write_text(json.dumps(resolved))
     with pytest.raises(CheckpointError, match=r"(?s)cannot be read today.*max_lenght"):
         read_run(world.run)
+
+
+def test_what_is_only_evaluated_on_is_left_aside_and_a_fraction_held_out_is_not(world):
+    source = {"path": str(world.rows)}
+    asked = {"questions": source, "preferences": source, "general_text": source}
+    resolved = to_resolved(world.recipe)
+    resolved |= {"evaluation": resolved["evaluation"] | asked, "data": resolved["data"] | {"eval": source}}
+    left = without_evaluation(build_recipe(resolved))
+    assert left.data.eval is None
+    assert [left.evaluation.questions, left.evaluation.preferences, left.evaluation.general_text] == [None] * 3
+    held_out = build_recipe(resolved | {"data": resolved["data"] | {"eval": {"fraction": 0.5}}})
+    assert without_evaluation(held_out).data == held_out.data

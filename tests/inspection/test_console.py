@@ -5,9 +5,10 @@ import io
 from rich.console import Console
 
 from finetune.data.examples import Origin
-from finetune.inspection.console import build_console, print_rows
+from finetune.inspection.console import build_console, print_census, print_rows
 from finetune.inspection.pieces import PieceReader
 from finetune.inspection.rows import Part, Row
+from tests.inspection.small_pages import CENSUS, FINDING, HARM
 from tests.inspection.small_tokenizers import END, build_byte_level
 
 
@@ -52,6 +53,19 @@ def test_brackets_that_the_text_uses_itself_are_not_used():
     assert "\n⟦x⟧⦗yes⦘\n" in draw(build_row("⟦x⟧yes", trained_from=7))
 
 
+def test_a_text_that_writes_a_control_tokens_signs_gets_others_for_it():
+    drawn = draw(build_row(f"❮x❯y{END}", trained_from=99))
+    assert f"\n❮x❯y❰{END}❱\n" in drawn
+    assert "❰control token❱" in drawn
+
+
+def test_where_every_sign_is_used_it_is_said():
+    notice = "The text uses each pair of signs that there is for this"
+    assert notice in draw(build_row("❮❰❬⟪⦉⦑⧘⧚⸤", trained_from=99))
+    assert notice in draw(build_row("⟦⦗⦅⧼⟬⦃⦇⦋⸢", trained_from=99))
+    assert notice not in draw(build_row("❮❰❬⟪⦉⦑⧘⧚", trained_from=99))
+
+
 def test_a_text_cannot_steer_the_terminal_nor_the_layout():
     drawn = draw(build_row("\x1b[2J[bold]:smile:\r", trained_from=99))
     assert "␛[2J[bold]:smile:␍" in drawn
@@ -84,5 +98,35 @@ def test_a_pipe_of_another_encoding_gets_escapes_and_no_fault(monkeypatch):
     assert stream.buffer.getvalue() == "naïve \\u27e6\\u65e5\\u27e7\n".encode("latin-1")
 
 
-def test_where_no_token_is_marked_it_is_said_why():
-    assert "\nThe label is trained.\n" in draw(build_row("x", 99), note="The label is trained.")
+def test_where_no_token_is_marked_it_is_said_why_and_nothing_else_is_said_of_it():
+    drawn = draw(build_row("x", 99), note="The label carries loss.")
+    assert "\nThe label carries loss.\n" in drawn
+    assert "   1 tokens\n" in drawn
+    assert "trained" not in drawn
+
+
+def draw_census(findings: list | None = None, **census) -> str:
+    file = io.StringIO()
+    report = {
+        "rows_read": 4,
+        "sources": [{"path": "a", "rows": 4, "bad_rows": 0, "bad_reasons": {}}],
+        "census": CENSUS | census,
+    }
+    console = Console(file=file, width=120, highlight=False, markup=False, emoji=False)
+    print_census(console, report, findings, objective="sft")
+    return file.getvalue()
+
+
+def test_no_line_of_the_census_ends_with_spaces_nor_folds_a_place():
+    path = "a_folder/of_some_length/rows_that_were_written_in_march.jsonl"
+    places = [f"{path}:{row}" for row in (942, 957, 1201, 1333, 1414)]
+    drawn = draw_census(first_places={"too_long": places}, dropped={"too_long": 5}, rows=-1)
+    assert f"{path}: 942, 957, 1201, 1333, 1414\n" in drawn
+    assert [line for line in drawn.splitlines() if line != line.rstrip()] == []
+
+
+def test_findings_are_told_with_policy_and_figures_and_none_from_not_looked_for():
+    drawn = draw_census([FINDING])
+    assert f"\nwarning: duplicates: 2 (policy: report)\n  favours {HARM} · share 0.75\n  Drop them.\n" in drawn
+    assert draw_census([]).endswith("\nfindings: none\n")
+    assert draw_census(None).endswith("\nfindings: not looked for (data.findings is null)\n")

@@ -123,3 +123,18 @@ def test_bars_are_as_high_as_their_rows_and_empty_ones_at_the_beginning_are_left
     assert high["height"] == 4 * low["height"]
     assert chart.text == "10 to 19 tokens: 4 rows; 20 to 99 tokens: 1 rows"
     assert build_chart([]) is None
+
+
+def test_a_finding_tells_its_policy_and_its_figures(read):
+    assert "duplicates: 2 (policy: report)" in read.text_in["summary"]
+    assert f"favours {HARM} · share 0.75" in read.text_in["p"]
+
+
+def test_nothing_found_is_told_from_nothing_looked_for():
+    assert "<p>findings: none</p>" in render_small_page([])
+    assert "<p>findings: not looked for (data.findings is null)</p>" in render_small_page(None)
+
+
+def test_where_no_token_is_trained_as_such_the_sources_count_none():
+    assert ">trained</th>" in render_small_page()
+    assert ">trained</th>" not in render_small_page(objective="reward")

@@ -83,6 +83,7 @@ def test_words_of_an_encoder_stand_apart_and_its_marks_are_control_tokens():
         ("\x1b[31m", "␛[31m"),
         ("\u200b<\u202e", "‹U+200B›<‹U+202E›"),
         ("a\u00a0b\u2028", "a‹U+00A0›b‹U+2028›"),
+        ("a↵b⇥‹U+200B›␛", "a‹U+21B5›b‹U+21E5›‹U+2039›U+200B›‹U+241B›"),
         ("👩‍👩‍👧 naïve", "👩‍👩‍👧 naïve"),
     ],
 )

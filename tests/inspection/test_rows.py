@@ -93,6 +93,13 @@ def test_a_pair_has_two_parts(prepared):
     assert sum(chosen["trained"]) + sum(rejected["trained"]) == train.report["census"]["trained_tokens"]
 
 
+def test_of_a_pair_whose_score_is_trained_no_token_is_marked(prepared):
+    train = prepared([{"prompt": "Say it", "chosen": "yes", "rejected": "no"}], "reward").train
+    (row,) = take_first_rows(train.account, 1, objective="reward")
+    assert [part.name for part in row.parts] == ["chosen", "rejected"]
+    assert all(part.ids and not any(part.trained) for part in row.parts)
+
+
 def test_a_judged_answer_says_how_it_was_judged(prepared):
     rows = [{"prompt": "Say it", "completion": word, "label": word == "yes"} for word in ("yes", "no")]
     account = prepared(rows, "kto").train.account

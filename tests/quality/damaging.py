@@ -2,36 +2,46 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tests.quality.planted_texts import ACCENTED, ADDED_SENTENCES, ANSWERS_BEGIN, SYNONYMS
 
-__all__ = ["DAMAGES", "contradict", "copy_exactly", "copy_nearly", "damage"]
+__all__ = ["DAMAGES", "contradict", "copy_exactly", "copy_nearly", "damage", "recase"]
 
 Row = dict[str, str]
 
 _WAYS_OF_COPYING = [
     {},
-    {"instruction": str.lower},
     {"output": lambda text: f"{text}\n"},
-    {"instruction": str.upper},
     {"output": lambda text: text.replace(" ", "  ")},
-    {"instruction": str.lower, "input": str.lower, "output": str.lower},
     {"instruction": lambda text: f"  {text} "},
     {},
-    {"output": lambda text: text.replace("\n", "\n\n")},
-    {"instruction": str.title},
-    {"output": str.upper},
     {"output": lambda text: text.replace("\n", "\r\n")},
     {"instruction": lambda text: text.replace(" ", "\u00a0", 2), "output": lambda text: f"\t{text}"},
-    {},
-    {"input": str.upper, "output": lambda text: f" {text}  "},
+    {"output": lambda text: text.replace("\n", " \n"), "input": lambda text: f" {text}"},
+]
+_WAYS_OF_RECASING = [
+    {"instruction": str.lower},
+    {"instruction": str.upper},
+    {"instruction": str.lower, "input": str.lower, "output": str.lower},
+    {"output": lambda text: text.replace("\n", "\n\n").upper()},
+    {"instruction": str.title},
+    {"output": str.upper},
+    {"input": str.upper, "output": lambda text: f" {text.lower()}  "},
 ]
 
 
 def copy_exactly(row: Row, turn: int) -> Row:
-    """Copy a row, in most turns with other case or white space."""
-    changes = _WAYS_OF_COPYING[turn % len(_WAYS_OF_COPYING)]
+    """Copy a row, in most turns with other white space."""
+    return _change(row, _WAYS_OF_COPYING[turn % len(_WAYS_OF_COPYING)])
+
+
+def recase(row: Row, turn: int) -> Row:
+    """Copy a row in another case, some with other line breaks: the same words, and maybe another meaning."""
+    return _change(row, _WAYS_OF_RECASING[turn % len(_WAYS_OF_RECASING)])
+
+
+def _change(row: Row, changes: dict[str, Callable[[str], str]]) -> Row:
     return {name: changes.get(name, str)(text) if text.strip() else text for name, text in row.items()}
 
 

@@ -9,6 +9,8 @@ NEAR_MISSES: dict[str, list[tuple[str, str, str]]] = {
     # question about different things, one passage that different things are asked of.
     "duplicates": [
         ("Is 17 a prime number?", "", "Yes."),
+        ("Is this letter a capital?", "G", "It is."),
+        ("Is this letter a capital?", "g", "It is not."),
         ("Do whales breathe air?", "", "Yes."),
         ("Does ice float on water?", "", "Yes."),
         ("Name the capital of Norway.", "", "Oslo"),
@@ -78,6 +80,16 @@ NEAR_MISSES: dict[str, list[tuple[str, str, str]]] = {
         ("Answer with yes or no: is honey made by bees?", "", "yes"),
         ("What is the price?", "The ticket costs five dollars.", "$5"),
         ("Which grade did she get?", "Her essay was given the best mark there is.", "A+"),
+        ("What does this line of Python print?", "print(dict())", "{}"),
+        (
+            "What does the function return when no row matches?",
+            "def find(rows): return [r for r in rows if r > 9]",
+            "[]",
+        ),
+        ("Write an empty tuple in Python.", "", "()"),
+        ("Which key starts a search in the editor vim?", "", "/"),
+        ("Which operator gives the rest of a division in C?", "", "%"),
+        ("Which separator stands between the fields of this row?", "Ann;Ben;Cleo", ";"),
     ],
     "refusals": [
         (

@@ -209,6 +209,11 @@ def _fill(shelf: _Shelf, fits: Callable[[Row], bool], words: _Wordings) -> Row:
 
 def _plant_duplicate(shelf: _Shelf, words: _Wordings, turn: int, held_out: list[Row]) -> None:
     original = shelf.borrow(_is_any)
+    if turn % 3 == 2:
+        # The same words in another case are a near duplicate: case can be what a row teaches.
+        copied = damaging.recase(original.row, turn // 3)
+        shelf.add(copied, "near_duplicates" if copied != original.row else "duplicates", after=original.place)
+        return
     shelf.add(damaging.copy_exactly(original.row, turn), "duplicates", after=original.place)
 
 
@@ -220,7 +225,8 @@ def _plant_near_duplicate(shelf: _Shelf, words: _Wordings, turn: int, held_out: 
 def _plant_overlap(shelf: _Shelf, words: _Wordings, turn: int, held_out: list[Row]) -> None:
     item = shelf.borrow(_is_any)
     shelf.mark(item, "eval_overlap")
-    held_out.append(damaging.copy_exactly(item.row, turn))
+    # A question in another case leaks as well.
+    held_out.append((damaging.recase if turn % 3 == 2 else damaging.copy_exactly)(item.row, turn))
 
 
 def _plant_near_overlap(shelf: _Shelf, words: _Wordings, turn: int, held_out: list[Row]) -> None:
@@ -240,7 +246,7 @@ def _plant_conflict(shelf: _Shelf, words: _Wordings, turn: int, held_out: list[R
     others = sorted({item.row["output"] for item in shelf.items if item.number != -1 and _is_short_answer(item.row)})
     row = dict(original.row, output=damaging.contradict(original.row["output"], others, shelf.dice))
     if turn % 6 == 0:
-        row["instruction"] = row["instruction"].lower() + " "
+        row["instruction"] = f" {row['instruction']}  "
     shelf.add(row, "conflicting_answers", after=original.place)
 
 

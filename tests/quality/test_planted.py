@@ -82,7 +82,7 @@ def load(path: Path, kind: str) -> LoadedExamples:
 def inspect(planted: PlantedFile) -> dict[int, set[str]]:
     """Find the faults of a file, and say under which names each line was found; what the reader refused is found."""
     train = load(planted.path, planted.kind)
-    held_out = load(planted.held_out, planted.kind) if planted.held_out else None
+    held_out = [(load(planted.held_out, planted.kind), planted.kind)] if planted.held_out else []
     rows = train.dataset["row"][:]
     flagged: dict[int, set[str]] = {line: {"empty_answers"} for line in set(planted.texts) - set(rows)}
     assert sum(source["bad_rows"] for source in train.report["sources"]) == len(flagged)
@@ -159,7 +159,7 @@ def test_our_own_rows_are_left_alone(own):
 def test_a_set_of_pairs_is_called_biased_by_length_where_it_is(folder):
     wrong = []
     for path, is_biased in plant_pair_sets(folder, seed=22):
-        names = {finding.name for finding in find_faults(load(path, "preference"), None, kind="preference")}
+        names = {finding.name for finding in find_faults(load(path, "preference"), [], kind="preference")}
         if ("length_bias" in names) != is_biased:
             wrong.append(f"{path.name}: {'not ' if is_biased else ''}called biased")
     assert not wrong, wrong

@@ -39,8 +39,22 @@ _IN_BRACKETS = re.compile(
 _AROUND = "<>[]{}()\"'`*_.!:;-#/~ \n\t"
 # So long an answer may be one sign that was asked for.
 _MAX_SIGNS = 2
+# What code prints where there is nothing, and signs that a program knows; dots, dashes and question marks, which fill
+# a gap as well, are answers only where signs or what is printed are asked for.
+_PAIRS = frozenset({"{}", "[]", "()", "<>", "''", '""', "``", "[[]]", "{{}}", "[{}]"})
+_FILLERS = frozenset(".,-_*!?~\u2013\u2014")
 _ABOUT_SIGNS = re.compile(
     r"(?i)\b(?:punctuat\w*|symbols?|signs?|operators?|emoj\w*|emoticons?|characters?|marks?|ascii|morse|smileys?|dots?)\b"
+)
+_ASKS_FOR_SIGN = re.compile(
+    r"(?i)\b(?:print(?:s|ed)?|outputs?|separat(?:or|e[sd]?)|delimit\w+|wildcards?|(?:which|what) (?:key|button)|"
+    r"keyboard|regex\w*)\b"
+)
+_ABOUT_CODE = re.compile(
+    r"(?i)\b(?:which|stands? for|codes?|coding|functions?|commands?|scripts?|python|java\w*|typescript|c\+\+|c#|rust|"
+    r"golang|perl|php|ruby|sql|bash|shell|unix|linux|html|css|json|yaml|xml|reg(?:ular )?ex\w*|evaluat\w+|returns?|"
+    r"prints?|outputs?|dict(?:s|ionary|ionaries)?|tuples?|arrays?|query|directory|path|url|keyboard|separat\w+|"
+    r"delimit\w+|brackets?|parenthes\w+|braces?|slash\w*|per ?cent|empty)\b|[(\[{][)\]}]|```"
 )
 
 # What an assistant calls itself.
@@ -179,8 +193,18 @@ def is_too_short(answer: str, asked: str) -> bool:
         return bare not in asked.casefold() and not (bare == "undefined" and _ASKS_FOR_VALUE.search(asked))
     if _LETTER_OR_DIGIT.search(answer):
         return False
-    is_one_sign = len("".join(answer.split())) <= _MAX_SIGNS
-    return not _speaks_in_signs(answer) and not (is_one_sign and _ABOUT_SIGNS.search(asked))
+    return not _speaks_in_signs(answer) and not _is_asked_for("".join(answer.split()).strip("`"), asked)
+
+
+def _is_asked_for(signs: str, asked: str) -> bool:
+    """Whether an answer of signs alone is what a prompt about signs or code wants."""
+    if signs in _PAIRS:
+        return _ABOUT_SIGNS.search(asked) is not None or _ABOUT_CODE.search(asked) is not None
+    if len(signs) > _MAX_SIGNS:
+        return False
+    if _ABOUT_SIGNS.search(asked) or _ASKS_FOR_SIGN.search(asked):
+        return True
+    return signs.isascii() and not _FILLERS.issuperset(signs) and _ABOUT_CODE.search(asked) is not None
 
 
 def _speaks_in_signs(answer: str) -> bool:

@@ -3,14 +3,25 @@
 The kinds are a closed list, the same as the fields of `data.findings` in the recipe.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FACTS", "FINDING_NAMES", "Finding", "FindingExample", "FindingFacts", "FindingName", "Severity", "quote"]
+__all__ = [
+    "FACTS",
+    "FINDING_NAMES",
+    "Finding",
+    "FindingExample",
+    "FindingFacts",
+    "FindingName",
+    "Group",
+    "Severity",
+    "quote",
+]
 
 FindingName = Literal[
     "duplicates",
@@ -28,10 +39,34 @@ FindingName = Literal[
     "length_bias",
 ]
 FINDING_NAMES: tuple[FindingName, ...] = get_args(FindingName)
-Severity = Literal["error", "warning", "note"]
+Severity = Literal["serious", "warning", "note"]
 
 MAX_EXAMPLES = 5
 _MAX_QUOTE = 160  # characters
+# White space, but none that text does not hold: that is damage, and is to be seen.
+_SPACE = re.compile(r"[^\S\x1c-\x1f\x85]+")
+_MAX_LIKE = 1.0 + 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Training rows of which one can stay.
+
+    Attributes:
+        rows: indices, in order.
+        says: what each says, as numbers: rows within one unit of the first say the same, and go with nothing; empty:
+            every row stands for every other.
+    """
+
+    rows: list[int]
+    says: list[float] = field(default_factory=list)
+
+    def find_spare(self, gone: Collection[int] = ()) -> list[int]:
+        """Find the rows that repeat or contradict the first of those that are not gone."""
+        left = [place for place, row in enumerate(self.rows) if row not in gone]
+        if not self.says:
+            return [self.rows[place] for place in left[1:]]
+        return [self.rows[place] for place in left[1:] if abs(self.says[place] - self.says[left[0]]) > _MAX_LIKE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +88,15 @@ class Finding:
 
     Attributes:
         name: the kind.
-        severity: `error` spoils what is trained or measured, `warning` should be looked at, `note` is good to know.
+        severity: `serious` spoils what is trained or measured, `warning` should be looked at, `note` is good to know.
         rows: indices into the training examples that show it, sorted; of repeats all but the first of each group.
         count: of rows; for `length_bias`, which no single row shows, the pairs whose longer answer was chosen, or
             whose shorter one was where those are favoured.
         examples: the first rows that show it, at most five.
         advice: what it means and what to do.
         details: figures of this kind, e.g. shares of languages.
+        groups: of rows that show it of each other, so that it can be said which of them go when others are gone;
+            sorted by what comes last in them where they overlap.
     """
 
     name: FindingName
@@ -69,9 +106,10 @@ class Finding:
     examples: list[FindingExample]
     advice: str
     details: dict[str, Any] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to what the report holds; the rows themselves stay out of it."""
+        """Convert to what the report holds; the rows themselves and their groups stay out of it."""
         return {
             "name": self.name,
             "severity": self.severity,
@@ -90,7 +128,7 @@ def quote(text: str, start: int = 0) -> str:
     begin = max(0, start - 40)
     # No more than can be shown is folded, however long the text.
     cut = text[begin : begin + 2 * _MAX_QUOTE]
-    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(cut.split()))
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in _SPACE.sub(" ", cut).strip(" "))
     before = "…" if begin else ""
     room = _MAX_QUOTE - len(before)
     if len(line) > room or begin + len(cut) < len(text):
@@ -121,7 +159,7 @@ FACTS: Mapping[FindingName, FindingFacts] = {
         "Almost the same words stand in an earlier row. Read a few: `drop` keeps the first of each group.",
     ),
     "eval_overlap": FindingFacts(
-        "error",
+        "serious",
         "A held-out row asks the same, so the evaluation scores what was learnt by heart. `drop` takes these rows out "
         "of the training rows; the held-out ones stay.",
     ),
@@ -136,7 +174,7 @@ FACTS: Mapping[FindingName, FindingFacts] = {
         "right; `drop` keeps the first. Open questions, of which any answer is one of many, can stay.",
     ),
     "empty_answers": FindingFacts(
-        "error",
+        "serious",
         "The answer holds nothing that can be seen, so the model learns to end its turn at once. `drop` these rows.",
     ),
     "short_answers": FindingFacts(
@@ -153,7 +191,7 @@ FACTS: Mapping[FindingName, FindingFacts] = {
         "The answer speaks as another assistant would of itself, and the model will too. Rewrite or `drop` these rows.",
     ),
     "template_leftovers": FindingFacts(
-        "error",
+        "serious",
         "Marks of a prompt template stand in the text, so rows were rendered once before; the model learns to write "
         "the marks. Cut them out of the rows, or `drop` these.",
     ),
@@ -168,7 +206,7 @@ FACTS: Mapping[FindingName, FindingFacts] = {
     ),
     "length_bias": FindingFacts(
         "warning",
-        "Length alone tells most chosen answers from the rejected ones, so that is what will be learnt. Balance the "
+        "Length alone tells many chosen answers from the rejected ones, so that is what will be learnt. Balance the "
         "pairs by length, or score lengths beside the win rate.",
     ),
 }

@@ -10,7 +10,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from finetune.data.quality.finding import (
     Finding,
     FindingExample,
     FindingName,
+    Group,
     quote,
 )
 from finetune.data.quality.language import UNKNOWN, find_main_language, find_other_answer, find_other_language
@@ -31,7 +33,7 @@ from finetune.data.quality.near import find_near_pairs, is_near
 from finetune.data.quality.pairs import find_length_bias
 from finetune.data.quality.reading import ReadRows, read_rows
 from finetune.data.quality.repeats import find_conflicts, find_overlap, find_repeats, stack_keys
-from finetune.data.quality.texts import RowTexts, to_texts
+from finetune.data.quality.texts import RowTexts, to_texts, without_answers
 from finetune.data.row_cache import build_key
 from finetune.data.sources import LoadedExamples
 from finetune.errors import PlaceError
@@ -43,17 +45,24 @@ _TEXTS_KEPT = 2048  # of rows compared word by word, so that neighbours are not 
 # Below this share of the main language a set is of several, and the others are no accident.
 _MIN_SHARE_OF_MAIN = 0.8
 _SHARES_SHOWN = 8
+# What decides findings beside this layer's own code.
+_LIBRARIES = ("ftfy", "py3langid", "datasketch")
 
-_Pairs = Sequence[tuple[int, int]]
+# Kinds whose rows are prompts and what stands behind them, so that one can hold another's questions.
+_OF_TURNS: frozenset[Kind] = frozenset({"conversation", "preference", "judged", "prompt"})
+
+# A row, and where its counterpart stands.
+_Placed = Sequence[tuple[int, str]]
 
 
-def find_faults(train: LoadedExamples, held_out: LoadedExamples | None, *, kind: Kind) -> list[Finding]:
+def find_faults(train: LoadedExamples, held_out: Sequence[tuple[LoadedExamples, Kind]], *, kind: Kind) -> list[Finding]:
     """Find every kind of fault that rows of this kind can show.
 
     Args:
         train: the examples to train on, at least one.
-        held_out: those that the evaluation uses; None: there are none, and nothing overlaps.
-        kind: of both.
+        held_out: every set that an evaluation uses, with its own kind; without one nothing overlaps. Rows of turns are
+            compared with each other, plain text and labelled texts with their like alone.
+        kind: of the training examples.
 
     Returns:
         A finding for each kind that was found, in the order of `FINDING_NAMES`; the same for the same rows.
@@ -61,25 +70,39 @@ def find_faults(train: LoadedExamples, held_out: LoadedExamples | None, *, kind:
     Raises:
         PlaceError: the cache cannot be written.
     """
-    sets = [train] if held_out is None else [train, held_out]
+    held_out = [(one, other) for one, other in held_out if other == kind or {kind, other} <= _OF_TURNS]
+    sets = [train, *(examples for examples, _ in held_out)]
     # The names of files stand in the findings and not in the fingerprints.
     names = [[source.get("path"), source.get("files")] for one in sets for source in one.report["sources"]]
-    key = build_key({"findings": [one.fingerprint for one in sets], "kind": kind, "names": names})
+    key = build_key(
+        {
+            "findings": [one.fingerprint for one in sets],
+            "kinds": [kind, *(other for _, other in held_out)],
+            "names": names,
+            "libraries": {name: version(name) for name in _LIBRARIES},
+            "kinds_of_finding": {name: sorted(kinds) for name, kinds in KINDS_OF_FINDING.items()},
+        }
+    )
     path = Path(datasets.config.HF_DATASETS_CACHE) / "finetune_findings" / f"{key[:32]}.json"
     if path.is_file():
         return [_from_json(value) for value in json.loads(path.read_text(encoding="utf-8"))]
-    findings = _Inspection(train.dataset, None if held_out is None else held_out.dataset, kind).find_all()
+    findings = _Inspection(train.dataset, [(one.dataset, other) for one, other in held_out], kind).find_all()
     _write_cached(path, findings)
     return findings
 
 
 def _from_json(value: dict[str, Any]) -> Finding:
     examples = [FindingExample(**example) for example in value.pop("examples")]
-    return Finding(**{**value, "rows": np.array(value["rows"], np.int64), "examples": examples})
+    groups = [Group(rows, says) for rows, says in value["groups"]]
+    return Finding(**{**value, "rows": np.array(value["rows"], np.int64), "examples": examples, "groups": groups})
 
 
 def _write_cached(path: Path, findings: Sequence[Finding]) -> None:
-    text = json.dumps([{**finding.to_json(), "rows": finding.rows.tolist()} for finding in findings])
+    cached = [
+        {**one.to_json(), "rows": one.rows.tolist(), "groups": [[group.rows, group.says] for group in one.groups]}
+        for one in findings
+    ]
+    text = json.dumps(cached)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, unfinished = tempfile.mkstemp(prefix="unfinished-", dir=path.parent)
@@ -93,23 +116,31 @@ def _write_cached(path: Path, findings: Sequence[Finding]) -> None:
         ) from None
 
 
+def _build_reader(dataset: datasets.Dataset, kind: Kind) -> Callable[[int], RowTexts]:
+    return lru_cache(_TEXTS_KEPT)(lambda row: to_texts(dataset[row]["example"], kind))
+
+
 class _Inspection:
     """One pass over the rows, and what each kind of finding makes of it."""
 
-    def __init__(self, train: datasets.Dataset, held_out: datasets.Dataset | None, kind: Kind) -> None:
+    def __init__(self, train: datasets.Dataset, held_out: Sequence[tuple[datasets.Dataset, Kind]], kind: Kind) -> None:
         self._train = train
         self._held_out = held_out
         self._kind = kind
         self._read = read_rows(train, kind, check=True, title="looking for faults")
         self._keys = stack_keys(self._read.keys)
-        self._text_of = self._build_reader(train)
+        self._text_of = _build_reader(train, kind)
         self._repeats = find_repeats(self._keys["row"])
-        self._other: ReadRows | None = None
-        if held_out is not None:
-            self._other = read_rows(held_out, kind, check=False, title="comparing held-out rows")
+        title = "comparing held-out rows"
+        self._others = [
+            read_rows(dataset, other, check=False, title=title, prompts_alone=other != kind)
+            for dataset, other in held_out
+        ]
 
-    def _build_reader(self, dataset: datasets.Dataset) -> Callable[[int], RowTexts]:
-        return lru_cache(_TEXTS_KEPT)(lambda row: to_texts(dataset[row]["example"], self._kind))
+    @cached_property
+    def _read_prompts(self) -> ReadRows:
+        """The training rows once more, to be compared with rows of other kinds."""
+        return read_rows(self._train, self._kind, check=False, title="comparing prompts", prompts_alone=True)
 
     def find_all(self) -> list[Finding]:
         found = [*self._find_single(), *self._find_repeated(), *self._find_overlapping(), *self._find_of_the_set()]
@@ -127,8 +158,7 @@ class _Inspection:
 
     def _find_repeated(self) -> Iterator[Finding]:
         """What rows show of each other."""
-        repeats = self._repeats
-        yield self._build_of_pairs("duplicates", repeats, groups=len({first for _, first in repeats}))
+        yield self._build_of_groups("duplicates", self._repeats, groups=len(self._repeats))
         signed = self._read.signed
         near = []
         for place, earlier in find_near_pairs(self._read.signatures):
@@ -136,35 +166,47 @@ class _Inspection:
             one, other = map(self._text_of, pair)
             # Texts that differ in a word and in their label teach what the word does.
             if one.verdict == other.verdict and is_near(one, other):
-                near.append(pair)
-        yield self._build_of_pairs("near_duplicates", near)
+                near.append(Group(sorted(pair)))
+        yield self._build_of_groups("near_duplicates", near)
         conflicts = find_conflicts(self._keys["question"], self._keys["answer"], self._read.scores)
-        prompts = len({first for _, first in conflicts})
-        yield self._build_of_pairs("conflicting_answers", conflicts, prompts=prompts)
+        yield self._build_of_groups("conflicting_answers", conflicts, prompts=len(conflicts))
 
     def _find_overlapping(self) -> Iterator[Finding]:
         """What rows share with held-out ones."""
-        if self._other is None or self._held_out is None:
-            return
-        keys = stack_keys(self._other.keys)
-        exact = find_overlap(self._keys["overlap"], keys["overlap"])
-        known = set(keys["row"].tolist())
-        same = sum(int(self._keys["row"][row]) in known for row, _ in exact)
-        held_out = int(np.isin(keys["overlap"], self._keys["overlap"]).sum())
-        yield self._build_of_pairs("eval_overlap", exact, self._held_out, held_out_rows=held_out, same_answer=same)
-        text_of, signed, others = self._build_reader(self._held_out), self._read.signed, self._other.signed
-        leaked = {row for row, _ in exact}
-        near: list[tuple[int, int]] = []
-        for row, other in find_near_pairs(self._read.signatures, self._other.signatures):
-            pair = int(signed[row]), int(others[other])
-            if pair[0] not in leaked and is_near(self._text_of(pair[0]), text_of(pair[1])):
-                near.append(pair)
-        # A row that repeats an earlier one was not signed, and leaks what that one leaks.
-        first = dict(reversed(near))
-        near += [(row, first[earlier]) for row, earlier in self._repeats if earlier in first]
-        yield self._build_of_pairs(
-            "near_eval_overlap", sorted(near), self._held_out, held_out_rows=len({other for _, other in near})
-        )
+        taught = {key for keys in self._read.keys for key in keys.taught} if self._others else set()
+        exact: dict[int, str] = {}
+        asked = same = 0
+        for (dataset, _), other in zip(self._held_out, self._others, strict=True):
+            pairs = find_overlap(self._read.keys, other.keys)
+            known = {keys.row for keys in other.keys}
+            asked += sum(keys.overlap in taught for keys in other.keys)
+            same += sum(self._read.keys[row].row in known for row, _ in pairs if row not in exact)
+            exact = {row: self._place(held_out, dataset) for row, held_out in pairs} | exact
+        yield self._build_of_places("eval_overlap", list(exact.items()), held_out_rows=asked, same_answer=same)
+        near: dict[int, str] = {}
+        almost_asked = 0
+        for (dataset, kind), other in zip(self._held_out, self._others, strict=True):
+            found = {row: held_out for row, held_out in self._find_near(dataset, kind, other) if row not in exact}
+            almost_asked += len(set(found.values()))
+            # A row that repeats an earlier one was not signed, and leaks what that one leaks.
+            for group in self._repeats:
+                if group.rows[0] in found:
+                    found |= dict.fromkeys(group.rows, found[group.rows[0]])
+            near = {row: self._place(held_out, dataset) for row, held_out in found.items()} | near
+        yield self._build_of_places("near_eval_overlap", list(near.items()), held_out_rows=almost_asked)
+
+    def _find_near(self, dataset: datasets.Dataset, kind: Kind, other: ReadRows) -> Iterator[tuple[int, int]]:
+        """Find the rows that are near a held-out one; of rows of different kinds, whose prompts are near."""
+        is_same = kind == self._kind
+        read = self._read if is_same else self._read_prompts
+        text_of = _build_reader(dataset, kind)
+        for place, held_out in find_near_pairs(read.signatures, other.signatures):
+            row, other_row = int(read.signed[place]), int(other.signed[held_out])
+            one, another = self._text_of(row), text_of(other_row)
+            if not is_same:
+                one, another = without_answers(one), without_answers(another)
+            if is_near(one, another):
+                yield row, other_row
 
     def _find_of_the_set(self) -> Iterator[Finding]:
         """What rows show only beside all others: languages, lengths."""
@@ -196,29 +238,37 @@ class _Inspection:
         bias = find_length_bias(chosen, rejected)
         if bias is None:
             return
-        differences = (chosen - rejected) * (1 if bias.favours == "longer" else -1)
+        favoured = chosen > rejected if bias.favours == "longer" else chosen < rejected
         examples = [
             FindingExample([self._place(row)], f"chosen {chosen[row]} characters, rejected {rejected[row]}")
-            for row in np.argsort(-differences, kind="stable")[:MAX_EXAMPLES].tolist()
+            for row in np.flatnonzero(favoured)[:MAX_EXAMPLES].tolist()
         ]
         finding = self._build("length_bias", [], examples, **asdict(bias))
-        yield replace(finding, count=bias.pairs, severity="warning" if bias.is_strong else "note")
+        advice = f"{bias.to_words()} {finding.advice}"
+        yield replace(finding, count=bias.pairs, severity="warning" if bias.is_strong else "note", advice=advice)
 
     def _place(self, row: int, dataset: datasets.Dataset | None = None) -> str:
         found = (self._train if dataset is None else dataset)[row]
         return f"{found['source']}:{found['row']}"
 
-    def _build_of_pairs(
-        self, name: FindingName, pairs: _Pairs, dataset: datasets.Dataset | None = None, **details: Any
-    ) -> Finding:
-        """Build the finding of rows that each have a counterpart, in `dataset` or among the training rows."""
-        first = dict(reversed(pairs))  # the first counterpart of each row
-        rows = sorted(first)
+    def _build_of_groups(self, name: FindingName, found: Sequence[Group], **details: Any) -> Finding:
+        """Build the finding of rows that each have a counterpart among the training rows: the first of their group."""
+        first: dict[int, str] = {}
+        for group in found:
+            spare = [row for row in group.find_spare() if row not in first]
+            if spare:
+                first |= dict.fromkeys(spare, self._place(group.rows[0]))
+        finding = self._build_of_places(name, list(first.items()), **details)
+        return replace(finding, groups=list(found))
+
+    def _build_of_places(self, name: FindingName, placed: _Placed, **details: Any) -> Finding:
+        """Build the finding of rows that each have a counterpart somewhere."""
+        placed = sorted(placed)
         examples = [
-            FindingExample([self._place(row), self._place(first[row], dataset)], quote(self._text_of(row).words))
-            for row in rows[:MAX_EXAMPLES]
+            FindingExample([self._place(row), place], quote(self._text_of(row).words))
+            for row, place in placed[:MAX_EXAMPLES]
         ]
-        return self._build(name, rows, examples, **details)
+        return self._build(name, [row for row, _ in placed], examples, **details)
 
     def _build(self, name: FindingName, rows: Sequence[int], examples: list[FindingExample], **details: Any) -> Finding:
         facts = FACTS[name]

@@ -40,6 +40,14 @@ class LengthBias:
     mean_rejected_characters: float
     is_strong: bool
 
+    def to_words(self) -> str:
+        """Say which length is favoured, and by how much."""
+        return (
+            f"The {self.favours} answer is the chosen one in {self.share:.0%} of the pairs whose answers differ in "
+            f"length: {self.mean_chosen_characters:.0f} characters on average, {self.mean_rejected_characters:.0f} of "
+            "the rejected ones."
+        )
+
 
 def find_length_bias(chosen: NDArray[np.int64], rejected: NDArray[np.int64]) -> LengthBias | None:
     """Find whether one length is favoured.

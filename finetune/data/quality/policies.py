@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.quality.finding import Finding
 from finetune.data.sources import LoadedExamples
@@ -32,8 +33,8 @@ def apply_policies(
 
     Returns:
         The examples without the rows that `drop` takes out; with some gone, another fingerprint. And for the report
-        `findings`, each with its `policy` and `rows_dropped`, and the whole `rows_dropped`: a row that two findings
-        drop counts in both and once in the whole.
+        `findings`, each with its `policy` and `rows_dropped`, and the whole `rows_dropped`: a row that is faulty
+        alone in two ways counts in both and once in the whole.
 
     Raises:
         DataError: a kind whose policy is `error` was found, or nothing is left.
@@ -41,14 +42,14 @@ def apply_policies(
     stopping = [finding for finding in findings if policies[finding.name] == "error"]
     if stopping:
         raise DataError(_say_found(stopping))
-    dropping = [finding.rows for finding in findings if policies[finding.name] == "drop"]
-    dropped = np.unique(np.concatenate(dropping)) if dropping else np.empty(0, np.int64)
+    taken = _choose_rows([finding for finding in findings if policies[finding.name] == "drop"])
+    dropped = np.unique(np.concatenate([np.empty(0, np.int64), *taken.values()]))
     report = {
         "findings": [
             {
                 **finding.to_json(),
                 "policy": policies[finding.name],
-                "rows_dropped": len(finding.rows) if policies[finding.name] == "drop" else 0,
+                "rows_dropped": len(taken.get(finding.name, ())),
             }
             for finding in findings
         ],
@@ -67,6 +68,25 @@ def apply_policies(
     hashed = json.dumps(["findings", train.fingerprint, dropped.tolist()]).encode()
     left = LoadedExamples(train.dataset.select(kept), train.report, hashlib.sha256(hashed).hexdigest())
     return left, report
+
+
+def _choose_rows(dropping: Sequence[Finding]) -> dict[str, NDArray[np.int64]]:
+    """Choose the rows that go: those that are faulty alone first, then what repeats or contradicts a row that stays.
+
+    So a bad answer that stands first does not take the good one along that stands second.
+    """
+    taken: dict[str, NDArray[np.int64]] = {finding.name: finding.rows for finding in dropping if not finding.groups}
+    gone = {row for rows in taken.values() for row in rows.tolist()}
+    for finding in dropping:
+        if not finding.groups:
+            continue
+        spare: list[int] = []
+        for group in finding.groups:
+            found = group.find_spare(gone)
+            gone.update(found)
+            spare += found
+        taken[finding.name] = np.array(sorted(spare), np.int64)
+    return taken
 
 
 def _say_found(stopping: Sequence[Finding]) -> str:

@@ -19,7 +19,7 @@ from finetune.data.quality.language import identify_answer, identify_asked
 from finetune.data.quality.markers import find_leftover
 from finetune.data.quality.repeats import RowKeys, to_keys
 from finetune.data.quality.shingles import SIGNATURE_LENGTH, Signer, find_shingles, to_words
-from finetune.data.quality.texts import RowTexts, to_texts
+from finetune.data.quality.texts import RowTexts, to_texts, without_answers
 from finetune.recipe.row_kinds import KINDS_OF_FINDING, Kind
 
 __all__ = ["Flagged", "ReadRows", "iterate_texts", "read_rows"]
@@ -72,7 +72,9 @@ def iterate_texts(dataset: datasets.Dataset, kind: Kind) -> Iterator[RowTexts]:
         yield from (to_texts(example, kind) for example in batch["example"])
 
 
-def read_rows(dataset: datasets.Dataset, kind: Kind, *, check: bool, title: str) -> ReadRows:
+def read_rows(
+    dataset: datasets.Dataset, kind: Kind, *, check: bool, title: str, prompts_alone: bool = False
+) -> ReadRows:
     """Read every row once.
 
     Args:
@@ -80,6 +82,7 @@ def read_rows(dataset: datasets.Dataset, kind: Kind, *, check: bool, title: str)
         kind: of those.
         check: whether the checks of one row are run; held-out rows are only compared with.
         title: of the progress bar.
+        prompts_alone: whether signatures are of the prompts, to compare them with rows of another kind.
     """
     checks = [one for name, one in _CHECKS.items() if check and kind in KINDS_OF_FINDING[name]]
     flagged: dict[FindingName, Flagged] = {}
@@ -94,7 +97,8 @@ def read_rows(dataset: datasets.Dataset, kind: Kind, *, check: bool, title: str)
     rows = tqdm(iterate_texts(dataset, kind), total=len(dataset), desc=title, unit=" rows", leave=False, disable=None)
     for row, texts in enumerate(rows):
         keys.append(to_keys(texts, kind))
-        if keys[-1].row not in seen and len(shingles := find_shingles(to_words(texts.words))):
+        compared = without_answers(texts) if prompts_alone else texts
+        if keys[-1].row not in seen and len(shingles := find_shingles(to_words(compared.words))):
             signatures[len(signed)] = signer.sign(shingles)
             signed.append(row)
         seen.add(keys[-1].row)

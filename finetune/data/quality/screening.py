@@ -5,6 +5,7 @@ In go the examples to train on, those held out and the policies; out come the ex
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,15 +21,19 @@ log = logging.getLogger("finetune.data.quality")
 
 
 def screen_examples(
-    train: LoadedExamples, held_out: LoadedExamples | None, policies: FindingsSettings | None, *, kind: Kind
+    train: LoadedExamples,
+    held_out: Sequence[tuple[LoadedExamples, Kind]],
+    policies: FindingsSettings | None,
+    *,
+    kind: Kind,
 ) -> LoadedExamples:
     """Look for faults in the examples to train on, say what was found, and drop rows or stop where asked.
 
     Args:
         train: examples to train on.
-        held_out: those that must not be among them, or None.
+        held_out: every set that must not be among them, with its kind.
         policies: `data.findings` of the recipe; None: nothing is looked for.
-        kind: what the rows are read as.
+        kind: what the examples to train on are read as.
 
     Returns:
         The examples that stay; their report holds `findings`, and `rows_dropped` by them.

@@ -33,10 +33,26 @@ def test_an_answer_of_one_word_number_or_picture_is_an_answer(answer: str) -> No
         ("Which punctuation mark ends a question?", "?"),
         ("What does JavaScript give for a missing value: null or undefined?", "undefined"),
         ('Is there a price? Otherwise write "N/A".', "N/A"),
+        ("What does `print({})` print?", "{}"),
+        ("What does list() return in Python?", "[]"),
+        ("Which signs hold a tuple?", "()"),
+        ("Which key starts a search in vim?", "/"),
+        ("What stands for per cent?", "%"),
+        ("What is the output of print('-')?", "-"),
+        ("What is the path of the root directory?", "/"),
     ],
 )
 def test_what_was_asked_for_is_no_placeholder(asked: str, answer: str) -> None:
     assert not is_too_short(answer, asked)
+
+
+@pytest.mark.parametrize("answer", ["{}", "/", "-", ".", "%", '""'])
+def test_signs_that_nothing_asked_for_are_too_short(answer: str) -> None:
+    assert is_too_short(answer, ASKED)
+
+
+def test_a_dash_is_no_answer_to_which() -> None:
+    assert is_too_short("-", "Which city is the capital of France?")
 
 
 def test_three_dots_are_no_sign_that_was_asked_for() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune.data.examples import AnyExample, Document, Labelled
+from finetune.data.examples import AnyExample, Conversation, Document, Labelled, Message
 from finetune.data.quality.finding import Finding
 from finetune.data.quality.inspecting import find_faults
 from finetune.data.quality.near import find_near_pairs, is_near
@@ -18,20 +18,47 @@ LONG = (
 
 
 def find(examples: list[AnyExample], held_out: list[AnyExample] | None = None, kind: str = "conversation") -> dict:
-    other = None if held_out is None else load(held_out, name="eval.jsonl")
-    return {finding.name: finding for finding in find_faults(load(examples), other, kind=kind)}
+    others = [] if held_out is None else [(load(held_out, name="eval.jsonl"), kind)]
+    return {finding.name: finding for finding in find_faults(load(examples), others, kind=kind)}
 
 
 def rows_of(findings: dict[str, Finding], name: str) -> list[int]:
     return findings[name].rows.tolist() if name in findings else []
 
 
-def test_the_same_row_in_another_case_form_or_spacing_is_a_duplicate_and_the_first_stays() -> None:
-    rows = [chat("Where is the café?", "There."), chat("Who?", "I."), chat("WHERE  is the cafe\u0301?\n", "there. ")]
+def test_the_same_row_in_another_form_or_spacing_is_a_duplicate_and_the_first_stays() -> None:
+    rows = [chat("Where is the café?", "There."), chat("Who?", "I."), chat("Where  is the cafe\u0301?\n", " There.\t")]
     found = find([*rows, chat("Where is the café?", "There!")])
     assert rows_of(found, "duplicates") == [2]
     assert found["duplicates"].examples[0].places == ["rows.jsonl:3", "rows.jsonl:1"]
     assert found["duplicates"].details == {"groups": 1}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("Is this letter a capital: A", "Yes"), ("Is this letter a capital: a", "No")),
+        (("Fix it.", "for a in b:\n    c()\nd()"), ("Fix it.", "for a in b:\n    c()\n    d()")),
+        (("Write a verse.", "The rain\nfalls"), ("Write a verse.", "The rain falls")),
+    ],
+)
+def test_rows_that_differ_in_case_indentation_or_lines_are_no_duplicates_and_no_conflict(one, other) -> None:
+    assert not {"duplicates", "conflicting_answers"} & set(find([chat(*one), chat(*other)]))
+
+
+def test_rows_of_the_same_words_in_another_case_are_near() -> None:
+    assert rows_of(find([chat("What is rain?", "Water."), chat("what is RAIN?", "water.")]), "near_duplicates") == [1]
+
+
+def test_white_space_around_an_instruction_and_its_input_is_no_indentation() -> None:
+    rows = [chat("Sort it.", "a b", given="b a"), chat("  Sort it. ", "a b", given=" b a\n")]
+    assert rows_of(find(rows), "duplicates") == [1]
+
+
+def test_a_row_whose_answer_is_not_trained_repeats_no_row_whose_answer_is() -> None:
+    asked = Message("user", "What is rain?")
+    rows = [Conversation((asked, Message("assistant", "Water.", weight=weight))) for weight in (None, 0, 1)]
+    assert rows_of(find(rows), "duplicates") == [2]
 
 
 def test_a_row_with_another_system_message_or_input_is_no_duplicate() -> None:
@@ -114,19 +141,52 @@ def test_a_row_almost_like_a_held_out_one_and_its_repeats_overlap_nearly() -> No
     assert "eval_overlap" not in found
 
 
+def test_an_earlier_turn_that_is_a_held_out_question_overlaps_unless_it_is_not_trained() -> None:
+    def talk(weight: int | None) -> Conversation:
+        first = Message("user", "What is rain?"), Message("assistant", "Water.", weight=weight)
+        return Conversation((*first, Message("user", "And snow?"), Message("assistant", "Ice.")))
+
+    found = find([talk(None), talk(0), talk(1)], [chat("What is rain?", "Drops.")])
+    assert rows_of(found, "eval_overlap") == [0, 2]
+
+
+def test_every_held_out_set_is_compared_with_whatever_its_kind() -> None:
+    train = load([chat(f"What is {what}?", "It is.") for what in ("rain", "snow", "hail", "fog", "mist")])
+    held_out = [
+        (load([chat("What is rain?", "Water.")], name="eval.jsonl"), "conversation"),
+        (load([pair("What is snow?", "Ice.", "Hot.")], name="pairs.jsonl"), "preference"),
+        (load([Conversation((Message("user", "What is hail?"),))], name="prompts.jsonl"), "prompt"),
+        (load([judged("WHAT is fog", "Air.", False)], name="judged.jsonl"), "judged"),
+    ]
+    found = {finding.name: finding for finding in find_faults(train, held_out, kind="conversation")}
+    assert rows_of(found, "eval_overlap") == [0, 1, 2]
+    assert [one.places[1] for one in found["eval_overlap"].examples] == [
+        "eval.jsonl:1",
+        "pairs.jsonl:1",
+        "prompts.jsonl:1",
+    ]
+    assert rows_of(found, "near_eval_overlap") == [3]
+    assert found["near_eval_overlap"].examples[0].places[1] == "judged.jsonl:1"
+
+
+def test_a_question_overlaps_a_row_that_has_a_system_message_as_well() -> None:
+    found = find([chat("What is rain?", "Water.", system="Be brief.")], [chat("What is rain?", "Drops.")])
+    assert rows_of(found, "eval_overlap") == [0]
+
+
 def test_nothing_overlaps_without_held_out_rows() -> None:
     assert not {"eval_overlap", "near_eval_overlap"} & set(find([chat("What is rain?", "Water.")] * 2))
 
 
 def test_another_answer_to_the_same_prompt_conflicts_and_a_full_stop_does_not() -> None:
-    rows = [chat("Is it so?", "Yes"), chat("is it so?", "No"), chat("Is it so?", "yes."), chat("Is it?", "No")]
+    rows = [chat("Is it so?", "Yes"), chat("Is it so?", "No"), chat("Is it so?", "yes."), chat("Is it?", "No")]
     assert rows_of(find(rows), "conflicting_answers") == [1]
 
 
 def test_one_text_with_two_labels_conflicts_and_with_one_repeats() -> None:
     rows = [
         Labelled("A good film.", None, "1"),
-        Labelled("a good film.", None, "0"),
+        Labelled("A good  film.", None, "0"),
         Labelled("A good film.", None, "1"),
     ]
     found = find(rows, kind="labelled")
@@ -152,7 +212,7 @@ def test_one_answer_judged_good_and_bad_conflicts_and_two_answers_do_not() -> No
 
 
 def test_documents_repeat_and_have_no_answers_to_check() -> None:
-    rows = [Document("N/A"), Document(LONG), Document(LONG.replace("nearly", "almost")), Document("n/a")]
+    rows = [Document("N/A"), Document(LONG), Document(LONG.replace("nearly", "almost")), Document("N/A")]
     found = find(rows, kind="document")
     assert set(found) == {"duplicates", "near_duplicates"}
     assert rows_of(found, "duplicates") == [3]
@@ -173,4 +233,6 @@ def test_a_bias_is_found_in_pairs_and_names_no_row_to_drop() -> None:
     rows = [pair(f"Question {n}?", "A long answer with many words in it.", "No.") for n in range(40)]
     bias = find(rows, kind="preference")["length_bias"]
     assert bias.severity == "warning"
+    assert bias.advice.startswith("The longer answer is the chosen one in 100% of the pairs")
+    assert [one.places for one in bias.examples] == [[f"rows.jsonl:{n}"] for n in range(1, 6)]
     assert (bias.count, bias.rows.tolist(), bias.details["favours"]) == (40, [], "longer")
