@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from finetune.data.quality.answers import find_boilerplate, find_refusal, is_empty, is_too_short
-from finetune.data.quality.encoding import find_damage
+from finetune.data.quality.damage import find_damage
 from finetune.data.quality.finding import MAX_EXAMPLES, FindingName, quote
 from finetune.data.quality.language import identify_answer, identify_asked
 from finetune.data.quality.markers import find_leftover

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.data.quality.encoding import find_damage
+from finetune.data.quality.damage import find_damage
 from finetune.data.quality.language import find_main_language, find_other_language, identify_asked
 from finetune.data.quality.markers import find_leftover
 from tests.data.quality.made_up import texts_of
