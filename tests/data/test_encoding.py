@@ -64,13 +64,13 @@ def test_rows_of_many_chunks_come_in_their_order_each_as_by_itself(renderer):
     assert all(rows[number][1] == renderer.render([examples[number]])[0] for number in range(0, 1200, 97))
 
 
-@pytest.mark.parametrize(("text", "most_ahead"), [("short", 1000), ("long " * 20_000, 40)])
+@pytest.mark.parametrize(("text", "most_ahead"), [("short", 4000), ("long " * 20_000, 40)])
 def test_few_rows_are_read_ahead_and_of_long_ones_fewer(renderer, text, most_ahead):
     num_read, ahead = 0, []
 
     def read():
         nonlocal num_read
-        for number in range(2500 if text == "short" else 60):
+        for number in range(6000 if text == "short" else 60):
             num_read += 1
             yield Document(f"{number} {text}")
 

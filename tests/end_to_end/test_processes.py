@@ -60,7 +60,7 @@ def test_two_processes_have_the_losses_of_one_with_the_same_rows_a_step(alone, t
 
 def test_two_processes_count_every_held_out_row_once(alone, together):
     # An odd number, so that it cannot be shared out evenly.
-    assert read_json(alone / "data_report.json")["eval"]["rows"] % 2 == 1
+    assert read_json(alone / "data_report.json")["eval"]["census"]["rows"] % 2 == 1
     assert column(together, "eval_loss") == pytest.approx(column(alone, "eval_loss"), abs=1e-5)
 
 

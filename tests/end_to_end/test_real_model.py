@@ -44,7 +44,8 @@ def test_rows_longer_than_512_tokens_are_counted_and_said(run):
     report = read_json(run / "data_report.json")
     train_rows, held_out = report["train"], report["eval"]
     assert train_rows["rows_read"] + held_out["rows_read"] == 300
-    dropped = train_rows["dropped"]["too_long"]
+    census = train_rows["census"]
+    dropped = census["dropped"]["too_long"]
     assert dropped > 0
-    assert train_rows["rows"] + sum(train_rows["dropped"].values()) == train_rows["rows_read"]
+    assert census["rows"] + sum(census["dropped"].values()) == train_rows["rows_read"]
     assert f"{dropped} too long" in (run / "log.txt").read_text()

@@ -151,7 +151,7 @@ def test_the_recipe_runs_as_shipped_on_the_hubs_rows(run):
     report = json.loads((run / "data_report.json").read_text())
     assert report["train"]["labels"] == {"negative": 24, "positive": 24}
     assert report["train"]["sources"][0]["path"] == "nyu-mll/glue"
-    assert report["train"]["cut"] == 0
+    assert report["train"]["census"]["cut"] == 0
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["metric"], summary["eval_rows"]) == ("done", "accuracy", len(EVAL))
     assert summary["majority_score"] == 0.5
