@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.marked_jinja import MarkedText, Span
@@ -78,16 +78,22 @@ class Encoder:
 
         The prompt ends where the answer starts, and so must its last token.
         """
+        chunks = (list(map(self._part, chunk)) for chunk in _build_chunks(texts))
+        begin = list(islice(chunks, 2))
+        if len(begin) < 2:  # starting threads takes longer than a prompt
+            for parts in begin:
+                yield from self._put_together(parts, self._encode_parts(parts))
+            return
         # The tokenizer lets go of Python's lock: texts are written and tokens read while it works on both cores.
         with ThreadPoolExecutor(_CHUNKS_AHEAD) as pool:
             ahead: deque[tuple[list[_Parts], Future[Iterator[Any]]]] = deque()
-            for chunk in _build_chunks(texts):
-                parts = [self._part(text) for text in chunk]
+            for parts in chain(begin, chunks):
                 ahead.append((parts, pool.submit(self._encode_parts, parts)))
                 if len(ahead) > _CHUNKS_AHEAD:
-                    yield from self._put_together(*ahead.popleft())
-            while ahead:
-                yield from self._put_together(*ahead.popleft())
+                    done, encodings = ahead.popleft()
+                    yield from self._put_together(done, encodings.result())
+            for done, encodings in ahead:
+                yield from self._put_together(done, encodings.result())
 
     def _part(self, text: MarkedText) -> _Parts:
         """Part a text at its answers, where that leaves no trace in the tokens."""
@@ -112,8 +118,7 @@ class Encoder:
         ]
         return (next(by_need[one.needs_offsets]) for one in parts for _ in one.pieces)
 
-    def _put_together(self, parts: Sequence[_Parts], encodings: Future[Iterator[Any]]) -> Iterator[Encoded]:
-        pieces = encodings.result()
+    def _put_together(self, parts: Sequence[_Parts], pieces: Iterator[Any]) -> Iterator[Encoded]:
         for one in parts:
             if self._parts_at_answers or not one.text.spans:
                 yield _join(one.text, pieces)
