@@ -57,6 +57,8 @@ def test_rows_that_a_finding_drops_are_neither_trained_nor_forgotten(prepare_row
     prepared = prepare_rows(to_rows(REPEATED), "data.findings.duplicates=drop")
     assert prepared.train.account["row"][:] == [1, 2]
     assert prepared.report["train"]["rows_dropped"] == 1
+    (finding,) = prepared.report["train"]["findings"]
+    assert finding["dropped"] == {"rows.jsonl": [3]}, "the report does not name every row that is gone"
     assert prepared.train.fingerprint != whole.train.fingerprint
     assert prepared.report["train"]["label_hash"] != whole.report["train"]["label_hash"]
 

@@ -103,6 +103,9 @@ def test_a_row_that_is_not_there_says_what_it_may_have_become(run, place):
     assert "It may be one of the 1 bad rows that are left out (`data.on_bad_rows`)." in said
     assert "It may be one of the 1 rows held out (`data.eval`): name its place." in said
     assert "that findings drop (`data.findings.duplicates`)." in said
+    taken = run("recipe.yaml", "data.on_bad_rows=skip", "data.findings.duplicates=drop", "--row", "rows.jsonl:3")[2]
+    assert "It was left out: `data.findings.duplicates: drop`." in taken
+    assert "It may be" not in taken
     said = run("recipe.yaml", *further, "--row", "rows.jsonl:4")[2]
     assert "It is a bad row that is left out: " in said
     assert "It may be" not in said

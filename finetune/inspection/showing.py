@@ -123,6 +123,10 @@ class Showing:
             for reason, found in source["bad_reasons"].items():
                 if wanted in found["first"]:
                     return [f"It is a bad row that is left out: {reason}."]
+        source, _, line = wanted.rpartition(":")
+        for finding in self.findings or []:
+            if source and int(line) in finding["dropped"].get(source, ()):
+                return [f"It was left out: `data.findings.{finding['name']}: drop`. {finding['advice']}"]
         bad = sum(source["bad_rows"] for source in report["sources"])
         if bad:
             reasons.append(f"It may be one of the {bad:,} bad rows that are left out (`data.on_bad_rows`).")

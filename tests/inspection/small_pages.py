@@ -46,6 +46,7 @@ FINDING = {
     "details": {"favours": HARM, "share": 0.75},
     "policy": "report",
     "rows_dropped": 0,
+    "dropped": {},
 }
 
 

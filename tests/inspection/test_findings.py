@@ -11,6 +11,7 @@ FINDING = {
     "details": {"favours": "longer", "share": 0.81234, "main_language": {"en": 3, "de": 1}, "same_answer": 1200},
     "policy": "report",
     "rows_dropped": 0,
+    "dropped": {},
 }
 
 

@@ -33,8 +33,8 @@ def apply_policies(
 
     Returns:
         The examples without the rows that `drop` takes out; with some gone, another fingerprint. And for the report
-        `findings`, each with its `policy` and `rows_dropped`, and the whole `rows_dropped`: a row that is faulty
-        alone in two ways counts in both and once in the whole.
+        `findings`, each with its `policy`, `rows_dropped` and which rows these are by source (`dropped`), and the
+        whole `rows_dropped`: a row that is faulty alone in two ways counts in both and once in the whole.
 
     Raises:
         DataError: a kind whose policy is `error` was found, or nothing is left.
@@ -50,6 +50,7 @@ def apply_policies(
                 **finding.to_json(),
                 "policy": policies[finding.name],
                 "rows_dropped": len(taken.get(finding.name, ())),
+                "dropped": _list_rows(train, taken.get(finding.name)),
             }
             for finding in findings
         ],
@@ -87,6 +88,16 @@ def _choose_rows(dropping: Sequence[Finding]) -> dict[str, NDArray[np.int64]]:
             spare += found
         taken[finding.name] = np.array(sorted(spare), np.int64)
     return taken
+
+
+def _list_rows(train: LoadedExamples, indices: NDArray[np.int64] | None) -> dict[str, list[int]]:
+    """List the rows of each source; all of them, so that none is gone without a trace."""
+    listed: dict[str, list[int]] = {}
+    if indices is not None:
+        rows = train.dataset.select(indices).select_columns(["source", "row"])
+        for source, row in zip(rows["source"][:], rows["row"][:], strict=True):
+            listed.setdefault(source, []).append(row)
+    return listed
 
 
 def _say_found(stopping: Sequence[Finding]) -> str:
