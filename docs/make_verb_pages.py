@@ -16,7 +16,7 @@ PAGES = ROOT / "docs" / "verbs"
 INDEX = ROOT / "docs" / "README.md"
 LIST_STARTS = "## Verbs\n"
 # The files in the root of the package that are no verbs.
-NOT_VERBS = {"__init__", "__main__", "cli", "errors", "measuring", "prepare", "reference", "train"}
+NOT_VERBS = {"__init__", "__main__", "cli", "errors", "measuring", "prepare", "reference", "result", "train"}
 
 
 def find_verbs() -> list[str]:

@@ -12,11 +12,11 @@ from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from finetune.errors import FinetuneError
-from finetune.measuring import Gauge, Measured, from_figures, to_figures, to_summary, to_words
-from finetune.model.adapters import adapter_bytes, attach_adapter, check_adapter, count_parameters, find_method
+from finetune.measuring import Gauge, Measured, from_figures, to_figures
+from finetune.model.adapters import attach_adapter, check_adapter
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel, check_base, check_vocabulary, load_base
 from finetune.model.continuing import (
@@ -26,7 +26,6 @@ from finetune.model.continuing import (
     find_trained_adapter,
 )
 from finetune.model.devices import check_trainer_fields, choose_device
-from finetune.model.heads import write_labels
 from finetune.model.identity import hash_adapter
 from finetune.model.printing import printed_to_log
 from finetune.model.scoring import check_same_words, check_scorer, load_scorer
@@ -35,23 +34,22 @@ from finetune.objectives.answers import Answered, Answerer, SampleAnswers, rende
 from finetune.objectives.rewards import build_rewards
 from finetune.objectives.trainer import StepMixin
 from finetune.prepare import Prepared, build_arguments, prepare
-from finetune.recipe.own_methods import WHOLE_METHODS
 from finetune.recipe.reading import to_resolved
 from finetune.recipe.schema import Recipe
 from finetune.reference import fill_reference
-from finetune.run.card import build_card
+from finetune.result import build_summary, save_result, write_predictions
 from finetune.run.checkpoints import CommitRecord, find_checkpoint_named, find_newest_checkpoint
-from finetune.run.environment import name_device, read_environment
+from finetune.run.environment import read_environment
 from finetune.run.folder import RunFolder
 from finetune.run.interrupts import Interrupts
 from finetune.run.launch import count_processes, is_main_process
 from finetune.run.layout import find_step
 from finetune.run.logging import log_to_console
 from finetune.run.loss_plot import write_loss_plot
-from finetune.run.metrics import MetricsWriter, read_metrics, read_totals
+from finetune.run.metrics import MetricsWriter, read_metrics
 from finetune.run.resuming import refuse_other_identity, refuse_other_recipe, write_identity
 from finetune.run.samples import Sample, cut_samples, write_samples
-from finetune.run.summary import Summary, render_summary
+from finetune.run.summary import render_summary
 from finetune.run.trackers import check_trackers
 
 __all__ = ["train"]
@@ -293,95 +291,6 @@ def put_best_back(folder: RunFolder, trainer: StepMixin) -> int | None:
         return None
     trainer.load_weights(checkpoint)
     return find_step(checkpoint)
-
-
-def write_predictions(folder: RunFolder, prepared: Prepared, trainer: StepMixin) -> None:
-    """Label the rows that the recipe asks about; a whole model's weights are not rounded for the disk yet."""
-    if prepared.labelled is None or not prepared.labelled.asked:
-        return
-    with folder.write_dir(folder.predictions_dir) as part:
-        prepared.labelled.write_predictions(part, trainer.predict_logits, writes=folder.writes)
-
-
-def save_result(
-    folder: RunFolder,
-    recipe: Recipe,
-    base: BaseModel,
-    trainer: StepMixin,
-    prepared: Prepared,
-    before: Measured,
-    after: Measured,
-) -> Path:
-    """Save what was trained: the adapter, or the whole model where its own weights were changed."""
-    target = folder.model_dir if recipe.adapter.method in WHOLE_METHODS else folder.adapter_dir
-    if not folder.writes:
-        return target
-    with folder.write_dir(target) as part:
-        trainer.save_weights(part, dtype=base.stored_dtype)
-        prepared.tokenizer.save_pretrained(part)
-        if base.head == "words":
-            GenerationConfig(
-                bos_token_id=prepared.tokenizer.bos_token_id,
-                eos_token_id=prepared.stop_ids,
-                pad_token_id=prepared.tokenizer.pad_token_id,
-            ).save_pretrained(part)
-        if base.head == "labels":
-            write_labels(trainer.model, part)  # PEFT's files do not say what the outputs mean
-        sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
-        card = build_card(
-            name=recipe.name,
-            base=recipe.model.model_name_or_path,
-            quantization=recipe.model.quantization,
-            backend=recipe.model.backend,
-            method=find_method(trainer.model) or recipe.adapter.method,
-            fields=recipe.adapter.fields,
-            init_from=recipe.adapter.init_from,
-            ends_with=base.head,
-            labels=None if base.labels is None else base.labels.names,
-            data_paths=[source.path for source in sources],
-            template=None if prepared.renderer is None else prepared.renderer.template.name,
-            max_length=recipe.data.max_length,
-            seed=recipe.seed,
-            commit=base.commit,
-            results={"steps": trainer.state.global_step, **to_words(before, after, prepared.labelled)},
-            rows=len(prepared.train.dataset),
-            fingerprint=prepared.train.fingerprint,
-        )
-        (part / "README.md").write_text(card, encoding="utf-8")
-    return target
-
-
-def build_summary(
-    folder: RunFolder,
-    base: BaseModel,
-    trainer: StepMixin,
-    prepared: Prepared,
-    before: Measured,
-    after: Measured,
-    best_step: int | None,
-    result: Path,
-) -> Summary:
-    """Put a run's figures together, those before an interruption included."""
-    totals, parameters = read_totals(folder.metrics_path), count_parameters(trainer.model)
-    return Summary(
-        status="done",
-        steps=trainer.state.global_step,
-        resumed_from=folder.resumed_from,
-        train_loss=totals.train_loss,
-        best_step=best_step,
-        questions=len(prepared.questions) or None,
-        pairs=None if prepared.pairs is None else len(prepared.pairs.dataset),
-        **({} if prepared.labelled is None else prepared.labelled.to_summary()),
-        **to_summary(before, after),
-        trainable_parameters=parameters.trainable,
-        total_parameters=parameters.total,
-        adapter_bytes=adapter_bytes(result) if folder.writes else 0,
-        tokens=totals.tokens,
-        tokens_per_second=totals.tokens_per_second,
-        peak_memory_bytes=totals.peak_memory_bytes,
-        seconds=totals.seconds,
-        device=name_device(base.device.type),
-    )
 
 
 def _write_samples(folder: RunFolder, step: int, answered: Sequence[Answered]) -> None:

@@ -67,8 +67,9 @@ LAYERS = {
     "prepare": Layer(ours=BELOW_TRAIN, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
     "measuring": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
     "reference": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
+    "result": Layer(ours=BELOW_TRAIN | {"prepare", "measuring"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
     "train": Layer(
-        ours=BELOW_TRAIN | {"prepare", "measuring", "reference"},
+        ours=BELOW_TRAIN | {"prepare", "measuring", "reference", "result"},
         heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     ),
     # Many runs, each a process: only that process loads what trains.
@@ -78,7 +79,7 @@ LAYERS = {
 }
 # The command line and the verbs: anything below, but at the top of the file only what answers without the stack.
 COMMAND_LINE = Layer(
-    ours=BELOW_TRAIN | {"prepare", "measuring", "reference", "train", "comparison", "inspection", "cli"},
+    ours=BELOW_TRAIN | {"prepare", "measuring", "reference", "result", "train", "comparison", "inspection", "cli"},
     heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     answers_at_once=True,
 )

@@ -1,0 +1,113 @@
+"""What a finished run leaves behind: predictions, the adapter or the model with its card, and the figures.
+
+In go the trained model and what was measured before and after; each part is written whole or not at all.
+"""
+
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from finetune.measuring import Measured, to_summary, to_words
+from finetune.model.adapters import adapter_bytes, count_parameters, find_method
+from finetune.model.base import BaseModel
+from finetune.model.heads import write_labels
+from finetune.objectives.trainer import StepMixin
+from finetune.prepare import Prepared
+from finetune.recipe.own_methods import WHOLE_METHODS
+from finetune.recipe.schema import Recipe
+from finetune.run.card import build_card
+from finetune.run.environment import name_device
+from finetune.run.folder import RunFolder
+from finetune.run.metrics import read_totals
+from finetune.run.summary import Summary
+
+__all__ = ["build_summary", "save_result", "write_predictions"]
+
+
+def write_predictions(folder: RunFolder, prepared: Prepared, trainer: StepMixin) -> None:
+    """Label the rows that the recipe asks about; a whole model's weights are not rounded for the disk yet."""
+    if prepared.labelled is None or not prepared.labelled.asked:
+        return
+    with folder.write_dir(folder.predictions_dir) as part:
+        prepared.labelled.write_predictions(part, trainer.predict_logits, writes=folder.writes)
+
+
+def save_result(
+    folder: RunFolder,
+    recipe: Recipe,
+    base: BaseModel,
+    trainer: StepMixin,
+    prepared: Prepared,
+    before: Measured,
+    after: Measured,
+) -> Path:
+    """Save what was trained: the adapter, or the whole model where its own weights were changed."""
+    target = folder.model_dir if recipe.adapter.method in WHOLE_METHODS else folder.adapter_dir
+    if not folder.writes:
+        return target
+    with folder.write_dir(target) as part:
+        trainer.save_weights(part, dtype=base.stored_dtype)
+        prepared.tokenizer.save_pretrained(part)
+        if base.head == "words":
+            GenerationConfig(
+                bos_token_id=prepared.tokenizer.bos_token_id,
+                eos_token_id=prepared.stop_ids,
+                pad_token_id=prepared.tokenizer.pad_token_id,
+            ).save_pretrained(part)
+        if base.head == "labels":
+            write_labels(trainer.model, part)  # PEFT's files do not say what the outputs mean
+        sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
+        card = build_card(
+            name=recipe.name,
+            base=recipe.model.model_name_or_path,
+            quantization=recipe.model.quantization,
+            backend=recipe.model.backend,
+            method=find_method(trainer.model) or recipe.adapter.method,
+            fields=recipe.adapter.fields,
+            init_from=recipe.adapter.init_from,
+            ends_with=base.head,
+            labels=None if base.labels is None else base.labels.names,
+            data_paths=[source.path for source in sources],
+            template=None if prepared.renderer is None else prepared.renderer.template.name,
+            max_length=recipe.data.max_length,
+            seed=recipe.seed,
+            commit=base.commit,
+            results={"steps": trainer.state.global_step, **to_words(before, after, prepared.labelled)},
+            rows=len(prepared.train.dataset),
+            fingerprint=prepared.train.fingerprint,
+        )
+        (part / "README.md").write_text(card, encoding="utf-8")
+    return target
+
+
+def build_summary(
+    folder: RunFolder,
+    base: BaseModel,
+    trainer: StepMixin,
+    prepared: Prepared,
+    before: Measured,
+    after: Measured,
+    best_step: int | None,
+    result: Path,
+) -> Summary:
+    """Put a run's figures together, those before an interruption included."""
+    totals, parameters = read_totals(folder.metrics_path), count_parameters(trainer.model)
+    return Summary(
+        status="done",
+        steps=trainer.state.global_step,
+        resumed_from=folder.resumed_from,
+        train_loss=totals.train_loss,
+        best_step=best_step,
+        questions=len(prepared.questions) or None,
+        pairs=None if prepared.pairs is None else len(prepared.pairs.dataset),
+        **({} if prepared.labelled is None else prepared.labelled.to_summary()),
+        **to_summary(before, after),
+        trainable_parameters=parameters.trainable,
+        total_parameters=parameters.total,
+        adapter_bytes=adapter_bytes(result) if folder.writes else 0,
+        tokens=totals.tokens,
+        tokens_per_second=totals.tokens_per_second,
+        peak_memory_bytes=totals.peak_memory_bytes,
+        seconds=totals.seconds,
+        device=name_device(base.device.type),
+    )
