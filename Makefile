@@ -5,6 +5,9 @@
 #   make test         the tests; its last line is pytest's
 #   make check        ruff, mypy and the house rules
 #   make docs         write everything that is generated: recipe schema, catalogue, verb pages, notebook
+#   make test-slow    the tests that take half a minute and more each: the quickstart as promised, grids, the notebook
+#   make faults       the fault programme for MINUTES=40: kills, torn saves, full disks; writes docs/reliability.md's table
+#   make audit        known vulnerabilities of the packages in constraints.txt, by pip-audit; needs network
 #   make test-unsloth the tests of `backend: unsloth`, in a .venv-unsloth of their own; no GPU is needed
 #   make test-gpu     the tests that need a CUDA device
 #   make clean        delete both .venvs and the caches; runs in outputs/ stay
@@ -21,9 +24,9 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 INSTALL_FROM := pyproject.toml constraints.txt
 
-.PHONY: help quickstart test check docs test-unsloth test-gpu clean
+.PHONY: help quickstart test check docs test-slow faults audit test-unsloth test-gpu clean
 help:
-	@sed -n '4,10s/^#   /  /p' Makefile
+	@sed -n 's/^#   make /  make /p' Makefile
 
 # One thread: the tiny base gains nothing from a second one, and on a busy machine two wait for each other.
 quickstart: export OMP_NUM_THREADS ?= 1
@@ -47,6 +50,26 @@ docs: $(VENV)/.stamp-dev
 	$(RUN) docs/make_method_table.py
 	$(RUN) notebooks/make_notebook.py
 
+test-slow: $(VENV)/.stamp-dev
+	$(RUN) -m pytest -m slow -n 2 --dist loadfile
+
+# What was counted on this commit and machine is gone on with: call it again until the counts are full.
+faults: MINUTES ?= 40
+faults: $(VENV)/.stamp-dev
+	$(RUN) -m tests.faults --minutes $(MINUTES)
+
+# Each pin as it stands, nothing installed; pip-audit lives in an environment of its own. No network is told, and is no pass.
+audit: .venv-audit/.stamp-made
+	@rm -f .venv-audit/report.json
+	@.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  --timeout 30 --format json --output .venv-audit/report.json > .venv-audit/report.log 2>&1 || true
+	@.venv-audit/bin/python .ci/audit.py .venv-audit/report.json
+
+.venv-audit/.stamp-made: $(VENV)/.stamp-made
+	$(RUN) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip --disable-pip-version-check --quiet install pip-audit==2.10.1
+	@touch $@
+
 # A place of its own, made by this file like .venv: what Unsloth changes at its import touches no other test.
 test-unsloth:
 	@$(MAKE) --no-print-directory VENV=.venv-unsloth .venv-unsloth/.stamp-unsloth
@@ -58,7 +81,7 @@ test-gpu: $(VENV)/.stamp-dev
 	.venv-unsloth/bin/python -m pytest -m gpu tests/gpu/test_unsloth.py
 
 clean:
-	rm -rf $(VENV) .venv-unsloth .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-unsloth .venv-audit .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
 # torch first and alone: another package's wish for torch can bring a newer one, with several GB of CUDA packages.
 # The pin has no build tag, so a machine whose index offers the CUDA build gets that one.

@@ -16,7 +16,9 @@ PAGES = ROOT / "docs" / "verbs"
 INDEX = ROOT / "docs" / "README.md"
 LIST_STARTS = "## Verbs\n"
 # The files in the root of the package that are no verbs.
-NOT_VERBS = {"__init__", "__main__", "cli", "errors", "measuring", "prepare", "reference", "result", "train"}
+NOT_VERBS = frozenset(
+    {"__init__", "__main__", "cli", "errors", "measuring", "origin", "prepare", "reference", "result", "room", "train"}
+)
 
 
 def find_verbs() -> list[str]:

@@ -42,7 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.argv = [f"finetune {verb}", *rest]
         runpy.run_module(f"finetune.{verb}", run_name="__main__", alter_sys=True)
     elif verb in ("", *_HELP):
-        _list_verbs()
+        try:
+            _list_verbs()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            from finetune.cli import leave_readerless_output  # typer and pydantic, which a list needs not
+
+            raise SystemExit(leave_readerless_output()) from None
     else:
         near = find_nearest(verb, VERBS)
         meant = f"Did you mean `{near[0]}`? " if near else ""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, Protocol
 
 import typer
 
-from finetune.cli import run_verb
+from finetune.cli import run_verb, to_text
 from finetune.errors import DataError, RecipeError
 from finetune.recipe.schema import BackendName
 
@@ -83,6 +83,10 @@ def chat(
     backend: Annotated[
         BackendName, typer.Option(help="What runs the model, no matter what trained the adapter.")
     ] = "transformers",
+    any_base: Annotated[
+        bool,
+        typer.Option("--any-base", help="Go on where the base's folder holds other weights than were trained on."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --prompt: print one object: `answer`, and what it was made with.")
     ] = False,
@@ -102,17 +106,19 @@ def chat(
     with log_to_console():
         held: Voices
         if further:
-            held = load_adapter_set(target, further, quantization=quantization)
+            held = load_adapter_set(target, further, quantization=quantization, any_base=any_base)
             held.use(use or held.active)
         else:
-            speaker = load_for_inference(target, base_only=base, quantization=quantization, backend=backend)
+            speaker = load_for_inference(
+                target, base_only=base, quantization=quantization, backend=backend, any_base=any_base
+            )
             is_base = base or speaker.target.adapter_dir is None
             held = OneSpeaker(BASE if is_base else to_adapter_name(speaker.target), speaker)
         talk(
             held,
-            prompt=prompt,
-            input_text=input_text or "",
-            system=system,
+            prompt=None if prompt is None else to_text(prompt),
+            input_text=to_text(input_text or ""),
+            system=None if system is None else to_text(system),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             as_json=as_json,
@@ -266,13 +272,13 @@ def read_turns() -> Iterator[str]:
     """Read the user's turns: asked for at a terminal, else the lines of standard input."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
-            yield line.rstrip("\n")
+            yield to_text(line.rstrip("\n"))
         return
     _load_line_editing()
     print("/reset forgets the conversation, /use NAME switches, /exit or Ctrl-D leaves.", file=sys.stderr)
     while True:
         try:
-            yield input("> ")
+            yield to_text(input("> "))
         except EOFError:
             print(file=sys.stderr)
             return

@@ -8,13 +8,16 @@ Exit codes: 0 done, 1 our bug, 2 usage or recipe, 3 data, 4 environment, 5 diver
 130 Ctrl-C, 143 SIGTERM.
 """
 
+import contextlib
 import functools
 import inspect
+import io
 import os
+import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -24,10 +27,11 @@ from finetune.recipe.reading import read_recipe_with_notices
 from finetune.recipe.schema import Recipe
 from finetune.recipe.section import Section
 
-__all__ = ["run_verb", "training_verb"]
+__all__ = ["escape_what_cannot_be_encoded", "leave_readerless_output", "run_verb", "to_text", "training_verb"]
 
 MAX_MESSAGE_LINES = 15
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+# 128 + the signal's number, as shells count
+_INTERRUPTED, _TERMINATED = 130, 143
 
 # Objectives that a verb of another name serves: a recipe handed to the wrong verb is answered with the right one.
 _VERB_OF_OBJECTIVE = {"pretrain": "sft", "mlm": "sft"}
@@ -46,6 +50,7 @@ def run_verb(main: Callable[..., object], arguments: Sequence[str] | None = None
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
     # \b in front of a paragraph keeps typer from joining its lines.
     kept = "\n\n".join(f"\b\n{paragraph}" for paragraph in epilog.split("\n\n")) if epilog else None
+    escape_what_cannot_be_encoded()
     app.command(epilog=kept, context_settings=settings)(_answer_faults(main))
     app(args=None if arguments is None else list(arguments))
     raise SystemExit(0)
@@ -56,21 +61,29 @@ def _answer_faults(main: Callable[..., object]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def guarded(*, debug: bool, **parameters: Any) -> None:
+        from finetune.run.secrets import print_masked_traceback
+
+        sys.excepthook = print_masked_traceback  # for a bug of ours; typer's own would show secrets
+        # Process 1 of a container never hears a SIGTERM that it has no handler for.
+        before = signal.signal(signal.SIGTERM, _end_now)
         try:
             main(**parameters)
             sys.stdout.flush()
         except FinetuneError as error:
             if debug:
-                traceback.print_exc()
+                print_masked_traceback(type(error), error, error.__traceback__)
             _say(str(error))
             raise typer.Exit(error.exit_code) from error
+        except _Terminated:
+            _say("Stopped by SIGTERM.")
+            raise typer.Exit(_TERMINATED) from None
         except KeyboardInterrupt:
             _say("Stopped by Ctrl-C.")
             raise typer.Exit(_INTERRUPTED) from None
         except BrokenPipeError:
-            # Whoever read our output has left. Python would complain once more at its own end, into the void.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(PlaceError.exit_code) from None
+            raise typer.Exit(leave_readerless_output()) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     option = typer.Option("--debug", help="Show where in the program a message comes from.")
     annotation = Annotated[bool, option]
@@ -84,10 +97,45 @@ def _answer_faults(main: Callable[..., object]) -> Callable[..., None]:
 
 
 def _say(message: str) -> None:
-    lines = message.splitlines()
+    from finetune.run.secrets import mask_text
+
+    lines = mask_text(message).splitlines()
     if len(lines) > MAX_MESSAGE_LINES:
         lines = [*lines[: MAX_MESSAGE_LINES - 1], f"And {len(lines) - MAX_MESSAGE_LINES + 1} more lines."]
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it any more; the exit code says the same
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM where no run takes it up; like KeyboardInterrupt it passes every `except Exception`."""
+
+
+def _end_now(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Let output whose encoding lacks a character (a C locale's) show its escape instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # `to_text` reads them
+
+
+def to_text(typed: str) -> str:
+    """Turn what was typed into text: bytes that a C locale knows no character for are read as UTF-8."""
+    return typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def leave_readerless_output() -> int:
+    """Send standard output into the void: whoever read it has left, and Python would complain once more at its end.
+
+    Returns:
+        The exit code for that.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return PlaceError.exit_code
 
 
 def training_verb(name: str, *, objectives: Sequence[str], summary: str) -> Callable[[], NoReturn]:
@@ -114,8 +162,18 @@ def training_verb(name: str, *, objectives: Sequence[str], summary: str) -> Call
         overwrite: Annotated[
             bool, typer.Option("--overwrite", help="Start over where a run of this name stands: deletes its folder.")
         ] = False,
+        allow_mismatch: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--allow-mismatch",
+                help="With --resume: go on although this key has another value than the run had; may be repeated.",
+                metavar="KEY",
+                show_default=False,
+            ),
+        ] = None,
     ) -> None:
-        _train(name, objectives, recipe, overrides or [], resume=resume, dry_run=dry_run, overwrite=overwrite)
+        options = {"resume": resume, "dry_run": dry_run, "overwrite": overwrite}
+        _train(name, objectives, recipe, overrides or [], **options, allow_mismatch=allow_mismatch or [])
 
     train_verb.__doc__ = summary
     return lambda: run_verb(train_verb, epilog=_describe_recipe(name))
@@ -130,6 +188,7 @@ def _train(
     resume: bool,
     dry_run: bool,
     overwrite: bool,
+    allow_mismatch: list[str],
 ) -> None:
     """Read the recipe, check that it is this verb's, and train."""
     reading = read_recipe_with_notices(path, overrides)
@@ -141,6 +200,11 @@ def _train(
         raise RecipeError(
             "command line: --resume and --overwrite exclude each other.\n"
             "  --resume continues the run in the folder; --overwrite deletes it."
+        )
+    if allow_mismatch and not resume:
+        raise RecipeError(
+            "command line: --allow-mismatch is for a run that is continued.\n"
+            f"  Type: --resume --allow-mismatch {allow_mismatch[0]}"
         )
     for notice in reading.notices:
         print(notice, file=sys.stderr)
@@ -156,6 +220,7 @@ def _train(
         resume=resume,
         dry_run=dry_run,
         overwrite=overwrite,
+        allow_mismatch=allow_mismatch,
     )
 
 

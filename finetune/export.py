@@ -53,6 +53,10 @@ def export(
             help="How the base was held in training, where no run says it: nf4, fp4, int8 or none.", show_default=False
         ),
     ] = None,
+    any_base: Annotated[
+        bool,
+        typer.Option("--any-base", help="Go on where the base's folder holds other weights than were trained on."),
+    ] = False,
     device: Annotated[
         Literal["auto", "cuda", "cpu"], typer.Option(help="cpu where a GPU has no room for the whole model.")
     ] = "auto",
@@ -64,7 +68,7 @@ def export(
     from finetune.data.examples import Message
     from finetune.data.serving import build_serving_renderer
     from finetune.model.loading import load_target
-    from finetune.model.merging import check_mergeable, check_room, describe_difference, write_merged
+    from finetune.model.merging import check_effect, check_mergeable, check_room, describe_difference, write_merged
     from finetune.model.targets import find_target
     from finetune.run.logging import log_to_console
 
@@ -72,7 +76,8 @@ def export(
         found = find_target(target, quantization=quantization, device=device)
         check_mergeable(found)
         check_room(merge, needed_bytes=0)
-        speaker = load_target(found, talks=False)
+        check_effect(found)
+        speaker = load_target(found, talks=False, any_base=any_base)
         print(f"Merging {speaker.description}", file=sys.stderr, flush=True)
         if speaker.base.head == "words":
             renderer = build_serving_renderer(speaker.tokenizer)

@@ -3,25 +3,87 @@
 In go the trained model and what was measured before and after; each part is written whole or not at all.
 """
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import GenerationConfig
 
-from finetune.measuring import Measured, to_summary, to_words
+from finetune.measuring import Gauge, Measured, to_summary, to_words
 from finetune.model.adapters import adapter_bytes, count_parameters, find_method
 from finetune.model.base import BaseModel
 from finetune.model.heads import write_labels
+from finetune.model.same_base import note_base_weights
+from finetune.objectives.answers import Answered, render_answers
 from finetune.objectives.trainer import StepMixin
 from finetune.prepare import Prepared
 from finetune.recipe.own_methods import WHOLE_METHODS
 from finetune.recipe.schema import Recipe
 from finetune.run.card import build_card
+from finetune.run.checkpoints import find_checkpoint_named
 from finetune.run.environment import name_device
 from finetune.run.folder import RunFolder
+from finetune.run.layout import find_step
+from finetune.run.loss_plot import write_loss_plot
 from finetune.run.metrics import read_totals
-from finetune.run.summary import Summary
+from finetune.run.resuming import read_accepted
+from finetune.run.samples import Sample, write_samples
+from finetune.run.summary import Summary, render_summary
 
-__all__ = ["build_summary", "save_result", "write_predictions"]
+__all__ = ["leave_result", "write_answers"]
+
+log = logging.getLogger("finetune.result")
+
+
+def leave_result(
+    folder: RunFolder,
+    recipe: Recipe,
+    base: BaseModel,
+    trainer: StepMixin,
+    prepared: Prepared,
+    gauge: Gauge,
+    before: Measured,
+) -> None:
+    """Measure the best step's weights, save them, and sum the run up; it is done when this returns.
+
+    Args:
+        folder: the run's.
+        recipe: the run.
+        base: the loaded base.
+        trainer: trained to its end.
+        prepared: rows, questions and tokenizer.
+        gauge: what `before` was measured with.
+        before: what the start was worth.
+    """
+    best_step = put_best_back(folder, trainer)
+    after = gauge.measure()
+    write_answers(folder, best_step or trainer.state.global_step, after.samples)
+    write_predictions(folder, prepared, trainer)
+    result = save_result(folder, recipe, base, trainer, prepared, before, after)
+    summary = build_summary(folder, base, trainer, prepared, before, after, best_step, result)
+    folder.write_json(folder.summary_path, summary.to_json())
+    if folder.writes:
+        write_loss_plot(folder.metrics_path, folder.loss_plot_path)
+    folder.write_status("done")
+    for lines in render_answers(before.samples, after.samples):
+        log.info("%s", lines)
+    log.info("%s", render_summary(summary, str(result), str(folder.path), head=base.head))
+
+
+def write_answers(folder: RunFolder, step: int, answered: Sequence[Answered]) -> None:
+    """Write what was answered at a step into samples.md."""
+    shown = [Sample(one.question.asked, one.question.reference, one.answer) for one in answered]
+    write_samples(folder, step, shown)
+
+
+def put_best_back(folder: RunFolder, trainer: StepMixin) -> int | None:
+    """Put the weights of the best step back and give its number; None where the last step's are the result."""
+    name = trainer.find_best_checkpoint_name()
+    checkpoint = None if name is None else find_checkpoint_named(folder.checkpoints_dir, name)
+    if checkpoint is None:
+        return None
+    trainer.load_weights(checkpoint)
+    return find_step(checkpoint)
 
 
 def write_predictions(folder: RunFolder, prepared: Prepared, trainer: StepMixin) -> None:
@@ -47,6 +109,8 @@ def save_result(
         return target
     with folder.write_dir(target) as part:
         trainer.save_weights(part, dtype=base.stored_dtype)
+        if target == folder.adapter_dir:
+            note_base_weights(part, recipe.model)
         prepared.tokenizer.save_pretrained(part)
         if base.head == "words":
             GenerationConfig(
@@ -97,7 +161,10 @@ def build_summary(
         steps=trainer.state.global_step,
         resumed_from=folder.resumed_from,
         train_loss=totals.train_loss,
+        skipped_steps=len(trainer.finite.skipped_steps),
+        loss_spikes=totals.loss_spikes,
         best_step=best_step,
+        accepted_mismatches=read_accepted(folder) or None,
         questions=len(prepared.questions) or None,
         pairs=None if prepared.pairs is None else len(prepared.pairs.dataset),
         **({} if prepared.labelled is None else prepared.labelled.to_summary()),
@@ -108,6 +175,7 @@ def build_summary(
         tokens=totals.tokens,
         tokens_per_second=totals.tokens_per_second,
         peak_memory_bytes=totals.peak_memory_bytes,
+        micro_batch_rows=trainer.micro_batches.rows,
         seconds=totals.seconds,
         device=name_device(base.device.type),
     )

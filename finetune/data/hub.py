@@ -2,13 +2,23 @@
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import httpx
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from finetune.data.strict_json import Row
 from finetune.data.tables import drop_nulls
@@ -18,6 +28,7 @@ from finetune.recipe.schema import SourceSettings
 __all__ = ["HubRows", "load_hub_rows"]
 
 _BATCH_ROWS = 1000
+_PAUSE_SECONDS = 1
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -64,6 +75,7 @@ def load_hub_rows(source: SourceSettings, setting: str) -> HubRows:
         DataError: the repository holds nothing that can be read.
     """
     split = source.split or "train"
+    _check_reachable(source)
     builder = _find_builder(source, setting)
     commit = builder.hash or ""
     if source.revision and _COMMIT.fullmatch(source.revision) and commit != source.revision:
@@ -86,6 +98,32 @@ def load_hub_rows(source: SourceSettings, setting: str) -> HubRows:
         ) from None
     identity = "\0".join((source.path, commit, builder.config.name, split))
     return HubRows(dataset, commit, hashlib.sha256(identity.encode()).hexdigest())
+
+
+def _check_reachable(source: SourceSettings) -> None:
+    """Ask the Hub for a dataset that is not in the cache, twice for ten seconds at most.
+
+    The library asks six times: 24 s where the Hub answers with an error, minutes where it is silent. What the
+    Hub says of the dataset itself is left to the library.
+    """
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / source.path.replace("/", "___")
+    if datasets.config.HF_HUB_OFFLINE or cached.is_dir():
+        return
+    try:
+        url = hf_hub_url(source.path, "README.md", repo_type="dataset", revision=source.revision)
+        for is_last in (False, True):
+            try:
+                get_hf_file_metadata(url)
+            except (httpx.TransportError, HfHubHTTPError) as error:
+                if is_last or (isinstance(error, HfHubHTTPError) and error.response.status_code < 500):
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+            else:
+                return
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError):
+        return
+    except (httpx.TransportError, HfHubHTTPError) as error:
+        raise _say_unreachable(source.path, error) from error
 
 
 def _find_builder(source: SourceSettings, setting: str) -> datasets.DatasetBuilder:
@@ -133,16 +171,44 @@ def _translate(error: Exception, source: SourceSettings) -> FinetuneError:
         return DataError(f"{path}: the repository on the Hub holds no data files that can be read.")
     if isinstance(error, DatasetGenerationError):
         return DataError(f"{path}: the files on the Hub cannot be read as one table ({error.__cause__ or error}).")
-    return _say_unreachable(path)
+    return _say_unreachable(path, _find_cause(error))
 
 
-def _say_unreachable(path: str) -> PlaceError:
+def _find_cause(error: BaseException) -> HfHubHTTPError | httpx.HTTPError | None:
+    """Find the Hub's own answer, or the network's, behind what the library raised."""
+    found: HfHubHTTPError | httpx.HTTPError | None = None
+    link: BaseException | None = error
+    while link is not None:
+        # Below the Hub's own class stands httpx's, which has the same status.
+        if isinstance(link, HfHubHTTPError | httpx.HTTPError) and not isinstance(found, HfHubHTTPError):
+            found = link
+        link = link.__cause__ or link.__context__
+    return found
+
+
+def _say_unreachable(path: str, cause: HfHubHTTPError | httpx.HTTPError | None) -> PlaceError:
     fetch = f"hf download --repo-type dataset {path} --local-dir data/{path.rsplit('/', 1)[-1]}"
     nor_here = "nor is there a file or folder of this name here"
     if datasets.config.HF_HUB_OFFLINE:
         return PlaceError(
             f"{path}: not in the cache, and HF_HUB_OFFLINE is set ({nor_here}).\n"
             f"  Unset it, or fetch the rows elsewhere and name the folder: {fetch}"
+        )
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError | httpx.HTTPStatusError) else None
+    if status in (401, 403):
+        return PlaceError(
+            f"{path}: the Hub refuses it to your token ({status}), which lacks the right to read it.\n"
+            "  A token that may: hf auth login"
+        )
+    if status is not None and status >= 500:
+        return PlaceError(
+            f"{path}: the Hub is out of order, it answers {status} time after time, and the cache has no copy.\n"
+            "  Try again later: https://status.huggingface.co"
+        )
+    if isinstance(cause, httpx.TimeoutException):
+        return PlaceError(
+            f"{path}: the Hub did not answer in time, again and again, and the cache has no copy.\n"
+            f"  Try again on a better network, or fetch the rows elsewhere and name the folder: {fetch}"
         )
     return PlaceError(
         f"{path}: the Hub cannot be reached or answers with an error, and the cache has no copy ({nor_here}).\n"

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, TemplateError, meta, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -22,6 +23,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 __all__ = ["MarkedText", "Span", "compile_template", "find_names", "has_marks", "remove_marks", "render_marked"]
 
 Span = tuple[int, int]
+
+_MAX_EXPONENT = 64
+_MAX_REPEATED = 1_000_000
 
 # Written into the text by a mark and taken out again below. Drawn anew in each process, so no row can hold them.
 _OPEN, _CLOSE = (f"\ue000{secrets.randbits(64)}{end}\ue001" for end in "<>")
@@ -66,10 +70,28 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which a product or a power cannot fill the memory either."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Compute a product or a power that a template may want.
+
+        Raises:
+            jinja2.exceptions.SecurityError: it would be larger than any text.
+        """
+        if operator == "**" and not (isinstance(right, int | float) and abs(right) <= _MAX_EXPONENT):
+            raise SecurityError(f"a power of {_MAX_EXPONENT} at most is computed")
+        for repeated, times in ((left, right), (right, left)):
+            is_sequence = isinstance(repeated, str | list | tuple)
+            if is_sequence and isinstance(times, int) and len(repeated) * times > _MAX_REPEATED:
+                raise SecurityError(f"a text or list repeated to more than {_MAX_REPEATED:,} is not made")
+        return super().call_binop(context, operator, left, right)
+
+
 def _build_environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols]
-    )
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

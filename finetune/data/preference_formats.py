@@ -177,6 +177,8 @@ def _is_empty(turns: list[Any]) -> bool:
     """Say whether the last turn says nothing and calls nothing."""
     if not turns or not isinstance(turns[-1], dict):
         return not turns
+    if not turns[-1].keys() & {"role", "content", "from", "value"}:
+        return False  # no turn at all, which is told as such
     content = turns[-1].get("content", turns[-1].get("value"))
     blank = content is None or (isinstance(content, str) and not content.strip())
     return blank and not turns[-1].get("tool_calls")

@@ -86,7 +86,7 @@ def write_cached(
         with _seldom_collected():
             _write_rows(unfinished / "rows.arrow", schema, rows)
         report = build_report()
-        (unfinished / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+        _write_report(unfinished / "report.json", report)
         if not folder.is_dir():
             _put_in_place(unfinished, folder)
     finally:
@@ -100,6 +100,13 @@ def _write_rows(path: Path, schema: pa.Schema, rows: Iterator[Sequence[Any]]) ->
             while batch := list(islice(rows, _BATCH_ROWS)):
                 columns = zip(zip(*batch, strict=True), schema.types, strict=True)
                 writer.write_batch(pa.record_batch([_to_array(*column) for column in columns], schema=schema))
+    except OSError as error:
+        raise _unwritable(path.parent, error) from None
+
+
+def _write_report(path: Path, report: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
     except OSError as error:
         raise _unwritable(path.parent, error) from None
 
@@ -133,7 +140,9 @@ def _put_in_place(unfinished: Path, folder: Path) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> PlaceError:
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = f"{shutil.disk_usage(there).free / 1e6:,.1f} MB free"
     return PlaceError(
-        f"{folder.parent}: the rows cannot be written there ({error.strerror or error}).\n"
+        f"{folder.parent}: the rows cannot be written there ({error.strerror or error}; {free}).\n"
         "  HF_DATASETS_CACHE names another folder for them."
     )

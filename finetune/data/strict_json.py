@@ -108,7 +108,8 @@ def read_json_lines(file: BinaryIO, *, max_row_bytes: int = MAX_ROW_BYTES) -> It
     """Read JSON Lines: one object a line, in UTF-8.
 
     A byte order mark at the start, CRLF line ends and blank lines at the end are passed over; a blank
-    line between rows is a fault, since it is where half a row was lost. Never holds more than one line.
+    line between rows is a fault, since it is where half a row was lost. A list's opening bracket alone on the first
+    line ends the reading. Never holds more than one line.
     """
     decoder = StrictDecoder()
     blank: list[int] = []
@@ -126,6 +127,8 @@ def read_json_lines(file: BinaryIO, *, max_row_bytes: int = MAX_ROW_BYTES) -> It
         yield from (BadRow(place, "a blank line between rows") for place in blank)
         blank.clear()
         yield _read_line(decoder, line, number)
+        if number == 1 and line.strip(b" \t\r\n\xef\xbb\xbf") == b"[":
+            return  # a list over several lines: the one row without a comma behind it would pass for the whole file
     if number == len(blank):
         yield BadRow(1, "the file is empty")
 

@@ -115,6 +115,10 @@ class PromptTemplate:
         return spans
 
 
+# Jinja's own refusals, the sandbox's among them, and what a template's arithmetic and look-ups can raise.
+_REFUSED = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
+
 def load_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> PromptTemplate:
     """Load a template by its name (`SHIPPED`), the tokenizer's own (`model`), or from a .jinja file.
 
@@ -129,8 +133,8 @@ def load_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> PromptTemp
         _check(template, tokenizer)
     except TemplateSyntaxError as error:
         raise RecipeError(f"{name}:{error.lineno}: the template is no Jinja: {error.message}.") from error
-    except (TemplateError, TypeError) as error:
-        raise _refusal(name, f"{error}") from error
+    except _REFUSED as error:
+        raise _refusal(name, " ".join(f"{error}".split()) or type(error).__name__) from error
     return template
 
 

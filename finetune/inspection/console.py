@@ -52,7 +52,15 @@ def build_console() -> Console:
     """Build the console on standard output; text that its encoding lacks comes out escaped."""
     if sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    return _Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+
+
+class _Console(Console):
+    """Leaves it to the command line what a reader that has left means: rich would end with 1, the code of a bug."""
+
+    def on_broken_pipe(self) -> None:
+        """Pass on the BrokenPipeError during which this is called."""
+        raise BrokenPipeError
 
 
 def print_census(

@@ -5,13 +5,15 @@ PlaceError that says which of the many reasons it is and what to type.
 """
 
 import json
+import logging
+import re
 import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -25,20 +27,29 @@ from huggingface_hub.errors import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from finetune.errors import PlaceError, RecipeError
-from finetune.recipe.places import is_here, reads_as_path
+from finetune.model.tensor_files import check_tensor_file
+from finetune.recipe.places import expand, is_here, reads_as_path
 
 __all__ = [
     "check_folder",
     "check_reachable",
     "check_weights",
     "fetch",
+    "find_cache_dir",
     "find_cached",
+    "find_download_bytes",
     "find_folder",
     "reaching",
     "refuse_lacking",
 ]
 
+log = logging.getLogger("finetune.model.access")
+
 _PAUSE_SECONDS = 1
+_PATIENCE_SECONDS = 10
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_PICKLE = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+_SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 _QUICKSTART = "  Or see a whole run without any download: make quickstart"
 
 
@@ -157,20 +168,28 @@ def find_folder(name: str, commit: str | None) -> Path:
     return config.parent
 
 
-def check_weights(name: str, revision: str | None) -> None:
+def check_weights(name: str, revision: str | None, *, allow_pickles: bool = False) -> bool:
     """Check that safetensors weights lie in the folder, in the cache, or on the Hub; fetch none.
 
+    Args:
+        name: of the model, a folder or on the Hub.
+        revision: on the Hub.
+        allow_pickles: take `pytorch_model.bin` where there are no others.
+
+    Returns:
+        Whether they are safetensors; False: pickles, and those are allowed.
+
     Raises:
-        PlaceError: they are out of reach, partly here, or pickles.
+        PlaceError: they are out of reach, partly here, no whole safetensors files, or pickles.
     """
     if is_here(name):
-        _check_local_weights(name)
-        return
+        return _check_local_weights(name, allow_pickles)
     for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         cached = find_cached(name, filename, revision)
         if cached is not None:
             if filename == SAFE_WEIGHTS_NAME or not _find_missing_shards(cached):
-                return
+                _check_tensor_files(cached)
+                return True
             if constants.is_offline_mode():
                 raise _explain(name, revision, OfflineModeIsEnabled())
     for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
@@ -179,8 +198,42 @@ def check_weights(name: str, revision: str | None) -> None:
                 get_hf_file_metadata(hf_hub_url(name, filename, revision=revision))
             except EntryNotFoundError:
                 continue
-            return
-    raise _pickled(name)
+            return True
+    if not allow_pickles:
+        raise _pickled(name)
+    return False
+
+
+def find_cache_dir() -> Path:
+    """Find the folder that the Hub's files go into on this machine."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def find_download_bytes(name: str, revision: str | None) -> int:
+    """Find how many bytes of a model the Hub's cache on this machine still lacks; 0 for a folder, and offline.
+
+    Of the repository's files those are counted that loading it fetches: safetensors, not their copies in other
+    formats, and what is small. A Hub that gives no list of them keeps no run from starting: a word in the log, and 0.
+    """
+    if is_here(name) or constants.is_offline_mode() or _are_weights_cached(name, revision):
+        return 0
+    try:
+        listed = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=_PATIENCE_SECONDS).siblings
+    except (OSError, httpx.HTTPError, HFValidationError) as error:
+        log.info("The Hub does not say how large %s is (%s): its download is not held against the disk.", name, error)
+        return 0
+    sizes = {one.rfilename: one.size or 0 for one in listed or ()}
+    weights = [SAFE_WEIGHTS_NAME] if SAFE_WEIGHTS_NAME in sizes else [n for n in sizes if _SHARD.fullmatch(n)]
+    weights = weights or [filename for filename in sizes if _PICKLE.fullmatch(filename)]
+    small = [filename for filename in sizes if filename.endswith((".json", ".jinja", "tokenizer.model"))]
+    return sum(sizes[one] for one in [*weights, *small] if find_cached(name, one, revision) is None)
+
+
+def _are_weights_cached(name: str, revision: str | None) -> bool:
+    if find_cached(name, SAFE_WEIGHTS_NAME, revision) is not None:
+        return True
+    index = find_cached(name, SAFE_WEIGHTS_INDEX_NAME, revision)
+    return index is not None and not _find_missing_shards(index)
 
 
 def refuse_lacking(name: str, missing: Set[str]) -> None:
@@ -196,13 +249,16 @@ def refuse_lacking(name: str, missing: Set[str]) -> None:
         )
 
 
-def _check_local_weights(name: str) -> None:
-    folder = Path(name)
+def _check_local_weights(name: str, allow_pickles: bool) -> bool:
+    folder = Path(expand(name))
     if (folder / SAFE_WEIGHTS_NAME).is_file():
-        return
+        _check_tensor_files(folder / SAFE_WEIGHTS_NAME)
+        return True
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         if any(folder.glob("*.bin")):
+            if allow_pickles:
+                return False
             raise _pickled(name)
         raise PlaceError(
             f"{name} holds no weights: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.\n"
@@ -214,18 +270,40 @@ def _check_local_weights(name: str) -> None:
             f"{name} is only partly here: {len(missing)} of its weight files are missing, the first {missing[0]}.\n"
             f"  Fetch the rest: hf download NAME --local-dir {name}"
         )
+    _check_tensor_files(index)
+    return True
+
+
+def _check_tensor_files(found: Path) -> None:
+    """Check the header of a model's one file, or of every file that its index names."""
+    for path in [found] if found.name == SAFE_WEIGHTS_NAME else [found.parent / one for one in _read_shards(found)]:
+        check_tensor_file(path)
 
 
 def _find_missing_shards(index: Path) -> list[str]:
-    shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    return [shard for shard in shards if not (index.parent / shard).is_file()]
+    return [shard for shard in _read_shards(index) if not (index.parent / shard).is_file()]
+
+
+def _read_shards(index: Path) -> list[str]:
+    """Read which files an index names: each lies beside it, and is safetensors."""
+    try:
+        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PlaceError(f"{index} is no index of weights.\n  Fetch or copy it again.") from error
+    odd = [shard for shard in shards if not (isinstance(shard, str) and _SHARD_NAME.fullmatch(shard))]
+    if odd:
+        raise PlaceError(
+            f"{index} names {odd[0]!r}, which is no safetensors file beside it, so nothing is read there.\n"
+            "  The index was altered or made up. Fetch or copy it again from where it came from."
+        )
+    return shards
 
 
 def _pickled(name: str) -> PlaceError:
     return PlaceError(
         f"{name} has no safetensors weights, and pickles (pytorch_model.bin) are not opened: they can run code.\n"
         "  Many models have a converted copy as a pull request: model.revision=refs/pr/N\n"
-        "  One you trust: load it with transformers and save_pretrained it; name that folder"
+        "  As tensors alone, without what could run code: model.allow_pickled_weights=true"
     )
 
 

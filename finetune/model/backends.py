@@ -64,6 +64,7 @@ class Chosen:
         seed: draws what the files do not hold.
         fresh_head: whether they may lack the head.
         checkpointing: whether activations are computed twice instead of kept, which Unsloth wants to know twice.
+        is_pickled: whether the weights are pickles, opened as tensors alone.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Chosen:
     seed: int
     fresh_head: bool
     checkpointing: bool
+    is_pickled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

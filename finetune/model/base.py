@@ -184,8 +184,9 @@ def _choose(
     if labels is not None:
         set_labels(config, labels)
     attention = choose_attention(settings.attention, device, dtype, find_class(config, head))
-    if settings.weights == "pretrained":
-        check_weights(_name(settings), settings.revision)
+    is_pickled = settings.weights == "pretrained" and not check_weights(
+        _name(settings), settings.revision, allow_pickles=settings.allow_pickled_weights
+    )
     return Chosen(
         name=_name(settings) if settings.weights == "pretrained" else "",
         revision=config._commit_hash or settings.revision,
@@ -202,6 +203,7 @@ def _choose(
         seed=seed,
         fresh_head=fresh_head,
         checkpointing=checkpointing,
+        is_pickled=is_pickled,
     )
 
 

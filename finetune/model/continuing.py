@@ -15,7 +15,7 @@ from finetune.model.adapters import REFERENCE
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel
 from finetune.model.loading import attach_saved_adapter, check_adapter_file, check_served
-from finetune.model.same_base import find_base_difference
+from finetune.model.same_base import check_base_weights, find_base_difference
 from finetune.model.targets import find_target
 from finetune.recipe.schema import ModelSettings
 
@@ -23,14 +23,17 @@ __all__ = ["add_reference", "attach_trained_adapter", "check_same_template", "fi
 
 log = logging.getLogger("finetune.model.continuing")
 
+_TAKE_ANY_BASE = "adapter.any_base=true"
 
-def find_trained_adapter(init_from: str, model: ModelSettings, seed: int) -> Path:
+
+def find_trained_adapter(init_from: str, model: ModelSettings, seed: int, *, any_base: bool = False) -> Path:
     """Find the folder of the adapter to go on with; reads no weights.
 
     Args:
         init_from: a run's folder or an adapter's, here or on the Hub.
         model: the recipe's base, which has to be the adapter's.
         seed: of the recipe: it draws a base of random weights.
+        any_base: a base that is not the adapter's is told in a warning, and not refused.
 
     Raises:
         PlaceError: there is nothing of that name, or it is unfinished.
@@ -59,14 +62,21 @@ def find_trained_adapter(init_from: str, model: ModelSettings, seed: int) -> Pat
         )
     check_served(target, model.backend)
     difference = find_base_difference(target.base, target.seed, model, seed)
-    if difference is not None and not difference.may_be_a_copy:
+    if difference is not None and not difference.may_be_a_copy and not any_base:
         raise RecipeError(
             f"`adapter.init_from`: {init_from} stands on another base than this recipe's.\n"
             f"  The adapter's: {difference.one}     The recipe's: {difference.other}\n"
-            f"  Set model.model_name_or_path={target.base.model_name_or_path}"
+            f"  Set model.model_name_or_path={target.base.model_name_or_path}     Or take this one: {_TAKE_ANY_BASE}"
         )
     if difference is not None:
         log.warning("%s names %s as its base; taken to be %s.", init_from, difference.one, difference.other)
+    check_base_weights(
+        target.adapter_dir,
+        model,
+        name=f"`adapter.init_from`: {init_from}",
+        forced=any_base,
+        how_to_force=_TAKE_ANY_BASE,
+    )
     return target.adapter_dir
 
 

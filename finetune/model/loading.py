@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +19,8 @@ from finetune.errors import PlaceError, RecipeError
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel, load_base
 from finetune.model.heads import Head
+from finetune.model.same_base import check_base_weights
+from finetune.model.sound_weights import check_sound
 from finetune.model.targets import ADAPTER_WEIGHTS, DeviceName, Target, find_target
 from finetune.model.tokenizer import find_pad_id, load_tokenizer
 from finetune.recipe.backend_limits import OTHERWISE, find_embedding_targets, find_unserved_lora_fields
@@ -30,6 +31,7 @@ __all__ = [
     "attach_saved_adapter",
     "check_adapter_file",
     "check_served",
+    "check_target_base",
     "find_saved_eos_ids",
     "load_for_inference",
     "load_saved_tokenizer",
@@ -67,6 +69,7 @@ def load_for_inference(
     quantization: str | None = None,
     device: DeviceName = "auto",
     backend: BackendName = "transformers",
+    any_base: bool = False,
 ) -> Speaker:
     """Load what a name stands for, ready to answer.
 
@@ -77,18 +80,19 @@ def load_for_inference(
             and none on a CPU.
         device: auto, cuda or cpu.
         backend: what runs the model, no matter what it was trained with; started already.
+        any_base: take the base that lies there, also where it has other weights than those the adapter was trained on.
 
     Raises:
         PlaceError: something is missing, unfinished, damaged, or out of reach.
-        RecipeError: a quantization that does not go with the base, a reward model, which gives no answers, or an
-            adapter that the backend does not run.
+        RecipeError: a base of other weights, a quantization that does not go with the base, a reward model, which
+            gives no answers, or an adapter that the backend does not run.
     """
     found = find_target(target, quantization=quantization, device=device)
     if backend != "transformers":
         check_served(found, backend)
         # A kernel that the run asked for is not one of Unsloth's to choose from.
         found = replace(found, base=found.base.model_copy(update={"backend": backend, "attention": "auto"}))
-    return load_target(found, base_only=base_only)
+    return load_target(found, base_only=base_only, any_base=any_base)
 
 
 def check_served(target: Target, backend: BackendName) -> None:
@@ -109,19 +113,21 @@ def check_served(target: Target, backend: BackendName) -> None:
         )
 
 
-def load_target(target: Target, *, base_only: bool = False, talks: bool = True) -> Speaker:
+def load_target(target: Target, *, base_only: bool = False, talks: bool = True, any_base: bool = False) -> Speaker:
     """Load the weights of a target; see `load_for_inference`.
 
     Args:
         target: what was found.
         base_only: leave the adapter off.
         talks: refuse what gives no answers; else a classifier is loaded too, with the head that it was trained with.
+        any_base: take the base also where its weights are not those that the adapter was trained on.
     """
     is_base_of_score = base_only and target.adapter_dir is not None and target.ends_with == "score"
     if target.ends_with != "words" and (talks or target.ends_with == "score") and not is_base_of_score:
         raise RecipeError(_say_gives_no_answers(target))
     if target.adapter_dir is not None and not base_only:
         check_adapter_file(target.adapter_dir)
+        check_target_base(target, any_base=any_base)
     # The tokenizer first: what is wrong with it is known in a second.
     tokenizer = load_saved_tokenizer(target)
     head: Head = "words" if target.ends_with == "score" else target.ends_with
@@ -136,6 +142,18 @@ def load_target(target: Target, *, base_only: bool = False, talks: bool = True) 
         model = find_backend(base.backend).take_over(opened, checkpointing=False)
     model.eval()
     return Speaker(model, tokenizer, base, target, _find_eos_ids(base, target), _describe(target, base, base_only))
+
+
+def check_target_base(target: Target, *, any_base: bool = False, how_to_force: str | None = "--any-base") -> None:
+    """Check that the base of a target has the weights its adapter was trained on; see `same_base`.
+
+    Raises:
+        RecipeError: it has others, and `any_base` was not asked for.
+    """
+    if target.adapter_dir is not None:
+        check_base_weights(
+            target.adapter_dir, target.base, name=target.name, forced=any_base, how_to_force=how_to_force
+        )
 
 
 def _say_gives_no_answers(target: Target) -> str:
@@ -204,20 +222,13 @@ def _say_unfit(folder: Path, model: PreTrainedModel) -> str:
     return f"The adapter in {folder} does not fit {model.name_or_path or 'its base'}"
 
 
-def check_adapter_file(folder: Path) -> None:
-    """Check every tensor before a model is loaded for it: one NaN makes each answer empty or noise.
+def check_adapter_file(folder: Path, *, must_change: bool = False) -> None:
+    """Check every tensor before a model is loaded for it: see `sound_weights.check_sound`.
 
     Raises:
-        PlaceError: a number that is not finite, with its tensor's name.
+        PlaceError: a number that is not finite, with its tensor's name, or nothing but zeros.
     """
-    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - a safetensors file is no dict
-            tensor = tensors.get_tensor(name)
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise PlaceError(
-                    f"{folder / ADAPTER_WEIGHTS}: {name} holds numbers that are not finite.\n"
-                    "  The run diverged or the file is damaged. Train again, with a lower learning rate if it diverged."
-                )
+    check_sound(folder / ADAPTER_WEIGHTS, must_change=must_change)
 
 
 def find_saved_eos_ids(target: Target) -> list[int] | None:

@@ -33,13 +33,14 @@ from finetune.model.adapters import count_parameters
 from finetune.model.base import BaseModel
 from finetune.model.bitfit import find_added_biases
 from finetune.model.heads import find_builder
-from finetune.model.loading import Speaker, attach_saved_adapter
+from finetune.model.loading import Speaker, attach_saved_adapter, check_adapter_file
 from finetune.model.targets import Target
 from finetune.recipe.catalogue import PROMPT_METHODS
 from finetune.recipe.own_methods import OWN_METHODS
 
 __all__ = [
     "LogitDifference",
+    "check_effect",
     "check_mergeable",
     "check_room",
     "compare_logits",
@@ -104,6 +105,16 @@ def check_mergeable(target: Target) -> None:
         )
 
 
+def check_effect(target: Target) -> None:
+    """Check that merging changes the base at all, by the adapter's own numbers.
+
+    Raises:
+        PlaceError: they are zero, or not finite.
+    """
+    assert target.adapter_dir is not None
+    check_adapter_file(target.adapter_dir, must_change=True)
+
+
 def check_room(folder: Path, needed_bytes: int) -> None:
     """Check that a folder to be written is empty or absent, and that the disk has room for it.
 
@@ -136,10 +147,12 @@ def write_merged(speaker: Speaker, folder: Path, dtype: torch.dtype, prompts: Se
         prompts: token ids at whose every position the two are compared.
 
     Raises:
-        PlaceError: the folder is in use or too small, or a merged weight does not fit `dtype`.
+        PlaceError: the folder is in use or too small, a merged weight does not fit `dtype`, or the adapter's numbers
+            change nothing or are not finite.
         RecipeError: the method does not merge.
     """
     check_mergeable(speaker.target)
+    check_effect(speaker.target)
     check_room(folder, count_parameters(speaker.base.model).total * dtype.itemsize)
     if isinstance(speaker.model, PeftModel):
         _check_biases(speaker.model, speaker.target)

@@ -13,6 +13,7 @@ from finetune.model.backends import Chosen, Loaded
 from finetune.model.heads import SCORE_HEAD, find_builder, put_score_head
 from finetune.model.quantization import build_bnb_config, leave_unquantized, set_saved_compute_dtype
 from finetune.model.random_weights import build_random_model
+from finetune.model.tensor_files import telling_malformed
 from finetune.recipe.schema import ModelSettings
 
 __all__ = ["attach", "load", "take_over"]
@@ -47,13 +48,14 @@ def load(settings: ModelSettings, chosen: Chosen) -> Loaded:
     draws_head = in_full != () and chosen.fresh_head
     if draws_head:
         torch.manual_seed(chosen.seed)  # transformers draws what is lacking from the global generator
-    with reaching(chosen.name, settings.revision):
+    with reaching(chosen.name, settings.revision), telling_malformed(chosen.name):
         model, found = find_builder(chosen.head).from_pretrained(
             chosen.name,
             config=chosen.config,
             revision=chosen.revision,
             trust_remote_code=settings.trust_remote_code,
-            use_safetensors=True,
+            use_safetensors=not chosen.is_pickled,
+            weights_only=True,
             output_loading_info=True,
             dtype=chosen.dtype,
             device_map={"": chosen.device},

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import AdaLoraModel, PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -31,10 +32,17 @@ class RankAllocation(TrainerCallback):
     """
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: PeftModel, **_: Any) -> None:
-        """Weigh the ranks while the step's gradients are still there."""
+        """Weigh the ranks while the step's gradients are still there.
+
+        A step that was left out has none. It weighs nothing, and the schedule of the ranks goes on.
+        """
         tuner = _find_tuner(model)
-        if tuner is not None:
-            tuner.update_and_allocate(state.global_step)
+        if tuner is None:
+            return
+        for parameter in tuner.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        tuner.update_and_allocate(state.global_step)
 
 
 def _find_tuner(model: nn.Module) -> AdaLoraModel | None:

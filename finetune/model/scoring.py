@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.base import BaseModel, load_base
 from finetune.model.heads import SCORE_WEIGHT
-from finetune.model.loading import attach_saved_adapter, check_adapter_file, load_saved_tokenizer
+from finetune.model.loading import attach_saved_adapter, check_adapter_file, check_target_base, load_saved_tokenizer
 from finetune.model.targets import ADAPTER_WEIGHTS, DeviceName, Target, find_target
 from finetune.model.tokenizer import find_pad_id
 
@@ -129,6 +129,7 @@ def load_scorer(target: str, *, device: DeviceName = "auto") -> Scorer:
     found = check_scorer(target, device=device)
     if found.adapter_dir is not None:
         check_adapter_file(found.adapter_dir)
+        check_target_base(found, how_to_force=None)
     tokenizer = load_saved_tokenizer(found)
     base = load_base(found.base, seed=found.seed, head="score", fresh_head=found.adapter_dir is not None)
     model: PreTrainedModel | PeftModel = base.model

@@ -23,6 +23,7 @@ from finetune.model.loading import (
     Speaker,
     attach_saved_adapter,
     check_adapter_file,
+    check_target_base,
     find_saved_eos_ids,
     load_saved_tokenizer,
     load_target,
@@ -165,8 +166,8 @@ class AdapterSet:
         """Who answers now."""
         return self._speakers[self.active]
 
-    def load(self, name: str, target: Target) -> Speaker:
-        """Load an adapter beside the others and use it.
+    def load(self, name: str, target: Target, *, any_base: bool = False) -> Speaker:
+        """Load an adapter beside the others and use it; `any_base`: also on other weights than it was trained on.
 
         Raises:
             PlaceError: a number that is not finite, or tensors that do not fit.
@@ -176,6 +177,7 @@ class AdapterSet:
         check_same_base([base.target, target])
         assert target.adapter_dir is not None
         check_adapter_file(target.adapter_dir)
+        check_target_base(target, any_base=any_base)
         tokenizer, eos_ids = load_saved_tokenizer(target), find_saved_eos_ids(target)
         self._speakers[name] = replace(
             base,
@@ -229,7 +231,12 @@ class OneSpeaker:
 
 
 def load_adapter_set(
-    target: str, adapters: Mapping[str, str], *, quantization: str | None = None, device: DeviceName = "auto"
+    target: str,
+    adapters: Mapping[str, str],
+    *,
+    quantization: str | None = None,
+    device: DeviceName = "auto",
+    any_base: bool = False,
 ) -> AdapterSet:
     """Load one base, the adapter of a target where it has one, and further adapters; the target's is in use.
 
@@ -238,6 +245,7 @@ def load_adapter_set(
         adapters: further ones, by the name they are switched to with: a run or an adapter each.
         quantization: how the base is held; None takes what each was trained with, which has to be one.
         device: auto, cuda or cpu.
+        any_base: take the base that lies there, also where it has other weights than an adapter was trained on.
 
     Raises:
         PlaceError: something is missing, unfinished, damaged, or out of reach.
@@ -257,7 +265,7 @@ def load_adapter_set(
             )
     held = AdapterSet(load_target(first, base_only=True))
     for name, each in (own | others).items():
-        held.load(name, each)
+        held.load(name, each, any_base=any_base)
     held.use(next(iter(own), BASE))
     return held
 

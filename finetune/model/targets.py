@@ -18,6 +18,7 @@ from finetune.model.base import load_config
 from finetune.model.devices import choose_device
 from finetune.model.heads import SCORE_WEIGHT, Head, LabelSpace
 from finetune.model.quantization import find_quantization
+from finetune.model.tensor_files import check_tensor_file
 from finetune.recipe.places import expand, is_here, is_local, reads_as_path
 from finetune.recipe.schema import ModelSettings
 
@@ -195,7 +196,13 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
                 f"  One you trust: load it with PEFT and save_pretrained it, which writes {ADAPTER_WEIGHTS}."
             )
         raise PlaceError(f"{folder} holds no {ADAPTER_WEIGHTS}.\n  Fetch or copy the whole folder.")
-    config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    check_tensor_file(folder / ADAPTER_WEIGHTS)
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError:  # of bytes that are no text too
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise PlaceError(f"{path} is no config of a PEFT adapter: JSON with a `peft_type`.\n  Fetch or copy it again.")
     return config
 
 

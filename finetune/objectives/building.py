@@ -50,8 +50,11 @@ BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 # Schedules that lower the rate where an evaluation brings nothing better.
 _GO_BY_EVALUATIONS = ("greedy", "reduce_lr_on_plateau")
 
-# Settings under `training` that other parts act on: the callback that stops early, the rotation of checkpoints.
-_NOT_THE_TRAINERS = {"early_stopping_patience", "save_total_limit", "report_to"}
+# Settings under `training` that other parts act on: the callback that stops early, the rotation of checkpoints, the
+# check of losses and gradients, the rehearsal.
+_NOT_THE_TRAINERS = {
+    "early_stopping_patience", "max_skipped_steps", "non_finite", "rehearsal", "report_to", "save_total_limit",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

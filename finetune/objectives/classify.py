@@ -90,6 +90,10 @@ class LabelTrainer(StepMixin):
     def forget_figures(self) -> None:
         """Forget nothing: transformers' own trainer notes nothing of an evaluation."""
 
+    def find_train_figures(self) -> dict[str, list[Any]]:
+        """Find none: transformers' own trainer averages the loss alone."""
+        return {}
+
     def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
         """Sum a batch's loss over its rows."""
         return self.sum_counted_loss(loss, float(len(inputs["input_ids"])))
@@ -130,13 +134,19 @@ class LabelTrainer(StepMixin):
             for start in tqdm(range(0, len(order), size), desc="outputs", leave=False, disable=None):
                 places = order[start : start + size]
                 batch = self.data_collator([rows[int(place)] for place in places])
-                inputs = {
-                    name: value.to(self.args.device)
-                    for name, value in batch.items()
-                    if isinstance(value, Tensor) and name != "labels"
-                }
-                logits_NC[places] = self.model(**inputs).logits.float().cpu().numpy()
+                found = self.micro_batches.evaluate(batch, self._compute_logits)
+                logits_NC[places] = np.concatenate([logits_BC for _, logits_BC in found])
         return logits_NC
+
+    def _compute_logits(self, batch: Mapping[str, Any]) -> NDArray[np.float32]:
+        """Compute the model's outputs for a batch, or the part of one that memory holds: (B, C)."""
+        inputs = {
+            name: value.to(self.args.device)
+            for name, value in batch.items()
+            if isinstance(value, Tensor) and name != "labels"
+        }
+        logits_BC: NDArray[np.float32] = self.model(**inputs).logits.float().cpu().numpy()
+        return logits_BC
 
     def _score_evaluation(self, evaluated: EvalPrediction) -> dict[str, float]:
         """Score an evaluation during training; the trainer puts `eval_` in front of the names."""

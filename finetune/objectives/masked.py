@@ -74,6 +74,10 @@ class MaskedTrainer(StepMixin):
     def forget_figures(self) -> None:
         """Forget nothing: transformers' own trainer notes nothing of an evaluation."""
 
+    def find_train_figures(self) -> dict[str, list[Any]]:
+        """Find none: transformers' own trainer averages the loss alone."""
+        return {}
+
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         """Run an epoch with masks of its own, the same after a resume."""
         self._masking.set_epoch(epoch)

@@ -63,6 +63,11 @@ class OddsRatioTrainer(StepMixin, ORPOTrainer):
         """Forget what TRL noted of an evaluation that is not logged."""
         self._stored_metrics.pop("eval", None)
 
+    def find_train_figures(self) -> dict[str, list[Any]]:
+        """Find what TRL noted of the steps since the last line of the log."""
+        figures: dict[str, list[Any]] = self._stored_metrics["train"]
+        return figures
+
 
 def build_arguments(training: TrainingSettings, run: RunArguments) -> ORPOConfig:
     """Build the trainer's own config.

@@ -49,12 +49,14 @@ def compute_reference(trainer: Any, columns: tuple[str, ...]) -> dict[str, Tenso
     sides = {"train": trainer.train_dataset, "held_out": trainer.eval_dataset}
     trainer.ref_model = trainer.model  # else TRL would switch the adapter off
     try:
-        return {
-            f"{side}.{name}": values
-            for side, rows in sides.items()
-            if rows is not None
-            for name, values in _compute_columns(trainer, rows, columns).items()
-        }
+        # A loader draws a seed for its workers; a run that finds its reference in the cache draws none.
+        with torch.random.fork_rng():
+            return {
+                f"{side}.{name}": values
+                for side, rows in sides.items()
+                if rows is not None
+                for name, values in _compute_columns(trainer, rows, columns).items()
+            }
     finally:
         trainer.ref_model = None
 

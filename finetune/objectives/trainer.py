@@ -5,8 +5,6 @@ instead of batches, stops on a loss that is not finite before anything of it is 
 to do where memory or the disk runs out.
 """
 
-import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,25 +15,29 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from finetune.errors import DivergedError, PlaceError
-from finetune.model.adapters import REFERENCE
+from finetune.errors import PlaceError
 from finetune.model.rank_allocation import put_rank_state_back, whole_ranks, write_rank_state
+from finetune.objectives.batch_parts import join_answers, join_predictions
 from finetune.objectives.changes import warn_of_changes
+from finetune.objectives.finite import FiniteCheck, check_weights
+from finetune.objectives.micro_batches import MicroBatches, is_out_of_memory
 from finetune.objectives.order import LengthGroupedOrder
 from finetune.objectives.pairs import answer_logps
+from finetune.objectives.resumable import ResumableTrainer
+from finetune.objectives.training_state import check_no_pickle
 
 __all__ = ["StepMixin"]
 
 
-class StepMixin(Trainer):
+class StepMixin(ResumableTrainer):
     """Goes in front of a TRL trainer: `class SupervisedTrainer(StepMixin, SFTTrainer)`.
 
     Attributes:
         scores_per_token: whether `score_answers` gives sums over tokens; else one score for the whole answer.
         answers_a_row: rows of a batch's tensors that make one row of the data: two where answers are compared.
+        micro_batches: how many rows are trained and evaluated at once where memory ran out.
     """
 
     scores_per_token = True
@@ -52,9 +54,10 @@ class StepMixin(Trainer):
         for parameter, before in trainable:
             parameter.data = before.float().to(parameter.device)
         self._tokens_not_noted = 0
+        self.micro_batches = MicroBatches(self)
         self._eval_loss_sum = 0.0
         self._eval_weight = 0.0
-        self._is_finite = torch.ones((), dtype=torch.bool, device=self.args.device)
+        self.finite = FiniteCheck(self)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -79,26 +82,25 @@ class StepMixin(Trainer):
 
     # ---- the step
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Train on a micro-batch.
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Train on a micro-batch, in parts and the whole step again where memory runs out.
 
         Raises:
-            DivergedError: the loss is not finite (on a GPU at the next log or save, so that no step waits for it).
-            PlaceError: the GPU's memory does not hold it.
+            PlaceError: memory does not hold a single row of it.
         """
-        try:
-            loss = super().training_step(*args, **kwargs)
-        except torch.cuda.OutOfMemoryError as error:
-            raise PlaceError(
-                f"step {self.state.global_step + 1}: the GPU's memory is full ({_first_line(error)}).\n"
-                f"  Smaller micro-batches, the same rows a step: training.per_device_train_batch_size=1 with a larger "
-                f"training.gradient_accumulation_steps\n"
-                f"  Shorter rows: data.max_length     Less kept: training.gradient_checkpointing=true"
-            ) from error
-        self._is_finite &= torch.isfinite(loss.detach())
-        if loss.device.type == "cpu":
-            self._check_finite(self.state.global_step + 1)
+        loss = self.micro_batches.train(model, inputs, num_items_in_batch, super().training_step)
+        self.finite.note(loss, inputs)
         return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Measure the gradient, which transformers (5.17) does right before each update, and check the step.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite, unless such a step is left out.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.finite.check(grad_norm)
+        return grad_norm
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss, counting the batch's tokens without its padding."""
@@ -108,6 +110,8 @@ class StepMixin(Trainer):
             if self._tokens_not_noted == 0 and self.state.global_step == 0:
                 self.check_first_loss(loss, inputs)
             self._tokens_not_noted += num_real_tokens
+            if self.micro_batches.share != 1.0:  # of a part; evaluations sum up theirs
+                loss = loss * self.micro_batches.share
         return loss
 
     def check_first_loss(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
@@ -122,14 +126,6 @@ class StepMixin(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
-
-    def _check_finite(self, step: int) -> None:
-        if not bool(self._is_finite):
-            raise DivergedError(
-                f"step {step}: the loss is not finite, and no further step could mend the weights.\n"
-                f"  Usual causes: a learning rate that is too high, float16 overflow, a broken base.\n"
-                f"  Lower `training.learning_rate` and start over: --overwrite"
-            )
 
     # ---- the held-out loss
 
@@ -153,10 +149,19 @@ class StepMixin(Trainer):
         """Forget what TRL noted of an evaluation that is not logged; the next one would be averaged with it."""
         self._metrics["eval"].clear()
 
+    def find_train_figures(self) -> dict[str, list[Any]]:
+        """Find what TRL noted of the steps since the last line of the log, whose mean the next one holds."""
+        figures: dict[str, list[Any]] = self._metrics["train"]
+        return figures
+
     def score_answers(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Score each answer of a batch of rows: its log-probability in nats and its number of tokens, each (B,)."""
-        ready = {name: value.to(self.args.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
-        return answer_logps(self.model, ready)
+
+        def score(part: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            on_device = {name: value.to(self.args.device) for name, value in part.items() if torch.is_tensor(value)}
+            return answer_logps(self.model, on_device)
+
+        return join_answers([scored for _, scored in self.micro_batches.evaluate(batch, score)], self.answers_a_row)
 
     @contextmanager
     def as_in_training(self, *, float32_logits: bool = True) -> Iterator[None]:
@@ -169,7 +174,7 @@ class StepMixin(Trainer):
             float32_logits: False where whoever reads the logits casts what it needs of them.
 
         Raises:
-            PlaceError: the GPU's memory does not hold a batch.
+            PlaceError: memory does not hold a batch, or a single row where batches are evaluated in parts.
         """
 
         def to_float32(model: torch.nn.Module, inputs: Any, outputs: Any) -> Any:
@@ -183,9 +188,11 @@ class StepMixin(Trainer):
         try:
             with torch.no_grad(), self.accelerator.autocast():
                 yield
-        except torch.cuda.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise PlaceError(
-                f"The GPU's memory is full while rows are evaluated ({_first_line(error)}).\n"
+                f"Memory is full while rows are evaluated ({_first_line(error)}).\n"
                 f"  Fewer at once: training.per_device_eval_batch_size, now {self.args.per_device_eval_batch_size} "
                 f"(of a reference: training.precompute_ref_batch_size)\n"
                 f"  Shorter rows: data.max_length"
@@ -196,12 +203,14 @@ class StepMixin(Trainer):
             self.model.train(was_training)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a batch, weighing its mean loss by what it is a mean of."""
-        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        loss_sum, weight = self.sum_loss(loss.item(), inputs)
-        self._eval_loss_sum += loss_sum
-        self._eval_weight += weight
-        return loss, logits, labels
+        """Evaluate a batch, in parts where memory runs out, weighing its mean loss by what it is a mean of."""
+        predict = super().prediction_step
+        found = self.micro_batches.evaluate(inputs, lambda part: predict(model, part, *args, **kwargs))
+        for part, (loss, _, _) in found:
+            loss_sum, weight = self.sum_loss(loss.item(), part)
+            self._eval_loss_sum += loss_sum
+            self._eval_weight += weight
+        return join_predictions([predicted for _, predicted in found])
 
     def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
         """Turn a batch's mean loss into a sum, and say over how many: its rows, unless a trainer counts otherwise."""
@@ -232,17 +241,12 @@ class StepMixin(Trainer):
     # ---- what is said and saved
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log with the number of real tokens trained so far in all processes.
-
-        Raises:
-            DivergedError: the loss is not finite, or the gradient's norm, unless a float16 scaler skips such steps.
-        """
+        """Log with the number of real tokens trained so far in all processes; steps left out are in no mean."""
         self._note_tokens()
         logs["num_real_tokens"] = self.state.num_input_tokens_seen
+        self.finite.correct_mean(logs)
+        logs |= self.micro_batches.take_news()
         super().log(logs, *args, **kwargs)
-        if self.accelerator.scaler is None and not math.isfinite(logs.get("grad_norm", 0.0)):
-            self._is_finite.fill_(False)
-        self._check_finite(self.state.global_step)
 
     def _note_tokens(self) -> None:
         """Add what all processes trained since the last time to the trainer's state, which checkpoints carry."""
@@ -254,12 +258,15 @@ class StepMixin(Trainer):
         """Save with the count of tokens up to this step; nothing that is not finite.
 
         Raises:
+            DivergedError: a weight is not finite.
             PlaceError: the disk does not take it.
         """
-        self._check_finite(self.state.global_step)
+        check_weights(self.model, self.state.global_step)
         self._note_tokens()
         try:
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self.micro_batches.write(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
         except (OSError, SafetensorError) as error:
             raise PlaceError(
                 f"step {self.state.global_step}: the checkpoint cannot be written ({_first_line(error)}).\n"
@@ -267,12 +274,10 @@ class StepMixin(Trainer):
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save without the frozen reference: a folder of it is all that transformers (5.17) would take up again."""
-        folder = Path(output_dir or self.args.output_dir)
+        """Save weights and tokenizer, and how AdaLoRA has weighed its ranks."""
         with whole_ranks(self.model):
             super()._save(output_dir, state_dict)
-        write_rank_state(self.model, folder)
-        shutil.rmtree(folder / REFERENCE, ignore_errors=True)
+        write_rank_state(self.model, Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         """Take up the weights of a checkpoint, and how AdaLoRA had weighed its ranks."""
@@ -283,25 +288,33 @@ class StepMixin(Trainer):
     def find_best_checkpoint_name(self) -> str | None:
         """Find the name of the best step's checkpoint; None where that is the last step, or none was evaluated.
 
-        The name alone: the folder may have been moved since the path was written.
+        By its step: the trainer's own path is of the place where the folder was when it was written.
         """
-        best = self.state.best_model_checkpoint
-        return None if best is None or self.state.best_global_step == self.state.global_step else Path(best).name
+        best = self.state.best_global_step
+        return None if best is None or best == self.state.global_step else f"checkpoint-{best}"
 
     def load_weights(self, checkpoint: Path) -> None:
         """Put the weights of a checkpoint into the model."""
+        check_no_pickle(checkpoint)
         self.state.best_model_checkpoint = str(checkpoint)
         with whole_ranks(self.model):
             self._load_best_model()
         put_rank_state_back(self.model, checkpoint)
 
     def save_weights(self, folder: Path, *, dtype: torch.dtype) -> None:
-        """Save what was trained as safetensors: a PEFT adapter in float32, or a whole model in `dtype`."""
+        """Save what was trained as safetensors: a PEFT adapter in float32, or a whole model in `dtype`.
+
+        Raises:
+            DivergedError: a weight is not finite, or the adapter is all zeros; nothing is saved.
+        """
+        if not isinstance(self.model, PeftModel):
+            self.model.to(dtype)
+        check_weights(self.model, self.state.global_step, is_result=True)
         if isinstance(self.model, PeftModel):
             # "auto" would ask the Hub whether the vocabulary grew; ours never grows.
             self.model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
         else:
-            self.model.to(dtype).save_pretrained(folder)
+            self.model.save_pretrained(folder)
 
     def sum_over_processes(self, *values: float) -> list[float]:
         """Add each value up over the processes of the launch."""

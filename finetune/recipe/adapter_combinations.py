@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from finetune.recipe.catalogue import EMBEDDING_METHODS, PROMPT_METHODS, QUANTIZABLE_METHODS
 from finetune.recipe.faults import Fault
 from finetune.recipe.json_schema import find_methods
+from finetune.recipe.objective_combinations import find_pattern_faults
 from finetune.recipe.own_methods import COMBINED, FULL, PART_METHODS, PROMPT_PARTS, WHOLE_METHODS
 from finetune.recipe.recipe_view import RecipeView
 from finetune.recipe.suggestions import list_names
@@ -22,8 +23,20 @@ def find_adapter_conflicts(settings: RecipeView) -> Iterator[Fault]:
     """Find what the chosen method cannot do with the rest of the recipe."""
     if settings.value("adapter.method") not in find_methods():
         return
-    for check in (_check_quantization, _check_prompt_methods, _check_lora, _check_top_k, _check_parts):
+    for check in (_check_quantization, _check_prompt_methods, _check_lora, _check_top_k, _check_parts, _check_patterns):
         yield from check(settings)
+
+
+def _check_patterns(settings: RecipeView) -> Iterator[Fault]:
+    """Check modules given as one text, a pattern to PEFT, which would say what is wrong with it after the download."""
+    parts = settings.value("adapter.parts")
+    sections = [
+        "adapter",
+        *(f"adapter.parts.{number}" for number in range(len(parts) if isinstance(parts, list) else 0)),
+    ]
+    for section in sections:
+        for name in ("target_modules", "exclude_modules"):
+            yield from find_pattern_faults(settings, f"{section}.{name}")
 
 
 def _check_quantization(settings: RecipeView) -> Iterator[Fault]:
@@ -98,7 +111,7 @@ def _check_parts(settings: RecipeView) -> Iterator[Fault]:
         if method in before:
             what = f"`parts` holds {method} twice, and a method is a part once."
             yield settings.fault(path, what, "Take one out; one part can name several target_modules.")
-        elif method in PROMPT_PARTS and set(before) & set(PROMPT_PARTS):
+        elif method in PROMPT_PARTS and any(other in PROMPT_PARTS for other in before):
             what = f"`parts` holds {list_names(PROMPT_PARTS)}, which both put tokens in front of a row."
             yield settings.fault(path, what, "Take one of them out.")
         if method in PROMPT_PARTS and settings.value("data.packing") is True:

@@ -54,7 +54,8 @@ def _check_method(settings: RecipeView) -> Iterator[Fault]:
         what = f"`backend: unsloth` trains LoRA alone, and `method` is {method}."
         yield settings.fault("adapter.method", what, "Set method: lora.", OTHERWISE)
         return
-    for name in find_unserved_lora_fields(settings.value("adapter") or {}):
+    fields = settings.value("adapter")
+    for name in find_unserved_lora_fields(fields if isinstance(fields, dict) else {}):
         what = f"`backend: unsloth` has no kernels for `adapter.{name}`."
         yield settings.fault(f"adapter.{name}", what, "Take the line out.", OTHERWISE)
     for name in find_embedding_targets(settings.value("adapter.target_modules")):

@@ -79,7 +79,10 @@ def find_unserved_base_settings(model: Mapping[str, Any]) -> Iterator[Unserved]:
 def find_embedding_targets(targets: object) -> list[str]:
     """Find the embeddings and the head among LoRA's targets, names or a pattern: Unsloth has no LoRA for them."""
     if isinstance(targets, str):
-        return [name for name, path in _EMBEDDINGS.items() if re.fullmatch(targets, path)]
+        try:
+            return [name for name, path in _EMBEDDINGS.items() if re.fullmatch(targets, path)]
+        except re.error:
+            return []  # a fault of its own: `adapter_combinations`
     names = targets if isinstance(targets, list | tuple | set) else ()
     return [name for name in _EMBEDDINGS if any(str(target).rpartition(".")[2] == name for target in names)]
 

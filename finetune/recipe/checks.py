@@ -108,6 +108,9 @@ def _check_part(node: Node, path: str) -> list[Fault]:
     assert isinstance(node.value, dict)
     typed = node.value.get("method")
     if typed is None:
+        misspelled = next((key for key in node.value if find_nearest(key, ["method"])), None)
+        if misspelled is not None:
+            return [_unknown_key(misspelled, node.value[misspelled], path, ["method"], "")]
         return [_fault(node.place, f"`{path}.method` is missing.", f"It is one of {list_names(PART_METHODS)}.")]
     method = typed.value
     if isinstance(method, str) and method in PART_METHODS:
@@ -197,11 +200,16 @@ def _kind(value: object) -> str:
 
 
 def _closest_group(values: dict[str, Node], groups: Sequence[Schema]) -> Schema:
-    """The group that shares most keys with what was typed: a source rather than a fraction where both fit."""
-    return max(
-        groups,
-        key=lambda group: (len(values.keys() & group.get("properties", {}).keys()), len(group.get("properties", {}))),
-    )
+    """The group that shares most keys with what was typed, or has the nearest ones; of equal ones the larger."""
+
+    def measure(group: Schema) -> tuple[int, bool, int]:
+        properties = group.get("properties", {})
+        shared = len(values.keys() & properties.keys())
+        # Looked for only where it can decide, between a source and a fraction: `{fracton: 0.1}` is no source.
+        is_near = not shared and len(groups) > 1 and any(find_nearest(key, properties) for key in [*values][:3])
+        return shared, is_near, len(properties)
+
+    return max(groups, key=measure)
 
 
 def _unknown_key(key: str, node: Node, path: str, known: Sequence[str], chosen: str) -> Fault:

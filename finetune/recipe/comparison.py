@@ -16,6 +16,7 @@ from finetune.recipe.faults import Fault, quote, to_error, to_line_number
 from finetune.recipe.nearest import find_nearest
 from finetune.recipe.overrides import COMMAND_LINE, apply_overrides
 from finetune.recipe.reading import read_recipe_with_notices
+from finetune.recipe.secret_patterns import find_typed_secrets
 from finetune.recipe.yaml_lines import Node, read_yaml, to_plain
 
 __all__ = ["SCORES", "Budget", "Comparison", "Method", "Settings", "is_score", "read_comparison"]
@@ -139,6 +140,8 @@ def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
         RecipeError: with all faults of the file, of the overrides, and of the recipe it starts from.
     """
     text = _read_text(path)
+    if secrets := find_typed_secrets(text, str(path), overrides):
+        raise to_error(secrets)
     tree, faults = read_yaml(text, str(path))
     if not isinstance(tree.value, dict):
         advice = "It needs at least: name, recipe, methods."

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from finetune.recipe.faults import Fault
-from finetune.recipe.glue import GLUE_TASKS, METRICS_OF_NUMBERS
+from finetune.recipe.glue import GLUE_TASKS, METRICS_OF_NUMBERS, GlueTask
 from finetune.recipe.recipe_view import RecipeView
 from finetune.recipe.rows_schema import ClassificationSettings
 from finetune.recipe.suggestions import list_names
@@ -66,8 +66,13 @@ def _check_answers(settings: RecipeView) -> Iterator[Fault]:
         yield settings.fault("adapter.init_from", what, _TAKE_OUT)
 
 
+def _find_task(settings: RecipeView) -> GlueTask | None:
+    name = settings.value("classification.task")
+    return next((task for task in GLUE_TASKS.values() if task.name == name), None)
+
+
 def _check_task(settings: RecipeView) -> Iterator[Fault]:
-    task = GLUE_TASKS.get(settings.value("classification.task"))
+    task = _find_task(settings)
     if task is None:
         return
     if task.name == "ax":
@@ -97,7 +102,7 @@ def _check_task(settings: RecipeView) -> Iterator[Fault]:
 
 def _check_problem(settings: RecipeView) -> Iterator[Fault]:
     """Check that a number is not given labels, and labels are told apart."""
-    task = GLUE_TASKS.get(settings.value("classification.task"))
+    task = _find_task(settings)
     problem = settings.value("classification.problem_type") or (None if task is None else task.problem_type)
     labels = settings.value("classification.labels")
     if problem == "regression":
@@ -115,7 +120,7 @@ def _check_problem(settings: RecipeView) -> Iterator[Fault]:
 def _check_metric(settings: RecipeView) -> Iterator[Fault]:
     """Check that a score goes with what is answered, as far as the recipe says what that is."""
     path = "classification.metric"
-    metric, task = settings.value(path), GLUE_TASKS.get(settings.value("classification.task"))
+    metric, task = settings.value(path), _find_task(settings)
     labels = settings.value("classification.labels") or (None if task is None else task.labels)
     problem = settings.value("classification.problem_type") or (None if task is None else task.problem_type)
     if metric in (None, "combined"):

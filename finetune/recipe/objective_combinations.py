@@ -1,6 +1,7 @@
 """What the objective asks of the rows and of the evaluation: formats, which tokens are trained, what is answered."""
 
 import re
+import warnings
 from collections.abc import Iterator
 
 from finetune.recipe.faults import Fault
@@ -138,7 +139,9 @@ def find_pattern_faults(settings: RecipeView, path: str, *, has_group: bool = Fa
     if not isinstance(pattern, str):
         return
     try:
-        num_groups = re.compile(pattern).groups
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of `[[`, which means today what it says
+            num_groups = re.compile(pattern).groups
     except (re.error, OverflowError, RecursionError) as error:
         what = f"`{name}` is no regular expression of Python's: {error}."
         yield settings.fault(path, what, r"Signs such as ( [ * + ? . stand for themselves behind a backslash: \(")

@@ -20,6 +20,7 @@ from finetune.recipe.objective_defaults import find_notice
 from finetune.recipe.overrides import apply_overrides, drop_hub_settings
 from finetune.recipe.recipe_view import find_node
 from finetune.recipe.schema import Recipe
+from finetune.recipe.secret_patterns import find_secret_faults, find_typed_secrets
 from finetune.recipe.yaml_lines import Node, read_yaml, to_plain, to_tree
 
 __all__ = ["RecipeReading", "build_recipe", "read_recipe", "read_recipe_with_notices", "to_resolved"]
@@ -58,6 +59,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_recipe_with_notices(path: Path, overrides: Sequence[str] = ()) -> RecipeReading:
     """Read a recipe as `read_recipe` does, and say what an override dropped."""
     text = _read_text(path)
+    if secrets := find_typed_secrets(text, str(path), overrides):
+        raise to_error(secrets)  # alone: another fault's message could repeat the line
     tree, faults = read_yaml(text, str(path))
     if isinstance(tree.value, dict):
         faults += apply_overrides(tree, overrides)
@@ -82,6 +85,8 @@ def to_resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 def _build(tree: Node, faults: list[Fault], *, defaults_filled: bool = False) -> Recipe:
+    if secrets := find_secret_faults(tree):
+        raise to_error(secrets)
     found = [*faults, *find_faults(tree)]
     if isinstance(tree.value, dict):
         found += find_conflicts(tree, defaults_filled=defaults_filled)

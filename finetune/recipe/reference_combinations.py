@@ -28,12 +28,15 @@ def find_reference_conflicts(settings: RecipeView) -> Iterator[Fault]:
 def _check_continued(settings: RecipeView) -> Iterator[Fault]:
     """Check that an adapter which is trained on is not given other settings."""
     if settings.value("adapter.init_from") is None:
+        if settings.value("adapter.any_base"):
+            what = "`adapter.any_base` is about the adapter that `adapter.init_from` names, and none is named."
+            yield settings.fault("adapter.any_base", what, "Take the line out, or name one.")
         return
     if settings.objective == "reward":
         what = "`adapter.init_from` continues an adapter that gives answers, and a reward model scores them."
         yield settings.fault("adapter.init_from", what, "Take the line out: head and adapter begin fresh.")
     method = settings.value("adapter.method")
-    if method in WHOLE_METHODS:
+    if isinstance(method, str) and method in WHOLE_METHODS:
         what = f"`adapter.init_from` continues an adapter, and `method: {method}` trains none."
         yield settings.fault("adapter.method", what, "Take one of the two lines out.")
     adapter = settings.value("adapter")
@@ -66,7 +69,7 @@ def _check_reference(settings: RecipeView) -> Iterator[Fault]:
     if not is_compared:
         return
     method = settings.value("adapter.method")
-    if method in WHOLE_METHODS:
+    if isinstance(method, str) and method in WHOLE_METHODS:
         what = f"`objective: {objective}` compares with the model without its adapter, and `method: {method}` has none."
         yield settings.fault("adapter.method", what, way_out)
     start = settings.value("adapter.init_lora_weights")

@@ -93,6 +93,13 @@ class ModelSettings(Section):
     device: Annotated[
         Literal["auto", "cuda", "cpu"], Field(description="auto: the first GPU where there is one, else the CPU.")
     ] = "auto"
+    allow_pickled_weights: Annotated[
+        bool,
+        Field(
+            description="Take weights that are there as pickles alone (pytorch_model.bin); torch opens them as tensors "
+            "and runs nothing."
+        ),
+    ] = False
     trust_remote_code: Annotated[
         bool,
         Field(description="Run the model repository's own Python; only with `revision` pinned to a 40-digit commit."),
@@ -115,6 +122,10 @@ class AdapterSettings(Section):
             "its own settings. null: a fresh adapter."
         ),
     ] = None
+    any_base: Annotated[
+        bool,
+        Field(description="With `init_from`: train on a base of another name or other weights than the adapter's own."),
+    ] = False
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -241,6 +252,23 @@ class TrainingSettings(Section):
             "`data.eval` and `eval_steps`.",
         ),
     ] = None
+    non_finite: Annotated[
+        Literal["raise", "skip"],
+        Field(
+            description="What becomes of a step whose loss or gradient is not finite. raise: the run stops before its "
+            "update. skip: the update is left out, the rows are written to non_finite.jsonl, and the run goes on."
+        ),
+    ] = "raise"
+    max_skipped_steps: Annotated[
+        int, Field(ge=1, description="With `non_finite: skip`: steps left out in a whole run; the next one stops it.")
+    ] = 10
+    rehearsal: Annotated[
+        bool,
+        Field(
+            description="Before the first step try one on the longest rows, with an evaluation batch and a checkpoint: "
+            "what does not fit is found at once."
+        ),
+    ] = True
     report_to: Annotated[
         list[Literal["tensorboard", "wandb", "mlflow", "trackio"]],
         Field(description="Trackers beside metrics.jsonl: tensorboard, wandb, mlflow, trackio."),

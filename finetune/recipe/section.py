@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["Name", "Section"]
 
 # A text that names something: an empty one is a slip.
-Name = Annotated[str, Field(min_length=1)]
+# A line break in it would forge lines of a log or a message.
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^\r\n]*$")]
 
 
 class Section(BaseModel):

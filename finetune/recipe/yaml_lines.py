@@ -6,6 +6,7 @@ are text. What a recipe has no use for is refused early: tags, aliases, several 
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -20,6 +21,7 @@ __all__ = ["Node", "Scalar", "read_yaml", "to_plain", "to_tree"]
 
 Scalar = str | int | float | bool | None
 
+_LINE_END = re.compile(r"\r\n?|\n")
 _MAX_DEPTH = 20  # a recipe needs five, a model's config two or three more
 _NULLS = {"", "~", "null", "Null", "NULL"}
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -70,15 +72,15 @@ def read_yaml(text: str, source: str, *, has_lines: bool = True) -> tuple[Node, 
     Raises:
         RecipeError: the text is not one YAML document.
     """
+    builder = _TreeBuilder(text, source, has_lines)
     try:
-        builder = _TreeBuilder(text, source, has_lines)
         tree = builder.build_document()
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        line = builder.find_line(error.problem_mark.index) if error.problem_mark else 0
         place = f"{source}:{line}" if line and has_lines else source
         raise to_error([_explain(error.problem or "", place)]) from error
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
+        line = builder.find_line(error.position)
         what = f"the character U+{ord(text[error.position]):04X} is not text."
         raise to_error([Fault(f"{source}:{line}" if has_lines else source, what)]) from error
     return tree, builder.faults
@@ -99,6 +101,12 @@ class _TreeBuilder:
         self._source = source
         self._has_lines = has_lines
         self._events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
+        # PyYAML also counts signs such as U+2028 as ends of a line, which editors do not.
+        self._line_starts = [0, *(end.end() for end in _LINE_END.finditer(text))]
+
+    def find_line(self, index: int) -> int:
+        """Find the line of a character, as an editor counts."""
+        return bisect_right(self._line_starts, index)
 
     def build_document(self) -> Node:
         """Build the one document of the stream."""
@@ -158,7 +166,7 @@ class _TreeBuilder:
                 raise self._stop(event, f"the character U+{ord(character):04X} is not text.", "Take its escape out.")
 
     def _place(self, event: Any) -> str:
-        return f"{self._source}:{event.start_mark.line + 1}" if self._has_lines else self._source
+        return f"{self._source}:{self.find_line(event.start_mark.index)}" if self._has_lines else self._source
 
     def _stop(self, event: Any, what: str, advice: str) -> RecipeError:
         return to_error([Fault(self._place(event), what, (advice,))])

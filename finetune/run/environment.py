@@ -10,15 +10,15 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from finetune import __version__
 from finetune.run.launch import count_processes
+from finetune.run.secrets import mask_arguments
 
-__all__ = ["mask_secrets", "name_device", "read_environment"]
+__all__ = ["name_device", "read_environment"]
 
 _PACKAGES = (
     "torch",
@@ -44,27 +44,7 @@ _TELLING = re.compile(
     r"(HF_|HUGGINGFACE_|TRANSFORMERS_|TOKENIZERS_|DATASETS_|ACCELERATE_|FSDP_|BNB_|BITSANDBYTES_|CUDA_|CUBLAS_|NCCL_|NVIDIA_"
     r"|TORCH|PYTORCH|UNSLOTH_|TRITON_|OMP_|MKL_|ONEDNN_|ATEN_|SLURM_JOB|WANDB_|MLFLOW_|TRACKIO_|NO_COLOR$|PYTHONHASHSEED$)"
 )
-_SECRET_NAME = re.compile(r"(^|[._-])(token|secret|password|passwd|api[_-]?key|credentials?)$", re.IGNORECASE)
-# Tokens of the Hub, of OpenAI and its like, of GitHub, of AWS; and user:password@ in an address.
-_SECRET_VALUE = re.compile(r"\b(hf_\w{8,}|sk-[\w-]{8,}|gh[pousr]_\w{8,}|AKIA\w{8,})|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _GIT_SECONDS = 5.0
-
-
-def mask_secrets(arguments: Sequence[str]) -> list[str]:
-    """Copy command line arguments with everything that looks like a secret replaced by `***`."""
-    masked = []
-    hide_next = False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        is_named_secret = _SECRET_NAME.search(name) is not None
-        if hide_next:
-            masked.append("***")
-        elif equals and is_named_secret:
-            masked.append(f"{name}=***")
-        else:
-            masked.append(_SECRET_VALUE.sub("***", argument))
-        hide_next = is_named_secret and not equals and argument.startswith("--")
-    return masked
 
 
 def read_environment() -> dict[str, Any]:
@@ -79,7 +59,7 @@ def read_environment() -> dict[str, Any]:
         "nvidia_driver": _read_driver(Path("/proc/driver/nvidia/version")),
         "num_processes": count_processes(),
         "git_commit": _find_commit(Path(__file__).parent),
-        "command": mask_secrets(sys.argv),
+        "command": mask_arguments(sys.argv),
         "variables_set": sorted(name for name in os.environ if _TELLING.match(name)),
     }
 

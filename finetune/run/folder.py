@@ -23,10 +23,13 @@ from finetune.run import writing
 from finetune.run.launch import is_main_process
 from finetune.run.layout import RunLayout
 from finetune.run.lock import FolderLock
+from finetune.run.secrets import mask_text
 
 __all__ = ["RunFolder", "Status"]
 
 Status = Literal["running", "done", "interrupted", "failed"]
+
+_NAMED_BY = {True: "name=…", False: "output_dir=…"}  # what a place is the last part of
 
 
 class RunFolder(RunLayout):
@@ -43,6 +46,7 @@ class RunFolder(RunLayout):
         step: last optimizer step known, as `note_step` was told.
         total_steps: optimizer steps of the whole run; 0 while unknown.
         started: `start` was called: files may be written.
+        done: the run is complete and its status.json says so; nothing takes that back.
     """
 
     def __init__(self, path: Path, *, writes: bool = True, lock: FolderLock | None = None) -> None:
@@ -53,6 +57,7 @@ class RunFolder(RunLayout):
         self.step = 0
         self.total_steps = 0
         self.started = False
+        self.done = False
         self._lock = lock
         self._is_new = False  # made by this claim
         self._replaces = False  # what lies there goes when the run starts
@@ -74,6 +79,11 @@ class RunFolder(RunLayout):
         if not is_main_process():
             folder = cls(path, writes=False)
             folder.finished = resume and folder.read_status().get("status") == "done"
+            return folder
+        _check_place(path)
+        if resume and not overwrite and _is_done(path):  # nothing is written there, not even a lock
+            folder = cls(path)
+            folder.finished = True
             return folder
         is_new = not path.exists()
         _make_folder(path)
@@ -108,7 +118,6 @@ class RunFolder(RunLayout):
                 f"Or: name={_find_free_name(self.path)}"
             )
         status = self.read_status()
-        self.finished = status.get("status") == "done"
         self.resumed_from = list(status.get("resumed_from", []))
         self.step, self.total_steps = status.get("step") or 0, status.get("total_steps") or 0
 
@@ -148,9 +157,9 @@ class RunFolder(RunLayout):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self.started:
+        if error is not None and self.started and not self.done:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            reason = mask_text(str(error).strip().split("\n")[0]) or type(error).__name__
             # On a full disk even this cannot be written; the error that is passing tells more.
             with contextlib.suppress(PlaceError):
                 self.write_status("interrupted" if stopped else "failed", reason=reason)
@@ -180,11 +189,12 @@ class RunFolder(RunLayout):
         self.step = step
 
     def read_status(self) -> dict[str, Any]:
-        """Read status.json; empty where the run never wrote one."""
-        if not self.status_path.exists():
+        """Read status.json; empty where the run never wrote one, or a disk has lost what it wrote."""
+        try:
+            status = json.loads(self.status_path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
             return {}
-        status: dict[str, Any] = json.loads(self.status_path.read_text(encoding="utf-8"))
-        return status
+        return status if isinstance(status, dict) else {}
 
     def write_status(self, status: Status, *, reason: str | None = None) -> None:
         """Write status.json with the step that `note_step` was told."""
@@ -201,6 +211,7 @@ class RunFolder(RunLayout):
                 "resumed_from": self.resumed_from,
             },
         )
+        self.done = status == "done"
 
     # ---- writing
 
@@ -237,16 +248,36 @@ class RunFolder(RunLayout):
         writing.sync_dir(target.parent)
 
 
-def _make_folder(path: Path) -> None:
-    if path.is_symlink() and not path.exists():
-        raise PlaceError(f"{path} is a link to {path.readlink()}, which is not there.\n  Remove the link, or: name=…")
+def _check_place(path: Path) -> None:
+    """Check that a folder can be there: no file or broken link in the way, no name that the disk does not take."""
     for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
+        try:
+            place.stat()
+        except FileNotFoundError:
+            if place.is_symlink():
+                raise PlaceError(
+                    f"{place} is a link to {place.readlink()}, which is not there.\n"
+                    f"  Remove the link, or choose another place: {_NAMED_BY[place == path]}"
+                ) from None
+            continue
+        except NotADirectoryError:  # told of the parent that is none
+            continue
+        except OSError as error:  # a name too long, links in a circle, a folder that may not be entered
+            raise writing.refuse_to_write(place, error) from error
+        if not place.is_dir():
             raise PlaceError(f"{place} is a file where a folder is needed.\n  Choose another place: output_dir=…")
+        return
+
+
+def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise writing.refuse_to_write(path, error) from error
+
+
+def _is_done(path: Path) -> bool:
+    return RunFolder(path).read_status().get("status") == "done"
 
 
 def _looks_like_a_run(path: Path) -> bool:

@@ -2,7 +2,11 @@
 
 While steps are being trained a signal is only noted; at the end of the step (or of the evaluation, or
 of the save that is under way) the run is saved and stopped. Before and after, when there is nothing to
-save, it ends at once. A second Ctrl-C always ends at once.
+save, it ends at once. A second Ctrl-C always ends at once. Once `status.json` says that the run is done,
+there is nothing left to stop.
+
+Slurm and a terminal send the signal to the data workers too. Those leave it to this process: a worker that died of
+it would take the step with it that is to be saved.
 
 Transformers' own `enable_jit_checkpoint` stays off: it saves in the middle of a step, waits three
 seconds of the grace period first, writes outside the callbacks that commit a checkpoint, and does
@@ -10,6 +14,7 @@ not know Ctrl-C.
 """
 
 import logging
+import os
 import signal
 import time
 from types import FrameType, TracebackType
@@ -50,6 +55,8 @@ class Interrupts(TrainerCallback):
         self._is_training = False
         self._received_at_seconds = 0.0
         self._before: dict[signal.Signals, Any] = {}
+        # Blocked and not ignored: a data worker of torch installs its own handler for SIGTERM later.
+        os.register_at_fork(after_in_child=self._hold_back)
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
@@ -60,6 +67,7 @@ class Interrupts(TrainerCallback):
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before = {}
         if isinstance(error, _EndNow):
             raise self._build_error("left at once") from None
 
@@ -77,23 +85,33 @@ class Interrupts(TrainerCallback):
         name = "Ctrl-C" if self.received is signal.SIGINT else "SIGTERM"
         step, total = self._folder.step, self._folder.total_steps
         where = f"at step {step} of {total}" if total else "before the first step"
-        again = "the same command with --resume" if self._folder.started else "the same command, nothing was written"
+        goes_on = self._folder.started or self._folder.has_checkpoint  # of a run that was being taken up again
+        again = "the same command with --resume" if goes_on else "the same command, nothing was written"
         return Interrupted(
             f"{self._folder.path} was stopped by {name} {where}, {how}.\n  Go on: {again}",
             exit_code=128 + self.received,
         )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        is_repeated = self.received is not None
+        if self._folder.done:
+            return
         now = time.monotonic()
-        if not is_repeated:
+        if self.received is None:
             self.received, self._received_at_seconds = signal.Signals(number), now
             if not self._is_training:
                 raise _EndNow
             if self._folder.writes:
                 log.warning("Stopping: the run is saved at the end of this step. Ctrl-C again leaves at once.")
-        elif number == signal.SIGINT and now - self._received_at_seconds > _ONE_KEY_PRESS_SECONDS:
+            return
+        # A second SIGTERM counts where nothing is being saved: a library may have swallowed the first.
+        ends_now = number == signal.SIGINT or not self._is_training
+        if ends_now and now - self._received_at_seconds > _ONE_KEY_PRESS_SECONDS:
             raise _EndNow
+
+    def _hold_back(self) -> None:
+        """Keep both signals from a forked worker; it ends with its loader, or with its parent."""
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
     # ---- callback
 

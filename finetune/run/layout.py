@@ -71,6 +71,11 @@ class RunLayout:
         return self.path / "samples.md"
 
     @property
+    def non_finite_path(self) -> Path:
+        """The rows of steps whose loss or gradient was not finite; there only when there was one."""
+        return self.path / "non_finite.jsonl"
+
+    @property
     def loss_plot_path(self) -> Path:
         """The loss curve."""
         return self.path / "loss.png"

@@ -2,7 +2,8 @@
 
 An operating-system lock on the file `.lock` inside it, which ends with its holder however that
 dies, so that a stale one is simply taken over. The file's content (pid, host, since when) is there
-to be read by people and by the message the second process gets.
+to be read by people and by the message the second process gets; where the file system knows no locks
+it is also all there is to go by.
 """
 
 import errno
@@ -13,6 +14,7 @@ import os
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from finetune.errors import CheckpointError
 from finetune.run.writing import refuse_to_write
@@ -51,14 +53,18 @@ class FolderLock:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.pread(descriptor, 1000, 0)
+                holder = _read_holder(os.pread(descriptor, 1000, 0))
                 os.close(descriptor)
                 raise CheckpointError(_to_message(folder, holder)) from None
             except OSError as error:
                 if error.errno not in _NO_LOCKS_HERE:
                     os.close(descriptor)
-                    raise
-                log.warning("%s: this file system has no locks; start no second process on this run.", folder)
+                    raise refuse_to_write(path, error) from error
+                holder = _read_holder(os.pread(descriptor, 1000, 0))
+                if _is_at_work(holder):
+                    os.close(descriptor)
+                    raise CheckpointError(_to_message(folder, holder)) from None
+                _warn_of_no_locks(folder, holder)
             # Between open and lock the holder may have ended and removed the file: lock the new one.
             if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
                 break
@@ -84,11 +90,46 @@ class FolderLock:
             self._descriptor = None
 
 
-def _to_message(folder: Path, holder: bytes) -> str:
-    # Empty for the instant between the holder's lock and its first write.
-    known = json.loads(holder) if holder.strip() else {}
-    who = f"process {known['pid']} on {known['host']} since {known['since']}" if known else "another process"
+def _read_holder(content: bytes) -> dict[str, Any]:
+    """Read who wrote the file; empty for the instant between the holder's lock and its first write."""
+    try:
+        holder = json.loads(content)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) and {"pid", "host", "since"} <= holder.keys() else {}
+
+
+def _is_at_work(holder: dict[str, Any]) -> bool:
+    """Whether the process that wrote the file still runs, as far as this machine can tell."""
+    if not holder or holder["host"] != socket.gethostname() or holder["pid"] == os.getpid():
+        return False
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _warn_of_no_locks(folder: Path, holder: dict[str, Any]) -> None:
+    if holder and holder["host"] != socket.gethostname():
+        log.warning(
+            "%s: %s wrote its name here, and this file system has no locks to tell whether it still works.\n"
+            "  Make sure that it has ended: two processes would write over each other.",
+            folder,
+            _describe(holder),
+        )
+    else:
+        log.warning("%s: this file system has no locks; start no second process on this run.", folder)
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']} since {holder['since']}" if holder else "another process"
+
+
+def _to_message(folder: Path, holder: dict[str, Any]) -> str:
     return (
-        f"{folder} is being worked on by {who}.\n"
+        f"{folder} is being worked on by {_describe(holder)}.\n"
         f"  Two processes would write over each other. Wait for it, stop it, or give this run another name: name=…"
     )

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from finetune.run.progress import PROGRESS_LOGGER, shows_bars
+from finetune.run.secrets import MaskingFormatter
 
 __all__ = ["LogFile", "log_to_console"]
 
@@ -34,8 +35,8 @@ class LogFile:
         """Write what was said so far to log.txt, behind what stands there, and all that follows."""
         if not self._writes:
             return
-        self._file = logging.FileHandler(path, encoding="utf-8")
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._file = _FileHandler(path, encoding="utf-8")
+        self._file.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.handler.setTarget(self._file)
         self.handler.flush()
 
@@ -43,7 +44,8 @@ class LogFile:
         """Close log.txt; what was kept for one that was never opened is let go."""
         self.handler.close()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk; it has been told
+                self._file.close()
 
 
 @contextlib.contextmanager
@@ -82,17 +84,37 @@ def log_to_console(*, writes: bool = True) -> Iterator[LogFile]:
             transformers_logging.enable_progress_bar()
 
 
+class _FileHandler(logging.FileHandler):
+    """Goes on without a line that the disk does not take, and says so once; the next save stops the run."""
+
+    _has_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Tell on the console, where Python would print a traceback for every line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_told:
+            self._has_told = True
+            tqdm.write(f"{self.baseFilename} does not take what is said here: {error.strerror}.", file=sys.stderr)
+
+
 class _Console(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record to standard error."""
-        tqdm.write(self.format(record), file=sys.stderr)
+        """Write one record to standard error, where anybody still reads it: a run outlives its console.
+
+        Ctrl-C ends `tee` too, and what is said of it may not cost the checkpoint. A RuntimeError is a signal's word in
+        the middle of another one being written.
+        """
+        with contextlib.suppress(OSError, RuntimeError):
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _build_console(level: int) -> logging.Handler:
     console = _Console(level)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setFormatter(MaskingFormatter("%(message)s"))
 
     def belongs_here(record: logging.LogRecord) -> bool:
         if record.name == PROGRESS_LOGGER and shows_bars():

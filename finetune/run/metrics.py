@@ -5,7 +5,9 @@ progress shown. Read back, the lines give the run's figures across interruptions
 """
 
 import json
+import logging
 import math
+import os
 import resource
 import sys
 import time
@@ -22,6 +24,8 @@ from finetune.run.progress import Progress, is_evaluation
 from finetune.run.writing import write_text
 
 __all__ = ["MetricsWriter", "Totals", "read_metrics", "read_totals"]
+
+log = logging.getLogger("finetune.run.metrics")
 
 _RENAMED = {"num_real_tokens": "tokens", "eval_runtime": "eval_seconds"}
 # Counts that include padding, speeds in rows, and what changes from evaluation to evaluation only by the clock.
@@ -84,6 +88,7 @@ class MetricsWriter(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember that training stood still, and put the step saved into status.json."""
         self._clock.stand_still()
+        self._sync()
         self._write_status()
 
     def on_log(
@@ -103,6 +108,9 @@ class MetricsWriter(TrainerCallback):
         for key, value in logs.items():
             if key not in _LEFT_OUT:
                 record[_RENAMED.get(key, key)] = _to_plain(value)
+        if "eval_seconds" in record:
+            record["eval_seconds"] = self._clock.correct(record["eval_seconds"])
+        self._clock.note_wall_clock()
         if "loss" in logs and "num_real_tokens" in logs:
             record["tokens_per_second"] = self._measure_rate(int(logs["num_real_tokens"]))
         record["seconds"] = round(self._seconds_before + self._clock.read_seconds(), 3)
@@ -145,13 +153,21 @@ class MetricsWriter(TrainerCallback):
         else:
             shows = "loss" in record or is_evaluation(record)
             self._last_offset = path.stat().st_size if path.exists() else 0
-        with path.open("r+b" if path.exists() else "wb") as file:
-            file.seek(self._last_offset)
-            file.write(_to_line(record))
-            file.truncate()
+        try:
+            _write_line(path, self._last_offset, record)
+        except OSError:
+            if record["step"] == last_step:  # its place on the disk is still there
+                _write_line(path, self._last_offset, self._last)
+            raise
         self._last = record
         if shows:
             self._progress.show(record)
+
+    def _sync(self) -> None:
+        """Bring the lines to the disk: what a checkpoint stands on must be there when the power fails, as it is."""
+        if self._folder.writes and self._folder.metrics_path.exists():
+            with self._folder.metrics_path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def _write_status(self) -> None:
         self._folder.write_status("running")
@@ -163,6 +179,7 @@ class _TrainingClock:
 
     def __init__(self) -> None:
         self._built_seconds = time.monotonic()
+        self.note_wall_clock()
         self.begin_training()
 
     def begin_training(self) -> None:
@@ -180,6 +197,16 @@ class _TrainingClock:
     def end_step(self) -> None:
         """Note when the step ended: a pause begins here if one comes."""
         self._step_ended_seconds = time.monotonic()
+        self.note_wall_clock()
+
+    def note_wall_clock(self) -> None:
+        """Note by how much the clock on the wall is ahead of this one, before an evaluation that may come."""
+        self._ahead_seconds = time.time() - time.monotonic()
+
+    def correct(self, seconds: float) -> float:
+        """Take out of a span that transformers (5.17) took by the clock on the wall what that was set by meanwhile."""
+        set_by_seconds = time.time() - time.monotonic() - self._ahead_seconds
+        return max(0.0, round(seconds - set_by_seconds, 4))
 
     def stand_still(self) -> None:
         """Note that an evaluation or a save came behind the last step."""
@@ -203,7 +230,8 @@ class Totals:
 
     Attributes:
         steps: optimizer steps logged.
-        train_loss: mean loss over all steps; None where none was logged.
+        train_loss: mean loss over the lines that have one, each for its steps; None where none was logged.
+        loss_spikes: lines marked as a spike.
         tokens: real tokens trained on, padding not counted.
         tokens_per_second: of the time trained, evaluations and saves taken out; None where not measured.
         seconds: wall time up to the last line, the evaluation of the base included, the stops between not counted.
@@ -212,6 +240,7 @@ class Totals:
 
     steps: int
     train_loss: float | None
+    loss_spikes: int
     tokens: int
     tokens_per_second: float | None
     seconds: float
@@ -219,27 +248,41 @@ class Totals:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics.jsonl; a last line that a kill tore is left out, a missing file is empty."""
+    """Read the lines of a metrics.jsonl, up to the first that is none; a missing file is empty.
+
+    A kill tears the last line, and lines behind the last save can be lost with the power.
+    """
     if not path.exists():
         return []
-    *whole, _torn = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole]
+    *whole, _torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines: list[dict[str, Any]] = []
+    for line in whole:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            log.warning("%s: line %d cannot be read; it and what follows is left out.", path, len(lines) + 1)
+            break
+    return lines
 
 
 def read_totals(path: Path) -> Totals:
     """Read a run's totals from its metrics.jsonl."""
     lines = read_metrics(path)
-    loss_sum, loss_step, tokens, trained_seconds = 0.0, 0, 0, 0.0
+    loss_sum, loss_weight, loss_step, tokens, trained_seconds = 0.0, 0, 0, 0, 0.0
     for line in lines:
-        if line.get("loss") is not None:
-            loss_sum += line["loss"] * (line["step"] - loss_step)  # a line's loss is the mean since the last one
+        if "loss" in line:
+            num_steps = line["step"] - loss_step  # a line's loss is the mean since the last one
             loss_step = line["step"]
+            if line["loss"] is not None:  # all its steps were left out
+                loss_sum += line["loss"] * num_steps
+                loss_weight += num_steps
         if line.get("tokens_per_second"):
             trained_seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
             tokens = line["tokens"]
     return Totals(
         steps=lines[-1]["step"] if lines else 0,
-        train_loss=loss_sum / loss_step if loss_step else None,
+        train_loss=loss_sum / loss_weight if loss_weight else None,
+        loss_spikes=sum(bool(line.get("spike")) for line in lines),
         tokens=tokens,
         tokens_per_second=round(tokens / trained_seconds, 3) if trained_seconds else None,
         seconds=lines[-1]["seconds"] if lines else 0.0,
@@ -254,6 +297,17 @@ def _cut_lines(path: Path, resumed_step: int | None) -> list[dict[str, Any]]:
     kept = [] if resumed_step is None else [line for line in read_metrics(path) if line["step"] <= resumed_step]
     write_text(path, b"".join(map(_to_line, kept)).decode())
     return kept
+
+
+def _write_line(path: Path, offset: int, record: dict[str, Any]) -> None:
+    """Write a line from an offset on; what stood behind it goes."""
+    # Unbuffered: of a buffer that a full disk did not take, closing the file would try again.
+    with path.open("r+b" if path.exists() else "wb", buffering=0) as file:
+        file.seek(offset)
+        line = _to_line(record)
+        while line:
+            line = line[file.write(line) :]
+        file.truncate()
 
 
 def _to_line(record: dict[str, Any]) -> bytes:

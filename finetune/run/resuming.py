@@ -1,18 +1,39 @@
 """Whether a run may be continued under today's recipe, on today's base and rows.
 
-Goes in: the run's resolved.json and identity.json, and the same of today. What changes the mathematics
-must be as it was; a difference comes out as a CheckpointError with a table. What may differ is listed
-in FREE_KEYS and nowhere else.
+Goes in: the run's resolved.json and identity.json, a checkpoint's record, and the same of today. What changes the
+mathematics must be as it was, or be accepted key by key; a difference comes out as a CheckpointError with a table.
+What may differ unasked is listed in FREE_KEYS, what nobody can accept in FIXED_KEYS, and nowhere else.
 """
 
+import hashlib
 import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, RecipeError
+from finetune.recipe.nearest import find_nearest
+from finetune.run.checkpoints import read_record
 from finetune.run.folder import RunFolder
 
-__all__ = ["FREE_KEYS", "find_differences", "refuse_other_identity", "refuse_other_recipe", "write_identity"]
+__all__ = [
+    "FIXED_KEYS",
+    "FREE_KEYS",
+    "Mismatch",
+    "check_allowed_keys",
+    "find_differences",
+    "has_other_recipe",
+    "hash_recipe",
+    "read_accepted",
+    "refuse_other_identity",
+    "refuse_other_origin",
+    "refuse_other_recipe",
+    "write_identity",
+]
+
+log = logging.getLogger("finetune.run.resuming")
 
 # A key, or a whole section, that leaves losses and weights as they are. Anything not named here
 # counts: also num_train_epochs and max_steps, which shape the learning rate of every step.
@@ -21,6 +42,10 @@ FREE_KEYS = frozenset(
         "name",
         "output_dir",
         "evaluation",
+        "adapter.any_base",
+        "training.non_finite",
+        "training.max_skipped_steps",
+        "training.rehearsal",
         "training.logging_steps",
         "training.save_steps",
         "training.save_total_limit",
@@ -34,52 +59,199 @@ FREE_KEYS = frozenset(
         "training.project",
     }
 )
+# A key, or a section, that no --allow-mismatch accepts, and why. Those of _FITTING are let through again.
+FIXED_KEYS: Mapping[str, str] = {
+    "objective": "its checkpoints hold another trainer's state",
+    "model.backend": "the other backend wraps the model in its own way",
+    "adapter": "its checkpoints hold weights of the adapter's form",
+    "training.optim": "its checkpoints hold the state of the other optimizer",
+    "training.early_stopping_patience": "the count goes on as the checkpoint has it, with its own patience",
+}
+_FITTING = frozenset({"adapter.lora_alpha", "adapter.lora_dropout"})
+# Schedules that follow the figures: what another learning rate would have come to by now is not known.
+_FOLLOWING = ("reduce_lr_on_plateau", "greedy")
+_OF_THE_SCHEDULE = ("training.learning_rate", "training.lr_scheduler_type", "training.lr_scheduler_kwargs")
+# What `write_identity` is given beside what a recipe can hold.
+_IDENTITY_KEYS = ("base_commit", "base", "template", "data", "held_out", "init_from", "num_processes")
+_ACCEPTED = "accepted_mismatches"
 _ABSENT = "(not set)"
 _MOST_ROWS = 10  # a message has at most 15 lines
 _MOST_CHARACTERS = 28
 
 
-def refuse_other_recipe(folder: RunFolder, resolved: dict[str, Any]) -> None:
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A difference that was accepted.
+
+    Attributes:
+        key: of the table.
+        then: what the run was started with, as the table shows it.
+        now: what it goes on with.
+        step: after which; None until the run goes on.
+    """
+
+    key: str
+    then: str
+    now: str
+    step: int | None = None
+
+
+def refuse_other_recipe(folder: RunFolder, resolved: dict[str, Any], allowed: Collection[str] = ()) -> list[Mismatch]:
     """Compare today's resolved recipe with the one the run was started with.
+
+    Args:
+        folder: the run's.
+        resolved: today's.
+        allowed: keys whose difference is accepted.
+
+    Returns:
+        The differences accepted.
 
     Raises:
         CheckpointError: a key that changes the mathematics differs.
     """
-    _refuse_differences(folder, folder.resolved_path, resolved, "with another recipe", "train the new recipe")
+    how = "with another recipe"
+    return _refuse_differences(folder, folder.resolved_path, resolved, allowed, how, "train the new recipe")
 
 
-def write_identity(folder: RunFolder, identity: dict[str, Any]) -> None:
+def hash_recipe(resolved: dict[str, Any]) -> str:
+    """Hash the keys of a resolved recipe that count: two that may continue each other have one hash."""
+    flat = _flatten(json.loads(json.dumps(resolved)))
+    counting = {key: value for key, value in flat.items() if not _is_free(key)}
+    return hashlib.sha256(json.dumps(counting, sort_keys=True).encode()).hexdigest()
+
+
+def write_identity(
+    folder: RunFolder, identity: dict[str, Any], accepted: Sequence[Mismatch] = (), *, step: int | None = None
+) -> None:
     """Write what the recipe does not show and the mathematics depends on: identity.json.
 
     Args:
         folder: the run's.
-        identity: `base_commit` of the base on the Hub (None for a folder), `data`, the hash of the rows' ids and
-            masks, and `num_processes` of the launch.
+        identity: `base_commit` of the base on the Hub (None for a folder) and `base`, a hash of its content;
+            `template`, the hash of the prompt template; `data`, the hash of the rows' ids and masks; `num_processes`
+            of the launch.
+        accepted: differences that the command line accepts; those of earlier resumes stay beside them.
+        step: after which the run goes on; None at its start, where there was nothing to differ from.
     """
-    folder.write_json(folder.identity_path, identity)
+    listed = [] if step is None else [*read_accepted(folder), *(asdict(one) | {"step": step} for one in accepted)]
+    folder.write_json(folder.identity_path, identity | ({_ACCEPTED: listed} if listed else {}))
 
 
-def refuse_other_identity(folder: RunFolder, identity: dict[str, Any]) -> None:
+def read_accepted(folder: RunFolder) -> list[dict[str, Any]]:
+    """Read the differences that a run was let go on with, oldest first: `key`, `then`, `now`, `step`."""
+    accepted: list[dict[str, Any]] = _read_record(folder.identity_path).get(_ACCEPTED, [])
+    return accepted
+
+
+def refuse_other_identity(folder: RunFolder, identity: dict[str, Any], allowed: Collection[str] = ()) -> list[Mismatch]:
     """Compare what `write_identity` would write today with what it wrote when the run was started.
 
+    Returns:
+        The differences accepted.
+
     Raises:
-        CheckpointError: the base has another commit, the rows other tokens, the launch another size.
+        CheckpointError: the base has another content, the rows other tokens, the launch another size.
     """
-    _refuse_differences(
-        folder, folder.identity_path, identity, "on another base, other rows or other processes", "train on these"
-    )
+    how = "on another base, other rows or other processes"
+    return _refuse_differences(folder, folder.identity_path, identity, allowed, how, "train on these")
 
 
-def _refuse_differences(folder: RunFolder, path: Path, today: dict[str, Any], how: str, instead: str) -> None:
+def refuse_other_origin(
+    folder: RunFolder, checkpoint: Path, made_from: Mapping[str, Any], accepted: Sequence[Mismatch]
+) -> None:
+    """Compare what a checkpoint's own record says it was made from with today's: it may be another run's.
+
+    Args:
+        folder: the run's.
+        checkpoint: found whole.
+        made_from: `recipe`, `data`, `template` and `base`, as `CommitRecord` is handed them.
+        accepted: differences accepted now; those of earlier resumes are in identity.json.
+
+    Raises:
+        CheckpointError: it was made from something else.
+    """
+    record = read_record(checkpoint)
+    keys = {one.key for one in accepted} | {str(one["key"]) for one in read_accepted(folder)}
+    if keys - set(_IDENTITY_KEYS):
+        keys.add("recipe")
+    if "base_commit" in keys:
+        keys.add("base")
+    others = [name for name, value in made_from.items() if record.get(name) != value and name not in keys]
+    if others:
+        raise CheckpointError(
+            f"{checkpoint} was not made from this run's {' and '.join(others)}, as its COMPLETE.json says.\n"
+            f"  It may be of another run. Move it away and --resume, or start over: --overwrite"
+        )
+
+
+def has_other_recipe(checkpoint: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was written under other settings than today's: those accepted are to count from it on."""
+    return bool(read_record(checkpoint).get("recipe") != made_from["recipe"])
+
+
+def check_allowed_keys(folder: RunFolder, resolved: dict[str, Any], allowed: Sequence[str]) -> None:
+    """Check what is asked to be accepted, before anything is compared.
+
+    Raises:
+        RecipeError: no setting of that name.
+        CheckpointError: one that no checkpoint can go on without.
+    """
+    then, now = _flatten(_read_record(folder.resolved_path)), _flatten(resolved)
+    known = [*now, *(key for key in then if key not in now), *_IDENTITY_KEYS]
+    for key in allowed:
+        if key not in known:
+            nearest = [name for name in known if name.endswith(f".{key}")] or find_nearest(key, known)
+            hint = f"\n  Did you mean {' or '.join(f'`{name}`' for name in nearest[:3])}?" if nearest else ""
+            raise RecipeError(f"command line: --allow-mismatch: `{key}` is no key of this run's recipe.{hint}")
+        reason = _find_reason(key, then, now)
+        if reason is not None and then.get(key, _ABSENT) != now.get(key, _ABSENT):
+            raise CheckpointError(
+                f"command line: --allow-mismatch {key}: that one cannot be accepted, because {reason}.\n"
+                f"  Put it back and --resume, or train the new recipe under a name of its own: name=…"
+            )
+
+
+def _find_reason(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Why a difference of a key cannot be accepted; None where it can."""
+    schedules = {str(one.get("training.lr_scheduler_type")) for one in (then, now)}
+    if key in _OF_THE_SCHEDULE and schedules & set(_FOLLOWING):
+        return "the schedule follows the figures, and what it would have come to is not known"
+    if key in _FITTING:
+        return None
+    return next((reason for name, reason in FIXED_KEYS.items() if key == name or key.startswith(f"{name}.")), None)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Read a record of the run; one that is gone, or that a disk has lost, is empty."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _refuse_differences(
+    folder: RunFolder, path: Path, today: dict[str, Any], allowed: Collection[str], how: str, instead: str
+) -> list[Mismatch]:
     """Raise where the record at `path` differs from today's and there is something that would be continued."""
     if not (folder.finished or folder.has_checkpoint):
-        return
+        return []
     # A record that is gone differs in everything: what cannot be compared is not continued.
-    then = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    then = _read_record(path)
+    then.pop(_ACCEPTED, None)
     # Through JSON once, so that both sides hold lists and strings where a recipe may hold tuples and paths.
-    differences = find_differences(then, json.loads(json.dumps(today)))
+    now = json.loads(json.dumps(today))
+    differences = find_differences(then, now)
+    accepted = [Mismatch(*one) for one in differences if one[0] in allowed]
+    for one in accepted:
+        log.warning("Goes on although %s differs, as accepted: %s of this run, %s now.", one.key, one.then, one.now)
+    for key in allowed:
+        if key in _flatten(now) and key not in {one.key for one in accepted}:
+            log.warning("--allow-mismatch %s: it does not differ, or may differ anyway.", key)
+    differences = [one for one in differences if one[0] not in allowed]
     if not differences:
-        return
+        return accepted
     rows = [("setting", "of this run", "asked for now"), *differences[:_MOST_ROWS]]
     width_key, width_then = (max(len(row[column]) for row in rows) for column in (0, 1))
     table = "\n".join(f"  {key:<{width_key}}  {before:<{width_then}}  {now}" for key, before, now in rows)
@@ -87,7 +259,16 @@ def _refuse_differences(folder: RunFolder, path: Path, today: dict[str, Any], ho
     raise CheckpointError(
         f"{folder.path} was started {how}, so its checkpoints do not continue this one.\n{table}{more}\n"
         f"  Put these back and --resume, or {instead} under a name of its own: name=…"
+        f"{_render_way_on([key for key, *_ in differences], _flatten(then), _flatten(now))}"
     )
+
+
+def _render_way_on(keys: list[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The line that says how to accept the differences; none where one of them cannot be."""
+    if any(_find_reason(key, then, now) is not None for key in keys):
+        return ""
+    each = " ".join(f"--allow-mismatch {key}" for key in keys) if len(keys) <= 2 else "--allow-mismatch KEY, for each"
+    return f"\n  Or go on with them from the last checkpoint: --resume {each}"
 
 
 def find_differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:

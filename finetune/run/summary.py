@@ -9,7 +9,7 @@ __all__ = ["Summary", "render_summary"]
 
 _WHERE_SCORED = (
     "exact_match", "answer_tokens", "questions", "eval_reward", "preference_", "pairs", "general_loss", "metric",
-    "score", "majority_score", "eval_rows",
+    "score", "majority_score", "eval_rows", "accepted_mismatches",
 )  # fmt: skip
 
 
@@ -21,9 +21,12 @@ class Summary:
         status: of the run; `done` where a result was saved.
         steps: optimizer steps trained.
         resumed_from: steps at which the run was taken up again.
+        accepted_mismatches: settings that `--allow-mismatch` let it go on with: key, value then and now, and the step.
         train_loss: mean over all steps; of sft and pretrain in nats per token, else of a pair, an answer or a batch.
         eval_loss_before: held-out loss at the start: of the base, or of the adapter that is trained on.
         eval_loss: held-out loss of the result.
+        skipped_steps: steps whose update was left out, because the loss or the gradient was not finite.
+        loss_spikes: logged losses far above those before them.
         best_step: step whose weights are the result; None: the last one.
         exact_match_before: share of the questions answered right at the start, 0 to 1.
         exact_match: share of the questions the result answered right, 0 to 1.
@@ -55,6 +58,7 @@ class Summary:
         tokens: real tokens trained on.
         tokens_per_second: of the time trained.
         peak_memory_bytes: most memory held.
+        micro_batch_rows: rows trained at once since memory ran out; None: as the recipe says.
         seconds: wall time, the stops between not counted.
         device: what it ran on.
     """
@@ -63,9 +67,12 @@ class Summary:
     steps: int
     resumed_from: list[int]
     train_loss: float | None
+    skipped_steps: int = 0
+    loss_spikes: int = 0
     eval_loss_before: float | None = None
     eval_loss: float | None = None
     best_step: int | None = None
+    accepted_mismatches: list[dict[str, Any]] | None = None
     exact_match_before: float | None = None
     exact_match: float | None = None
     answer_tokens_before: float | None = None
@@ -94,6 +101,7 @@ class Summary:
     tokens: int
     tokens_per_second: float | None
     peak_memory_bytes: int
+    micro_batch_rows: int | None = None
     seconds: float
     device: str
 
@@ -118,6 +126,12 @@ def render_summary(summary: Summary, result: str, run: str, *, head: str = "word
     rows = [("steps", f"{summary.steps:,}")]
     if summary.resumed_from:
         rows.append(("resumed at", f"step {', '.join(map(str, summary.resumed_from[-5:]))}"))
+    if summary.skipped_steps:
+        rows.append(("left out", f"{summary.skipped_steps} steps, not finite; their rows: non_finite.jsonl"))
+    if summary.loss_spikes:
+        rows.append(("loss spikes", f"{summary.loss_spikes}, marked in metrics.jsonl"))
+    for one in summary.accepted_mismatches or []:
+        rows.append(("goes on with", f"{one['key']} {one['now']} from step {one['step']} (before: {one['then']})"))
     if summary.best_step is not None and summary.best_step != summary.steps:
         rows.append(("best step", f"{summary.best_step}: its weights are the result"))
     if summary.train_loss is not None:
@@ -140,7 +154,8 @@ def render_summary(summary: Summary, result: str, run: str, *, head: str = "word
     counted = f"{summary.trainable_parameters:,} of {summary.total_parameters:,} parameters"
     rows.append(("trained", f"{counted} ({share:.2%})"))
     rows.append(("time", _to_speed(summary)))
-    rows.append(("peak memory", f"{to_gib(summary.peak_memory_bytes)} on {summary.device}"))
+    at_once = "" if summary.micro_batch_rows is None else f", {summary.micro_batch_rows} rows at once (it ran out)"
+    rows.append(("peak memory", f"{to_gib(summary.peak_memory_bytes)} on {summary.device}{at_once}"))
     rows.append(("result", f"{result} ({_to_disk_size(summary.adapter_bytes)})"))
     if head == "words":
         rows.append(("talk to it", f"python -m finetune.chat {run}"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.errors import PlaceError
 
-__all__ = ["refuse_to_write", "sync_dir", "write_bytes", "write_json", "write_text"]
+__all__ = ["refuse_to_write", "sync_dir", "to_json_text", "write_bytes", "write_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,11 +40,19 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise refuse_to_write(path, error) from error
+    except KeyboardInterrupt:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write an object as indented JSON, whole. A number that is not finite is our bug: ValueError."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, to_json_text(value))
+
+
+def to_json_text(value: dict[str, Any]) -> str:
+    """Lay an object out as `write_json` writes it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def sync_dir(path: Path) -> None:

@@ -15,6 +15,7 @@ REFUSALS = {
     "some/private": (401, "RepoNotFound"),
     "some/gated": (401, "GatedRepo"),
     "some/asked": (403, "GatedRepo"),
+    "some/forbidden": (403, ""),
     "some/refused": (400, ""),  # takes the path of a Hub out of reach, without the library's 25 seconds of retries
 }
 

@@ -6,8 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import httpx
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
+from finetune.data import hub
+from finetune.data.hub import load_hub_rows
+from finetune.errors import PlaceError
+from finetune.recipe.schema import SourceSettings
 from tests.data.hub_stand_in import COMMIT, serve
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +31,7 @@ CASES = {
     "private": {"path": "some/private"},
     "gated": {"path": "some/gated"},
     "asked": {"path": "some/asked"},
+    "forbidden": {"path": "some/forbidden"},
     "refused": {"path": "some/refused"},
     "script": {"path": "some/script"},
     "empty": {"path": "some/empty"},
@@ -89,6 +97,7 @@ def test_a_split_is_read_with_its_rows_places_and_commit(answers):
         ("private", 4, "hf auth login"),
         ("gated", 4, "not logged in"),
         ("asked", 4, "no access yet"),
+        ("forbidden", 4, "refuses it to your token (403)"),
         ("refused", 4, "cannot be reached or answers with an error"),
         ("script", 3, "loading script"),
         ("empty", 3, "no data files"),
@@ -105,3 +114,47 @@ def test_offline_the_cache_answers_but_never_with_another_commit(answers, cache)
     assert offline["sums"]["rows"] == answers["sums"]["rows"]
     assert offline["other"]["exit_code"] == offline["absent"]["exit_code"] == 4
     assert "the cache holds commit c0ffeec0ffee" in offline["other"]["message"]
+
+
+def answer(status: int) -> HfHubHTTPError:
+    request = httpx.Request("HEAD", "https://hub/datasets/some/sums")
+    return HfHubHTTPError(f"{status}", response=httpx.Response(status, request=request))
+
+
+@pytest.mark.parametrize(
+    ("cause", "words", "action"),
+    [
+        (answer(503), "out of order, it answers 503 time after time", "status.huggingface.co"),
+        (answer(403), "refuses it to your token (403)", "hf auth login"),
+        (httpx.ReadTimeout("timed out"), "did not answer in time", "hf download --repo-type dataset some/sums"),
+        (httpx.ConnectError("refused"), "cannot be reached", "hf download --repo-type dataset some/sums"),
+    ],
+    ids=["5xx", "403", "timeout", "refused connection"],
+)
+def test_a_hub_that_cannot_be_asked_is_asked_twice_and_each_reason_has_its_words(monkeypatch, cause, words, action):
+    asked = []
+
+    def ask(url: str) -> None:
+        asked.append(url)
+        raise cause
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(hub, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(PlaceError) as refusal:
+        load_hub_rows(SourceSettings(path="some/sums"), "data.train")
+    first, _, rest = str(refusal.value).partition("\n")
+    assert words in first
+    assert action in rest
+    assert len(asked) == (1 if "403" in words else 2)
+
+
+def test_what_the_library_meets_behind_that_is_told_by_its_cause_too(monkeypatch):
+    def load(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Couldn't reach 'some/sums' on the Hub") from answer(502)
+
+    monkeypatch.setattr(hub, "_check_reachable", lambda source: None)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(PlaceError, match="out of order, it answers 502"):
+        load_hub_rows(SourceSettings(path="some/sums"), "data.train")

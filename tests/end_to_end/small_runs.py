@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -77,10 +77,18 @@ def build_values(output_dir: Path, **settings: Any) -> dict[str, Any]:
     return values
 
 
-def run_small(output_dir: Path, *, resume: bool = False, overwrite: bool = False, **settings: Any) -> Path:
+def run_small(
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_mismatch: Sequence[str] = (),
+    **settings: Any,
+) -> Path:
     """Train the small recipe; the run's folder."""
     recipe = build_recipe(build_values(output_dir, **settings))
-    return train(recipe, recipe_text=RECIPE_TEXT, resume=resume, overwrite=overwrite)
+    flags = {"resume": resume, "overwrite": overwrite, "allow_mismatch": allow_mismatch}
+    return train(recipe, recipe_text=RECIPE_TEXT, **flags)
 
 
 def write_recipe(path: Path, values: dict[str, Any]) -> Path:

@@ -55,10 +55,15 @@ def assert_short(message: str, first: str) -> None:
     assert "Traceback" not in message
 
 
-def test_a_finished_run_is_0(verb, tmp_path):
+def test_a_finished_run_is_0_and_the_same_name_again_2_with_the_ways_out(verb, tmp_path):
     code, _ = verb("training.max_steps=1")
     assert code == 0
     assert read_json(tmp_path / "outputs" / "small" / "status.json")["status"] == "done"
+    code, message = verb("training.max_steps=1")
+    assert code == 2
+    assert_short(message, "already holds a run")
+    for way in ("--resume", "--overwrite", "name="):
+        assert way in message
 
 
 def test_a_fault_of_the_recipe_is_2_with_its_line(verb):
@@ -148,6 +153,10 @@ def test_ctrl_c_is_130_with_everything_saved_and_the_way_on(tmp_path):
     deadline = time.monotonic() + 120
     while not (metrics.exists() and '"step": 3' in metrics.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
+    # Suspended for a moment, as Ctrl-Z and a laptop's lid do, it goes on where it was.
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130, message

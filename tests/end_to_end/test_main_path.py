@@ -91,14 +91,6 @@ def test_every_row_read_is_kept_or_counted(run):
     assert report["rows_read"] == report["census"]["rows"] + sum(report["census"]["dropped"].values())
 
 
-def test_the_same_name_again_is_refused_with_the_ways_out(run):
-    result = train_small(run.parent)
-    assert result.returncode == 2
-    for way in ("--resume", "--overwrite", "name="):
-        assert way in result.stderr
-    assert "Traceback" not in result.stderr
-
-
 def test_a_run_killed_by_sigterm_resumes_to_the_same_losses(run, tmp_path):
     arguments = [f"output_dir={tmp_path}", *SMALL, "training.eval_steps=4", "data.eval={fraction: 0.1}"]
     process = subprocess.Popen(

@@ -72,7 +72,7 @@ def test_of_two_processes_the_first_alone_writes(alone, together):
     def names(run: Path) -> set[str]:
         found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
         # The state of each process's own random numbers, without which no resume is exact.
-        return {name for name in found if "rng_state" not in name}
+        return {name for name in found if "random_state" not in name}
 
     assert names(together) == names(alone)
     assert (together / "log.txt").read_text().count("evaluation: 15 rows of tokens from 15 read") == 1

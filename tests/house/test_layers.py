@@ -67,9 +67,11 @@ LAYERS = {
     "prepare": Layer(ours=BELOW_TRAIN, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
     "measuring": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
     "reference": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
+    "origin": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
+    "room": Layer(ours=BELOW_TRAIN, heavy={"transformers": EVERYWHERE}),
     "result": Layer(ours=BELOW_TRAIN | {"prepare", "measuring"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
     "train": Layer(
-        ours=BELOW_TRAIN | {"prepare", "measuring", "reference", "result"},
+        ours=BELOW_TRAIN | {"prepare", "measuring", "origin", "reference", "result", "room"},
         heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     ),
     # Many runs, each a process: only that process loads what trains.
@@ -79,7 +81,8 @@ LAYERS = {
 }
 # The command line and the verbs: anything below, but at the top of the file only what answers without the stack.
 COMMAND_LINE = Layer(
-    ours=BELOW_TRAIN | {"prepare", "measuring", "reference", "result", "train", "comparison", "inspection", "cli"},
+    ours=BELOW_TRAIN
+    | {"prepare", "measuring", "origin", "reference", "result", "room", "train", "comparison", "inspection", "cli"},
     heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     answers_at_once=True,
 )

@@ -111,7 +111,7 @@ def test_make_test_unsloth_fills_an_environment_of_its_own_from_the_extra_and_ru
 
 def test_the_suite_of_unsloth_is_left_out_of_make_test_and_all_of_it_is_marked() -> None:
     options = PYPROJECT["tool"]["pytest"]["ini_options"]
-    assert "not gpu and not unsloth" in options["addopts"]
+    assert "not gpu and not unsloth and not slow" in options["addopts"]
     assert any(marker.startswith("unsloth: ") for marker in options["markers"])
     files = [ROOT / path for path in find_files() if path.parts[:2] == ("tests", "unsloth")]
     suites = [path.read_text(encoding="utf-8") for path in files if path.name.startswith("test_")]
@@ -137,7 +137,9 @@ def test_ci_runs_the_checks_and_the_tests() -> None:
     path = ROOT / ".ci" / "run"
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
-    assert [line for line in lines if line.startswith("make")] == ["make check", "make test", "make test-unsloth"]
+    assert [line for line in lines if line.startswith("make")] == [
+        f"make {target}" for target in ("check", "test", "test-slow", "test-unsloth")
+    ]
     assert os.access(path, os.X_OK)
 
 

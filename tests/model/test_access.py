@@ -38,6 +38,17 @@ CONFIG = json.dumps({"model_type": "mistral", "max_position_embeddings": 64}).en
 
 class Hub(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
+        if self.path.startswith("/api/models/org/whole"):
+            files = {"model-00001-of-00002.safetensors": 700, "model-00002-of-00002.safetensors": 50, "config.json": 1,
+                     "tokenizer.json": 5, "pytorch_model.bin": 800, "model.gguf": 900}
+            listed = [{"rfilename": name, "size": size} for name, size in files.items()]
+            answer = json.dumps({"id": "org/whole", "siblings": listed}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+            return
         _, owner, name, _, revision, file = self.path.split("/", 5)
         if name == "silent":
             time.sleep(5)
@@ -66,13 +77,15 @@ os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_
 os.environ["HF_HUB_ETAG_TIMEOUT"] = "1"
 
 from finetune.errors import FinetuneError
-from finetune.model.access import fetch
+from finetune.model.access import fetch, find_download_bytes
 from finetune.model.base import check_base
 from finetune.recipe.schema import ModelSettings
 
 said = {}
 fetched = fetch("org/whole", "config.json")
 said["fetched"] = f"{fetched.name} {fetch('org/whole', 'config.json') == fetched} {fetch('org/gguf', 'config.json')}"
+said["bytes"] = f"{find_download_bytes('org/whole', None)} {find_download_bytes(sys.argv[1], None)}"
+said["no list"] = f"{find_download_bytes('org/gguf', None)}"
 for name in [*ANSWERS, *FILES, "silent", "down"]:
     if name == "down":
         server.shutdown()
@@ -159,6 +172,15 @@ def test_a_model_in_the_cache_loads_without_the_hub_and_its_commit_is_recorded(s
 
 def test_a_file_is_fetched_once_and_one_that_the_repository_has_not_got_is_none(said):
     assert said["fetched"] == "config.json True None"
+
+
+def test_what_is_still_to_be_downloaded_is_counted_without_what_is_never_fetched(said):
+    # The config is in the cache already; pickles and GGUF are not what is loaded.
+    assert said["bytes"] == f"{700 + 50 + 5} 0"
+
+
+def test_a_hub_that_gives_no_list_of_files_keeps_no_run_from_starting(said):
+    assert said["no list"] == "0"
 
 
 def test_every_reason_has_its_own_words(said):

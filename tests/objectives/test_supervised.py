@@ -259,13 +259,28 @@ def test_what_is_not_finite_is_never_saved(folder, tokenizer, tmp_path):
     assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))
 
 
-def test_an_infinite_gradient_norm_ends_a_run_but_not_under_a_float16_scaler(folder, tokenizer, tmp_path):
+def test_an_infinite_gradient_norm_ends_a_run_but_under_a_float16_scaler_only_twenty_in_a_row(
+    folder, tokenizer, tmp_path
+):
     trainer = make(folder, tokenizer, tmp_path, to_rows(documents(2)))
+    trainer._globalstep_last_logged, trainer._tr_loss = 0, torch.zeros(())  # as training begins
+    [batch] = trainer.get_train_dataloader()
+
+    def check(loss: float, norm: float) -> None:
+        trainer.finite.note(torch.tensor(loss), batch)
+        trainer.finite.check(torch.tensor(norm))
+
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
-    trainer.log({"loss": 1.0, "grad_norm": math.inf})  # the scaler skips the step and halves its scale
+    for norm in (*[math.inf] * 19, 1.0, *[math.nan] * 19):  # the scaler skips such a step and halves its scale
+        check(1.0, norm)
+    with pytest.raises(DivergedError, match="20 steps in a row had a gradient beyond float16"):
+        check(1.0, math.inf)
+    with pytest.raises(DivergedError, match="the loss is not finite"):
+        check(math.inf, 1.0)
     trainer.accelerator.scaler = None
-    with pytest.raises(DivergedError):
-        trainer.log({"loss": 1.0, "grad_norm": math.inf})
+    check(1.0, 1.0)
+    with pytest.raises(DivergedError, match="the loss is finite and its gradient is not"):
+        check(1.0, math.inf)
 
 
 def test_what_the_trainer_refuses_is_a_fault_of_the_recipe(folder, tokenizer, tmp_path):

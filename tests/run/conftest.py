@@ -8,9 +8,18 @@ import pytest
 
 @pytest.fixture(scope="session")
 def build_trainer() -> Callable[..., object]:
-    """Build a `transformers.Trainer` of 31 weights over 24 rows: 6 steps an epoch, dropout to tell states apart."""
+    """Build a trainer of 31 weights over 24 rows: 6 steps an epoch, dropout to tell states apart."""
     import torch
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import (
+        PreTrainedConfig,
+        PreTrainedModel,
+        PrinterCallback,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    from finetune.objectives.resumable import ResumableTrainer
 
     class Rows(torch.utils.data.Dataset):
         def __len__(self) -> int:
@@ -20,16 +29,16 @@ def build_trainer() -> Callable[..., object]:
             x_F = torch.arange(4, dtype=torch.float32) * (row + 1) / 24
             return {"x_F": x_F, "labels": x_F.sum()}
 
-    class Toy(torch.nn.Module):
+    class Toy(PreTrainedModel):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__(PreTrainedConfig())
             torch.manual_seed(0)
             self.layers = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Dropout(0.1), torch.nn.Linear(5, 1))
 
         def forward(self, x_F: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"loss": torch.nn.functional.mse_loss(self.layers(x_F).squeeze(-1), labels)}
 
-    class CountingTrainer(Trainer):
+    class CountingTrainer(ResumableTrainer):
         def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
             self.state.num_input_tokens_seen = 100 * self.state.global_step
             logs["num_real_tokens"] = self.state.num_input_tokens_seen

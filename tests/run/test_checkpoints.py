@@ -1,11 +1,14 @@
 """Checkpoints prove themselves: a record written last, every tear and every flipped byte found."""
 
+import hashlib
 import json
 import logging
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -15,11 +18,13 @@ from finetune.run.checkpoints import (
     find_fault,
     find_newest_checkpoint,
     remove_old,
+    warn_of_other_libraries,
     write_record,
 )
 from finetune.run.folder import RunFolder
 from finetune.run.layout import find_step
 from finetune.run.metrics import MetricsWriter, read_metrics
+from finetune.run.writing import to_json_text
 from tests.run.folders import start_folder
 
 
@@ -57,7 +62,8 @@ def test_the_record_names_every_file_and_is_the_last_one_written(trained):
     others = {path.name: path for path in checkpoint.iterdir() if path.name != "COMPLETE.json"}
     assert record["step"] == 10
     assert record["files"].keys() == others.keys()
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= others.keys()
+    states = {"optimizer.safetensors", "optimizer.json", "scheduler.json", "random_state_0.json", "trainer_state.json"}
+    assert {"model.safetensors"} | states <= others.keys()
     written = (checkpoint / "COMPLETE.json").stat().st_mtime_ns
     assert all(path.stat().st_mtime_ns <= written for path in others.values())
 
@@ -76,8 +82,9 @@ def test_a_trainer_that_was_built_before_the_run_started_trains_in_the_emptied_f
     assert [step for step, *_ in losses(folder)] == [1, 2]
 
 
-def test_no_checkpoint_holds_the_pickle_of_the_arguments(trained):
-    assert not list(trained.path.rglob("training_args.bin"))
+def test_no_checkpoint_holds_a_pickle(trained):
+    suffixes = {path.suffix for path in trained.checkpoints_dir.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
 
 
 def test_the_newest_are_kept_and_never_fewer_than_two(trained, build_trainer, tmp_path):
@@ -115,10 +122,65 @@ def test_every_file_cut_changed_or_deleted_is_found_and_named(folder):
     assert find_fault(checkpoint) is None
 
 
-@pytest.mark.parametrize("record", ["", "{", "[]", "null", '{"files": {}}', '{"step": 8, "files": {}}'])
+def test_no_byte_of_a_record_can_be_another(folder):
+    path = folder.checkpoints_dir / "checkpoint-10" / "COMPLETE.json"
+    whole = path.read_bytes()
+    unseen = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        if "COMPLETE.json" not in (find_fault(path.parent) or ""):
+            unseen.append(place)
+    path.write_bytes(whole)
+    assert unseen == []
+
+
+@pytest.mark.parametrize("record", ["", "{", "[]", "null", '{"files": {}}', '{"step": 8, "files": {}}', "[" * 9999])
 def test_a_record_that_tells_nothing_is_not_believed(folder, record):
     (folder.checkpoints_dir / "checkpoint-10" / "COMPLETE.json").write_text(record)
     assert "COMPLETE.json" in (find_fault(folder.checkpoints_dir / "checkpoint-10") or "")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../outside", "..", ""])
+def test_a_record_that_names_files_outside_its_folder_is_not_believed(folder, name):
+    checkpoint = folder.checkpoints_dir / "checkpoint-10"
+    (folder.checkpoints_dir / "outside").write_text("w")
+    record = json.loads((checkpoint / "COMPLETE.json").read_text())
+    record["files"][name] = {"bytes": 1, "sha256": hashlib.sha256(b"w").hexdigest()}
+    del record["record_sha256"]  # whoever can write the record can write its hash too
+    record["record_sha256"] = hashlib.sha256(to_json_text(record).encode()).hexdigest()
+    (checkpoint / "COMPLETE.json").write_text(to_json_text(record))
+    assert find_fault(checkpoint) == "COMPLETE.json cannot be read"
+
+
+def test_the_record_says_what_the_weights_were_made_from_and_with(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, made_from={"recipe": "3f", "data": "a0", "template": None, "base": "b1"})
+    record = json.loads((checkpoint / "COMPLETE.json").read_text())
+    assert (record["recipe"], record["data"], record["template"], record["base"]) == ("3f", "a0", None, "b1")
+    assert record["libraries"].keys() == {
+        "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "tokenizers"
+    }  # fmt: skip
+    assert record["libraries"]["torch"] == torch.__version__
+
+
+def test_other_versions_of_the_libraries_are_named_in_one_line(tmp_path, caplog):
+    checkpoint = write_checkpoint(tmp_path)
+    warn_of_other_libraries(checkpoint)
+    assert caplog.messages == []
+    record = json.loads((checkpoint / "COMPLETE.json").read_text())
+    record["libraries"]["trl"] = "0.9"
+    del record["libraries"]["peft"]
+    (checkpoint / "COMPLETE.json").write_text(json.dumps(record))
+    warn_of_other_libraries(checkpoint)
+    [said] = caplog.messages
+    assert f"trl 0.9 -> {version('trl')}, peft not installed -> {version('peft')}" in said
+
+
+def write_checkpoint(folder: Path, **record: object) -> Path:
+    checkpoint = folder / "checkpoint-5"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_text("w")
+    write_record(checkpoint, step=5, **record)
+    return checkpoint
 
 
 def test_a_torn_checkpoint_is_set_aside_by_name_and_the_one_before_is_used(folder, caplog):
@@ -132,7 +194,7 @@ def test_a_torn_checkpoint_is_set_aside_by_name_and_the_one_before_is_used(folde
 
 
 def test_other_processes_find_the_same_checkpoint_and_rename_nothing(folder):
-    (folder.checkpoints_dir / "checkpoint-10" / "optimizer.pt").unlink()
+    (folder.checkpoints_dir / "checkpoint-10" / "optimizer.json").unlink()
     assert find_newest_checkpoint(folder.checkpoints_dir, writes=False) == folder.checkpoints_dir / "checkpoint-8"
     assert names(folder) == {"checkpoint-8", "checkpoint-10"}
 
@@ -152,7 +214,9 @@ def test_the_best_checkpoint_is_found_by_name_in_a_folder_that_was_moved(folder,
         (folder.checkpoints_dir / "checkpoint-8" / "model.safetensors").write_text("other weights")
         assert find_checkpoint_named(folder.checkpoints_dir, "checkpoint-8") is None
     gone, torn = caplog.messages
-    assert gone.endswith("checkpoint-6 is not used: it is gone.")
+    assert gone.endswith(
+        "checkpoint-6 is not used: it is gone. It was the best one; the last step's weights are the result."
+    )
     assert "checkpoint-8 is not used: model.safetensors has 13 bytes where" in torn
     assert (folder.checkpoints_dir / "checkpoint-8").is_dir()
 
@@ -190,3 +254,22 @@ def test_the_best_step_gets_a_checkpoint_of_its_own_where_saving_has_another_rhy
     assert checkpoint.name == f"checkpoint-{best['step']}"
     assert find_fault(checkpoint) is None
     assert load_file(checkpoint / "model.safetensors")
+
+
+@pytest.mark.parametrize(("keep", "newest"), [(1, [15, 20]), (2, [15, 20]), (3, [10, 15, 20])])
+def test_a_best_step_from_early_on_stays_beside_the_newest(build_trainer, tmp_path, keep, newest):
+    folder = start_folder(tmp_path / "run")
+    settings = {
+        "eval_strategy": "steps", "eval_steps": 3, "save_steps": 5, "max_steps": 20,
+        "metric_for_best_model": "eval_loss", "greater_is_better": False,
+        "learning_rate": 0.0,  # nothing gets better after the first evaluation
+    }  # fmt: skip
+    build_trainer(folder.checkpoints_dir, build_callbacks(folder, keep=keep), **settings).train()
+    kept = {f"checkpoint-{step}" for step in (3, *newest)}
+    assert names(folder) == kept
+    # Moved, and taken up again: the best one is known by its step, not by its old path.
+    moved = start_folder(folder.path.rename(tmp_path / "moved"))
+    newest_left = find_newest_checkpoint(moved.checkpoints_dir)
+    more = build_trainer(moved.checkpoints_dir, build_callbacks(moved, 20, keep), **settings | {"max_steps": 25})
+    more.train(str(newest_left))
+    assert names(moved) == {"checkpoint-3", *(f"checkpoint-{step + 5}" for step in newest)}

@@ -1,5 +1,7 @@
 """SIGTERM and Ctrl-C save first, whatever phase the run is in, and give the handlers back."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import time
@@ -135,3 +137,39 @@ def test_before_the_run_starts_a_signal_leaves_nothing_and_the_command_is_given_
 
 def test_a_run_without_a_signal_ends_by_itself(build_trainer, tmp_path):
     run(build_trainer, start_folder(tmp_path))
+
+
+def test_a_signal_to_every_process_of_a_job_step_leaves_the_data_workers_at_work(build_trainer, tmp_path):
+    class SignalToAll(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                workers = multiprocessing.active_children()
+                assert workers
+                for pid in (*(worker.pid for worker in workers), os.getpid()):
+                    os.kill(pid, signal.SIGTERM)
+                time.sleep(0.1)  # a worker that heard it is gone by now
+
+    folder = start_folder(tmp_path)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM at step 3 of 10, saved"):
+        run(build_trainer, folder, SignalToAll(), dataloader_num_workers=1, dataloader_prefetch_factor=1)
+    assert find_newest_checkpoint(folder.checkpoints_dir) == folder.checkpoints_dir / "checkpoint-3"
+
+
+def test_a_signal_that_a_library_swallowed_is_heard_the_second_time(tmp_path):
+    folder = start_folder(tmp_path)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"), folder, Interrupts(folder):
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.6)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("reading went on")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_done_stays_done_whatever_signal_or_error_comes(tmp_path, number):
+    folder = start_folder(tmp_path)
+    with pytest.raises(ZeroDivisionError), folder, Interrupts(folder):
+        folder.write_status("done")
+        os.kill(os.getpid(), number)
+        raise ZeroDivisionError
+    assert folder.read_status()["status"] == "done"

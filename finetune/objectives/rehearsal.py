@@ -1,0 +1,206 @@
+"""A rehearsal before the first step: what does not fit is found in the first minute, and nothing is changed by it.
+
+In goes a trainer that is about to start; the longest rows it holds go through a step, an evaluation and a checkpoint
+that is deleted again. Memory that runs out in it halves the rows at once as it does later (`micro_batches`); a folder
+that cannot be written stops the run. Weights, buffers, random states and whatever the trainer had noted are put back,
+so that a run with a rehearsal is the run without one, to the last bit.
+
+Not rehearsed: the answers that rloo and grpo sample, nor those to the questions. With several processes each rehearses
+by itself, on the model as it is before it is wrapped: gradients are not shared.
+"""
+
+import logging
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+
+from finetune.errors import PlaceError
+from finetune.objectives.micro_batches import first_line, is_out_of_memory
+from finetune.objectives.trainer import StepMixin
+from finetune.objectives.training_state import build_random_state, put_random_state_back
+
+__all__ = ["rehearse"]
+
+log = logging.getLogger("finetune.objectives.rehearsal")
+
+# A name that a run's folder may be left with by a kill.
+_FOLDER = ".rehearsal.part"
+# Optimizers that update inside the backward pass, or whose states are hung to the weights when they are built.
+_UPDATES_IN_BACKWARD = ("lomo", "layerwise")
+# What dpo and kto are given beside a row once the reference was taken, which is later.
+_REFERENCE = dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_KL_logps"), 0.0)
+
+
+def rehearse(trainer: StepMixin, folder: Path) -> None:
+    """Train, evaluate and save once with the longest rows, and undo it.
+
+    Args:
+        trainer: built, and not started.
+        folder: of the run; a checkpoint is written into it and deleted.
+
+    Raises:
+        PlaceError: memory does not hold a single row, or the optimizer's states; the folder does not take a checkpoint.
+    """
+    began_seconds = time.monotonic()
+    rows = _find_longest(trainer, trainer.train_dataset, trainer.args.per_device_train_batch_size)
+    batch = trainer.data_collator(rows)
+    if not isinstance(batch, Mapping):  # prompts, whose answers are yet to be sampled
+        return
+    with _undone(trainer), _checkpointing(trainer):
+        has_optimizer = _make_optimizer(trainer)
+        _train(trainer, dict(batch))
+        if trainer.eval_dataset is not None:
+            _evaluate(trainer)
+        _save(trainer, folder / _FOLDER, with_optimizer=has_optimizer)
+    log.info(
+        "Rehearsal: the longest batch (%d rows, %s tokens) fits: peak %.1f GiB, %.1f s",
+        len(rows), f"{batch['num_real_tokens']:,}", _read_peak_bytes(trainer.args.device) / 2**30,
+        time.monotonic() - began_seconds,
+    )  # fmt: skip
+
+
+def _find_longest(trainer: StepMixin, dataset: Dataset, num_rows: int) -> list[dict[str, Any]]:
+    """Find the longest rows, with stand-ins for what is put beside them later."""
+    if "length" in dataset.column_names:
+        lengths = dataset["length"][:]
+    else:
+        column = "seq_lengths" if "seq_lengths" in dataset.column_names else dataset.column_names[0]
+        lengths = [sum(row) if column == "seq_lengths" else len(row) for row in dataset[column]]
+    longest = sorted(range(len(lengths)), key=lambda place: -lengths[place])[:num_rows]
+    stand_ins = _REFERENCE if vars(trainer.args).get("precompute_ref_log_probs") else {}
+    return [stand_ins | dataset[place] for place in longest]
+
+
+# ---- the parts of a run
+
+
+def _make_optimizer(trainer: StepMixin) -> bool:
+    """Let an optimizer take its states, which lie beside everything else at the peak of a step.
+
+    Returns:
+        Whether there is one; those that work inside the backward pass would stay behind.
+    """
+    if any(kind in trainer.args.optim for kind in _UPDATES_IN_BACKWARD):
+        return False
+    try:
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer = trainer.create_optimizer()
+        if "schedule_free" in trainer.args.optim:
+            optimizer.train()
+        optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise PlaceError(
+            f"Before the first step: memory does not hold the gradients and the optimizer's states "
+            f"({first_line(error)}).\n"
+            "  Less trained: adapter.r, adapter.target_modules     Smaller states: training.optim=adamw_8bit\n"
+            "  A smaller base: model.quantization=nf4"
+        ) from error
+    if trainer.args.gradient_accumulation_steps == 1:  # else a micro-batch finds the gradients of the one before
+        trainer.model.zero_grad()
+    return True
+
+
+def _train(trainer: StepMixin, batch: dict[str, Any]) -> None:
+    """Train on a batch, with the numbers of the training loop."""
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    trainer._tokens_not_noted = 1  # the first loss is checked when it comes
+    num_items = trainer._get_num_items_in_batch([batch], trainer.args.device)
+    with trainer.as_in_training(), torch.enable_grad():
+        trainer.micro_batches.train(trainer.model, batch, num_items, super(StepMixin, trainer).training_step)
+    trainer.model.zero_grad()
+
+
+def _evaluate(trainer: StepMixin) -> None:
+    rows = _find_longest(trainer, trainer.eval_dataset, trainer.args.per_device_eval_batch_size)
+    with trainer.as_in_training():
+        trainer.prediction_step(trainer.model, trainer.data_collator(rows), trainer.compute_metrics is None)
+
+
+def _save(trainer: StepMixin, folder: Path, *, with_optimizer: bool) -> None:
+    """Write what fills the disk in a checkpoint: weights and optimizer states."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        if trainer.args.should_save:
+            folder.mkdir()
+            trainer._save(str(folder))
+            if with_optimizer:
+                trainer.create_scheduler(num_training_steps=1)
+                trainer._save_optimizer_and_scheduler(str(folder))
+    except (OSError, SafetensorError) as error:
+        raise PlaceError(
+            f"Before the first step: a checkpoint cannot be written ({first_line(error)}).\n"
+            f"  Make room in {folder.parent}, or choose another place: output_dir=…"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- nothing is left
+
+
+@contextmanager
+def _undone(trainer: StepMixin) -> Iterator[None]:
+    """Put weights, buffers, random states and the trainer back as they were; limits of memory that were found stay."""
+    model = trainer.model
+    held = [value for value in model.parameters() if value.requires_grad] + list(model.buffers())
+    kept = [value.detach().to("cpu", copy=True) for value in held]
+    all_gpus = trainer.args.world_size > 1
+    random = build_random_state(all_gpus=all_gpus)
+    own: dict[str, Any] = trainer.__dict__
+    attributes = dict(own)
+    figures = {
+        name: {mode: {one: list(values) for one, values in noted.items()} for mode, noted in attributes[name].items()}
+        for name in ("_metrics", "_stored_metrics")
+        if name in attributes
+    }
+    try:
+        yield
+    finally:
+        model.zero_grad()
+        with torch.no_grad():
+            for value, before in zip(held, kept, strict=True):
+                value.copy_(before)
+        own.clear()
+        own.update(attributes)
+        for name, modes in figures.items():
+            for mode in attributes[name].keys() - modes.keys():
+                del attributes[name][mode]
+            for mode, noted in modes.items():
+                attributes[name][mode].clear()
+                attributes[name][mode].update(noted)
+        put_random_state_back(random, all_gpus=all_gpus)
+
+
+@contextmanager
+def _checkpointing(trainer: StepMixin) -> Iterator[None]:
+    """Recompute activations where the recipe says so: the trainer switches it on when it starts (transformers 5.17)."""
+    model: Any = trainer.model
+    if not trainer.args.gradient_checkpointing or model.is_gradient_checkpointing:
+        yield
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs)
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+
+
+def _read_peak_bytes(device: torch.device) -> int:
+    """Most bytes held so far: tensors on the GPU, or on a CPU the whole process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,71 @@
+"""Data workers that die, or that have no room to hand their batches over: said in words a person can act on.
+
+Workers (`training.dataloader_num_workers`) are processes that make batches and hand them over in shared memory. In go
+the library's errors from anywhere in a run, since torch raises that of a dead worker wherever the run happens to be;
+out comes a PlaceError.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from finetune.errors import PlaceError
+
+__all__ = ["telling_dead_workers"]
+
+_SHARED_MEMORY = Path("/dev/shm")
+# torch's (2.13) words: of a worker that is gone, and of one whose memory cannot be shared.
+_DEAD = ("DataLoader worker (pid", "DataLoader worker exited unexpectedly")
+_NO_ROOM = (
+    "unable to write to file </torch_",
+    "unable to allocate shared memory",
+    "unable to open shared memory object",
+    "unable to mmap",
+    "insufficient shared memory",
+    "out of shared memory",
+)
+_NO_FILES = ("received 0 items of ancdata", "Too many open files")
+
+
+@contextmanager
+def telling_dead_workers(num_workers: int) -> Iterator[None]:
+    """Translate what torch says of its workers.
+
+    Args:
+        num_workers: of the run; without any nothing is translated.
+
+    Raises:
+        PlaceError: one is dead, or cannot hand over what it made.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        reason = None if num_workers == 0 else _find_reason(str(error))
+        if reason is None:
+            raise
+        # Without the library's own error behind it: "no space" there is of shared memory, and no disk's.
+        raise PlaceError(
+            f"{reason} (training.dataloader_num_workers is {num_workers}).\n"
+            f"  Workers hand batches over in shared memory (shm): {_render_shared_memory()}.\n"
+            "  A container has 64 MB of it unless told: docker run --shm-size=8g\n"
+            "  Without workers (rows are tokens already, and cost little to batch): training.dataloader_num_workers=0\n"
+            "  Checkpoints saved so far are whole; go on with --resume."
+        ) from None
+
+
+def _find_reason(words: str) -> str | None:
+    if any(one in words for one in _NO_ROOM):
+        return "A data worker has no shared memory left to hand a batch over"
+    if any(one in words for one in _NO_FILES) and "DataLoader" in words:
+        return "A data worker may open no more files to hand a batch over (ulimit -n)"
+    if any(one in words for one in _DEAD):
+        return "A data worker was killed, or ended without a word: memory had run out, or somebody stopped it"
+    return None
+
+
+def _render_shared_memory() -> str:
+    if not _SHARED_MEMORY.is_dir():
+        return "there is no /dev/shm here"
+    usage = shutil.disk_usage(_SHARED_MEMORY)
+    return f"{usage.free / 1e6:,.0f} of {usage.total / 1e6:,.0f} MB in /dev/shm are free"

@@ -1,0 +1,88 @@
+"""Secrets kept out of everything a run writes or says.
+
+In goes a text on its way to a file, a stream or a message; out comes the same with `***` where a secret stood: the
+value of an environment variable that is named as one (HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY, …), and whatever
+has a known form (`recipe.secret_patterns`). Imports nothing heavy, so that every message can pass through.
+"""
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+
+from finetune.errors import RecipeError
+from finetune.recipe.secret_patterns import MASK, mask_patterns
+
+__all__ = ["MaskingFormatter", "mask_arguments", "mask_text", "print_masked_traceback", "refuse_known_secrets"]
+
+_WORDS = r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|ACCESS_KEY(_ID)?|KEY"
+_SECRET_VARIABLE = re.compile(rf"(^|_)({_WORDS})(_\d+)?$", re.IGNORECASE)
+_SECRET_ARGUMENT = re.compile(r"(^|[._-])(token|secret|password|passwd|api[_-]?key|credentials?)$", re.IGNORECASE)
+# Shorter values are words or numbers of everyday text, which masking would garble.
+_MIN_MASKED = 8
+# A name that merely equals some variable's value is no leak; keys have no fewer characters than this.
+_MIN_REFUSED = 16
+
+
+def mask_text(text: str) -> str:
+    """Copy a text with the environment's secrets and everything that looks like one replaced by `***`."""
+    # The longest first: one value may be the beginning of another.
+    for value in sorted(_read_secrets(_MIN_MASKED).values(), key=len, reverse=True):
+        text = text.replace(value, MASK)
+    return mask_patterns(text)
+
+
+def mask_arguments(arguments: Sequence[str]) -> list[str]:
+    """Copy command line arguments with everything that is named as a secret, or looks like one, replaced by `***`."""
+    masked = []
+    hide_next = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        is_named_secret = _SECRET_ARGUMENT.search(name) is not None
+        if hide_next:
+            masked.append(MASK)
+        elif equals and is_named_secret:
+            masked.append(f"{name}={MASK}")
+        else:
+            masked.append(mask_text(argument))
+        hide_next = is_named_secret and not equals and argument.startswith("--")
+    return masked
+
+
+def refuse_known_secrets(*texts: str) -> None:
+    """Refuse a recipe that repeats a secret of the environment, which the run's folder would keep.
+
+    Args:
+        texts: the recipe as typed, and its values.
+
+    Raises:
+        RecipeError: naming the variable, never the value.
+    """
+    for name, value in _read_secrets(_MIN_REFUSED).items():
+        if any(value in text for text in texts):
+            raise RecipeError(
+                f"The recipe, or a setting on the command line, holds the value of the variable {name}.\n"
+                "  A recipe is copied into the run's folder. Take the value out: who needs it reads the variable."
+            )
+
+
+def print_masked_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody caught as Python does, its secrets masked; to be `sys.excepthook`."""
+    print(mask_text("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
+
+
+class MaskingFormatter(logging.Formatter):
+    """Formats a record, its traceback too, with the secrets masked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format one record."""
+        return mask_text(super().format(record))
+
+
+def _read_secrets(min_length: int) -> dict[str, str]:
+    """Read the variables that are named as secrets and whose values are long enough to be one."""
+    named = {name: value.strip() for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
+    return {name: value for name, value in named.items() if len(value) >= min_length}

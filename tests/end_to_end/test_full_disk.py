@@ -1,0 +1,151 @@
+"""A disk that is full at one file of a run, whichever: nothing that was saved is lost, and --resume goes on."""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from safetensors import SafetensorError
+
+from finetune.errors import PlaceError
+from finetune.recipe.reading import build_recipe
+from finetune.run import full_disk
+from finetune.run.full_disk import find_full
+from finetune.run.logging import log_to_console
+from finetune.train import check_settings
+from tests.end_to_end.small_runs import build_values, read_figures, read_json, read_weights, run_small
+
+pytestmark = pytest.mark.usefixtures("tiny_base")
+
+SETTINGS = {"training__save_steps": 2, "data__train__limit": 20}
+# One file of every kind, by the end of its path: a line of figures, a state, weights, the record, the result, the end.
+FILES = [
+    "metrics.jsonl",
+    "checkpoint-2/adapter_model.safetensors",
+    "checkpoint-4/trainer_state.json",
+    "checkpoint-4/.COMPLETE.json.part",
+    ".summary.json.part",
+]
+
+
+class Disk:
+    """Refuses to open one file for writing; Python tells every file that it opens to an audit hook."""
+
+    full_for = ""
+
+    def hook(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.full_for and event == "open" and set("wax+") & set(str(arguments[1])):
+            self.refuse(str(arguments[0]))
+
+    def refuse(self, path: str) -> None:
+        # The number of the process stands in the name of a part.
+        if self.full_for and path.replace(f".{os.getpid()}.", ".").endswith(self.full_for):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+DISK = Disk()
+sys.addaudithook(DISK.hook)
+_serialize_file = safetensors.torch.serialize_file
+
+
+def serialize_file(tensors: object, filename: str | Path, metadata: object = None) -> None:
+    """What safetensors' Rust does on a full disk: half a file, and an error of its own."""
+    try:
+        DISK.refuse(str(filename))
+    except OSError:
+        Path(filename).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)") from None
+    _serialize_file(tensors, filename, metadata)
+
+
+@contextmanager
+def full_for(end: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(safetensors.torch, "serialize_file", serialize_file)
+    monkeypatch.setattr(Disk, "full_for", end)
+    yield
+    monkeypatch.setattr(Disk, "full_for", "")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_small(tmp_path_factory.mktemp("unbroken"), **SETTINGS)
+
+
+@pytest.mark.parametrize("end", FILES)
+def test_a_disk_full_at_any_file_is_told_and_the_resumed_run_is_the_unbroken_one(end, tmp_path, unbroken, monkeypatch):
+    with full_for(end, monkeypatch), pytest.raises(PlaceError) as refusal:
+        run_small(tmp_path, **SETTINGS)
+    run = tmp_path / "small"
+    lines = str(refusal.value).splitlines()
+    assert lines[0].startswith(f"{run}: the disk is full"), lines
+    assert " a checkpoint needs about " in lines[0]
+    assert lines[0].endswith(" are free.")
+    assert "--resume" in lines[-1]
+    assert read_json(run / "status.json")["status"] == "failed"
+    for checkpoint in (run / "checkpoints").iterdir():
+        assert (checkpoint / "COMPLETE.json").is_file()
+    assert not list(run.rglob("*.part"))
+    assert not (run / "adapter").exists() or end == ".summary.json.part"
+
+    run_small(tmp_path, resume=True, **SETTINGS)
+    assert read_figures(run) == read_figures(unbroken)
+    assert read_weights(run) == read_weights(unbroken)
+    assert read_json(run / "status.json")["status"] == "done"
+
+
+def test_a_log_that_the_disk_does_not_take_is_told_once_and_stops_nothing(tmp_path, capsys):
+    with log_to_console() as log_file:
+        log_file.open(tmp_path / "log.txt")
+        (handler,) = [one for one in vars(log_file).values() if isinstance(one, logging.FileHandler)]
+        handler.stream.close()
+        handler.stream = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115 - the handler closes it
+        logging.getLogger("finetune.train").info("first")
+        logging.getLogger("finetune.train").info("second")
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "does not take" in line] == [
+        f"{tmp_path / 'log.txt'} does not take what is said here: No space left on device."
+    ]
+    assert told[-1] == "second"
+
+
+def test_a_full_disk_is_known_by_its_number_and_by_the_words_of_the_libraries():
+    assert find_full(OSError(errno.ENOSPC, "x")) == find_full(Exception("io: No space left on device")) == errno.ENOSPC
+    assert find_full(SafetensorError("I/O error: File too large (os error 27)")) == errno.EFBIG
+    try:
+        try:
+            raise OSError(errno.EDQUOT, "x")
+        except OSError as error:
+            raise PlaceError("cannot be written") from error
+    except PlaceError as error:
+        assert find_full(error) == errno.EDQUOT
+    assert find_full(OSError(errno.EACCES, "x")) is None
+    assert set(full_disk._REASONS) == {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def test_less_room_than_the_run_needs_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    class Usage:
+        free = 500_000
+
+    monkeypatch.setattr("finetune.run.disk.shutil.disk_usage", lambda place: Usage)
+    recipe = build_recipe(build_values(tmp_path, **SETTINGS))
+    with pytest.raises(PlaceError) as refusal:
+        check_settings(recipe)
+    lines = str(refusal.value).splitlines()
+    assert "this run needs about 2." in lines[0]
+    assert lines[0].endswith("of disk, and 500.0 kB are free.")
+    assert lines[1].split()[:2] == ["2", "x"]
+    assert lines[2].startswith("  result and records")
+    assert not (tmp_path / "small").exists()
+
+
+def test_what_is_written_is_no_more_than_what_was_counted(unbroken, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("finetune.room.check_space", lambda needs, given_back: asked.extend(needs))
+    check_settings(build_recipe(build_values(tmp_path, **SETTINGS)))
+    written = sum(path.stat().st_size for path in unbroken.rglob("*") if path.is_file())
+    assert written <= sum(need.num_bytes for need in asked) <= 1.5 * written

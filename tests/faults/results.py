@@ -1,0 +1,202 @@
+"""Where outcomes are kept, and what is made of them: the results of a machine and the table of docs/reliability.md.
+
+Goes in: outcomes, one at a time. Comes out: `outputs/faults/COMMIT.jsonl`, which grows from call to call;
+`benchmarks/results/reliability_MACHINE.json`; and the lines between the two markers of the page.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.faults.measures import Measure, Outcome
+from tests.faults.recipes import ROOT
+
+__all__ = ["Store", "read_tree", "render_table", "sum_up", "write_page", "write_results"]
+
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- faults: begin, written by `make faults` -->", "<!-- faults: end -->"
+MAX_FAILURES = 20
+# What decides an outcome: results of one tree do not count for another.
+_COUNTED = ("finetune", "data", "tests/faults", "pyproject.toml", "constraints.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What was measured.
+
+    Attributes:
+        commit: of the checkout; `none` without git.
+        is_clean: whether the files that decide an outcome are as that commit has them.
+        name: of the store: the commit, and behind it a hash of what differs from it.
+    """
+
+    commit: str
+    is_clean: bool
+    name: str
+
+
+def read_tree() -> Tree:
+    """Read the checkout's commit, and how far its files are from it."""
+    if not (ROOT / ".git").exists():
+        return Tree("none", False, "none")
+    commit = _ask_git("rev-parse", "HEAD").decode().strip()
+    changed = _ask_git("diff", "HEAD", "--", *_COUNTED)
+    new = _ask_git("ls-files", "-z", "--others", "--exclude-standard", "--", *_COUNTED).decode().split("\0")
+    contents = [changed, *(name.encode() + (ROOT / name).read_bytes() for name in new if name)]
+    if not any(contents):
+        return Tree(commit, True, commit[:12])
+    return Tree(commit, False, f"{commit[:12]}-{hashlib.sha256(b''.join(contents)).hexdigest()[:8]}")
+
+
+def _ask_git(*arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
+
+
+@dataclass(slots=True)
+class Total:
+    """A measure so far: outcomes, what they weigh, what of that passed, and the seconds they took."""
+
+    runs: int = 0
+    cases: int = 0
+    passed: int = 0
+    seconds: float = 0.0
+
+
+class Store:
+    """The outcomes of one tree.
+
+    Args:
+        path: of the file, one object a line; several processes may add to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lines: list[dict[str, Any]] = []
+        self._totals: dict[str, Total] = {}
+        self._read_bytes = 0
+
+    def add(self, measure: str, seed: int, outcome: Outcome, seconds: float) -> None:
+        """Write an outcome down at once, in a single write."""
+        line = {"measure": measure, "seed": seed, **asdict(outcome), "seconds": round(seconds, 1)}
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            # Evidence is published with the results; where on this machine it was met is nobody's business.
+            text = json.dumps(line).replace(f"{ROOT}/", "").replace(f"{Path.home()}/", "~/")
+            os.write(file, text.encode() + b"\n")
+        finally:
+            os.close(file)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Read all outcomes; a last line that a kill tore is left out."""
+        if self.path.exists() and self.path.stat().st_size > self._read_bytes:
+            with self.path.open("rb") as file:  # only what is new: typos alone are tens of thousands of lines
+                file.seek(self._read_bytes)
+                new = file.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            self._read_bytes += len(whole)
+            for line in map(json.loads, whole.splitlines()):
+                self._lines.append(line)
+                total = self._totals.setdefault(line["measure"], Total())
+                total.runs += 1
+                total.cases += line["weight"]
+                total.passed += line["weight"] * line["passed"]
+                total.seconds += line["seconds"]
+        return self._lines
+
+    def total(self, measure: str) -> "Total":
+        """Sum up one measure's outcomes so far."""
+        self.read()
+        return self._totals.get(measure, Total())
+
+    def find_next_case(self, measure: str, seed: int) -> int:
+        """Find the first case of a measure that has no outcome under a seed."""
+        cases = [line["case"] for line in self.read() if (line["measure"], line["seed"]) == (measure, seed)]
+        return max(cases, default=-1) + 1
+
+
+def sum_up(lines: Iterable[Mapping[str, Any]], measures: Mapping[str, Measure]) -> dict[str, dict[str, Any]]:
+    """Sum outcomes up by measure, in the table's order; a measure without an outcome is there with 0 cases."""
+    sums: dict[str, dict[str, Any]] = {}
+    for name, measure in measures.items():
+        ours = [line for line in lines if line["measure"] == name]
+        failures = [{key: line[key] for key in ("case", "seed", "weight", "drawn", "detail")}
+                    for line in ours if not line["passed"]]  # fmt: skip
+        figures: dict[str, float] = {}
+        for line in ours:
+            for figure, value in line["figures"].items():
+                figures[figure] = figures.get(figure, 0) + value
+        sums[name] = {
+            "title": measure.title,
+            "row": measure.row,
+            "baseline_of": measure.baseline_of,
+            "target": measure.target,
+            "cases": sum(line["weight"] for line in ours),
+            "passed": sum(line["weight"] for line in ours if line["passed"]),
+            "runs": len(ours),
+            "failed_runs": len(failures),
+            "figures": figures,
+            "seconds": round(sum(line["seconds"] for line in ours), 1),
+            "failures": failures[:MAX_FAILURES],
+        }
+    return sums
+
+
+def render_table(sums: Mapping[str, Mapping[str, Any]], measured_on: str) -> str:
+    """Render the table: one row for each measure of ours that has a case, the baseline's beside it."""
+    lines = [
+        measured_on,
+        "",
+        "| row | what was done, and what had to hold | ours | plain TRL script |",
+        "|---|---|---|---|",
+    ]
+    for name, ours in sums.items():
+        if ours["baseline_of"] is not None or not ours["cases"]:
+            continue
+        baselines = [one for one in sums.values() if one["baseline_of"] == name and one["cases"]]
+        column = "<br>".join(f"{_render_count(one)}{_render_figures(one)}" for one in baselines) or "–"
+        lines.append(f"| {ours['row']} | {ours['title']} | {_render_count(ours)}{_render_figures(ours)} | {column} |")
+    return "\n".join(lines)
+
+
+def _render_count(one: Mapping[str, Any]) -> str:
+    return f"{one['passed']:,} of {one['cases']:,}"
+
+
+def _render_figures(one: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:,.6g}" for name, value in one["figures"].items())
+    return f"<br>{shown}" if shown else ""
+
+
+def write_results(sums: Mapping[str, Mapping[str, Any]], tree: Tree, seeds: list[int]) -> Path:
+    """Write the results beside the machine's and the libraries' names; the file."""
+    from benchmarks.recording import write_result
+
+    figures = {"commit": tree.commit, "tree_is_clean": tree.is_clean, "seeds": seeds, "measures": dict(sums)}
+    return write_result("reliability", figures)
+
+
+def write_page(results: Path) -> None:
+    """Write the table of docs/reliability.md from a file of results; the rest of the page is left as it is."""
+    values = json.loads(results.read_text(encoding="utf-8"))
+    if not PAGE.exists():
+        return
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    packages = values["environment"]["packages"]
+    versions = ", ".join(
+        f"{name} {packages[name]}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")
+    )
+    state = "" if values["tree_is_clean"] else ", with changes that are not in it"
+    measured_on = (
+        f"Measured on {values['machine']} with {versions}, at commit `{values['commit'][:12]}`{state}; "
+        f"failures and draws in [{results.name}](../{results.relative_to(ROOT)})."
+    )
+    table = render_table(values["measures"], measured_on)
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")

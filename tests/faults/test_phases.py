@@ -1,0 +1,82 @@
+"""A signal in whatever phase a run is in: nothing looks finished, and the same command with --resume finishes it."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.errors import Interrupted
+from finetune.run.folder import RunFolder
+from tests.end_to_end.small_runs import hash_files, read_figures, read_json, read_weights, run_small
+
+pytestmark = pytest.mark.usefixtures("tiny_base")
+
+SETTINGS: dict[str, Any] = {
+    "data__eval": {"fraction": 0.1},
+    "evaluation__num_samples": 1,
+    "training__eval_steps": 2,
+    "training__max_steps": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_base, tmp_path_factory) -> Path:
+    return run_small(tmp_path_factory.mktemp("whole"), **SETTINGS)
+
+
+def stop_in(function: str, output_dir: Path, number: signal.Signals = signal.SIGTERM, **settings: Any) -> Path:
+    """Run, with a signal to this process as a function begins; it has to be told as such. The run's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        module, _, name = function.rpartition(".")
+        patch.setattr(function, _signalled(getattr(__import__(module, fromlist=[name]), name), number))
+        with pytest.raises(Interrupted, match="stopped by") as stopped:
+            run_small(output_dir, **(SETTINGS | settings))
+    assert stopped.value.exit_code == 128 + number
+    return output_dir / "small"
+
+
+def _signalled(function: Callable[..., Any], number: signal.Signals) -> Callable[..., Any]:
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return function(*args, **kwargs)
+
+    return signalled
+
+
+@pytest.mark.parametrize("function", ["finetune.train.prepare", "finetune.train.load_frozen_base"])
+def test_before_the_run_starts_it_leaves_nothing(tmp_path, function):
+    run = stop_in(function, tmp_path)
+    assert not run.exists()
+
+
+def test_while_the_start_is_measured_it_leaves_a_run_that_is_begun_anew_unasked(tmp_path):
+    run = stop_in("finetune.train.measure_start", tmp_path, signal.SIGINT)
+    assert read_json(run / "status.json")["status"] == "interrupted"
+    with RunFolder.claim(tmp_path, "small", resume=False, overwrite=False) as folder:
+        folder.start()
+        assert [path.name for path in run.iterdir()] == [".lock"]
+
+
+def test_after_the_last_step_it_leaves_no_result_that_looks_finished_and_resume_finishes_it(tmp_path, whole):
+    for function in (
+        "finetune.result.build_card",  # adapter/ is half written
+        "finetune.train.write_loss_plot",  # adapter/ is whole, the run not yet done
+    ):
+        run = stop_in(function, tmp_path, resume=(tmp_path / "small").exists())
+        status = read_json(run / "status.json")
+        assert (status["status"], status["step"]) == ("interrupted", 3)
+        assert (run / "adapter").exists() == (function == "finetune.train.write_loss_plot")
+    assert not run_small(tmp_path, **SETTINGS, resume=True).joinpath(".adapter.part").exists()
+    assert read_json(run / "status.json")["status"] == "done"
+    assert read_figures(run) == read_figures(whole)
+    assert read_weights(run) == read_weights(whole)
+
+
+def test_a_finished_run_that_is_resumed_keeps_every_file_and_folder_as_it_was(whole, capsys):
+    before, folder_time = hash_files(whole), whole.stat().st_mtime_ns
+    run_small(whole.parent, **SETTINGS, resume=True)
+    assert "already complete" in capsys.readouterr().err
+    assert (hash_files(whole), whole.stat().st_mtime_ns) == (before, folder_time)

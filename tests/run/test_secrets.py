@@ -1,0 +1,139 @@
+"""Secrets stay out of every file and stream of a run: made-up ones are planted and looked for."""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import run_verb
+from finetune.errors import PlaceError, RecipeError
+from finetune.recipe.reading import build_recipe, read_recipe
+from finetune.recipe.secret_patterns import find_typed_secrets
+from finetune.run.logging import log_to_console
+from finetune.run.secrets import mask_arguments, mask_text, refuse_known_secrets
+from tests.run.folders import start_folder
+
+HUB = "hf_" + "Canary" * 4
+VALUES = {"WANDB_API_KEY": "c0ffee" * 6, "AWS_SECRET_ACCESS_KEY": "canary/secret+access/key", "HF_TOKEN": HUB}
+TYPED = [
+    HUB,
+    "sk-proj-" + "Canary" * 4,
+    "ghp_" + "Canary" * 6,
+    "AKIA" + "CANARYCANARYCANA",
+    "https://me:canary-pass@host/rows.jsonl",
+    "https://host/rows.jsonl?X-Amz-Signature=canarycanary",
+]
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in VALUES.items():
+        monkeypatch.setenv(name, value)
+
+
+def holds_canary(text: str) -> bool:
+    return any(value in text for value in VALUES.values()) or "canary" in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("data.train.path=https://me:s3cret@host/x", "data.train.path=https://***@host/x"),
+        ("model.model_name_or_path=hf_AbCdEfGh12345678", "model.model_name_or_path=***"),
+        ("adapter.init_from=models/hf_mistral_7b_instruct", "adapter.init_from=models/hf_mistral_7b_instruct"),
+        ("data.special_tokens_in_data=allow", "data.special_tokens_in_data=allow"),
+        ("evaluation.max_new_tokens=8", "evaluation.max_new_tokens=8"),
+        ("training.hub_token=abc", "training.hub_token=***"),
+        ("training.learning_rate=1e-3", "training.learning_rate=1e-3"),
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_secret_is_masked_and_nothing_else(typed, kept):
+    assert mask_arguments([typed]) == [kept]
+
+
+def test_the_values_of_variables_named_as_secrets_are_masked_wherever_they_stand(planted, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "disabled")
+    monkeypatch.setenv("SORT_KEY", "loss")
+    for value in VALUES.values():
+        assert mask_text(f"the Hub answers 500 to {value}!") == "the Hub answers 500 to ***!"
+    assert mask_text("disabled; the loss") == "disabled; the loss"
+
+
+def test_console_and_log_file_mask_messages_warnings_and_tracebacks(planted, tmp_path, capsys):
+    with log_to_console() as log_file:
+        log_file.open(tmp_path / "log.txt")
+        logging.getLogger("finetune.train").info("going to %s", TYPED[4])
+        try:
+            raise OSError(f"refused: {VALUES['WANDB_API_KEY']}")
+        except OSError:
+            logging.getLogger("somelibrary").exception("cannot upload with %s", HUB)
+    streams = capsys.readouterr()
+    for text in (streams.err, streams.out, (tmp_path / "log.txt").read_text()):
+        assert not holds_canary(text), text
+    assert "going to https://***@host" in streams.err
+
+
+def test_the_reason_in_status_json_is_masked(planted, tmp_path):
+    folder = start_folder(tmp_path)
+    with pytest.raises(PlaceError), folder:
+        raise PlaceError(f"the Hub refuses {HUB}")
+    assert folder.read_status()["reason"] == "the Hub refuses ***"
+
+
+def test_an_error_nobody_caught_is_printed_masked(planted, monkeypatch, capsys):
+    def main() -> None:
+        raise ValueError(f"a fault of ours beside {HUB}")
+
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    with pytest.raises(ValueError, match="a fault of ours") as bug:
+        run_verb(main, [])
+    sys.excepthook(bug.type, bug.value, bug.tb)
+    text = capsys.readouterr().err
+    assert "a fault of ours beside ***" in text
+    assert "Traceback" in text
+    assert not holds_canary(text)
+
+
+RECIPE = "name: leaky\nmodel: {{model_name_or_path: ./nowhere}}\ndata: {{train: {{path: {path}}}}}\n{more}\n"
+
+
+@pytest.mark.parametrize("secret", TYPED)
+def test_a_recipe_that_holds_a_secret_is_refused_by_its_line_without_repeating_it(tmp_path, secret):
+    path = tmp_path / "leaky.yaml"
+    plain = RECIPE.format(path="rows.jsonl", more="seed: 1")
+    escaped = '"' + "".join(f"\\x{ord(letter):02x}" for letter in secret) + '"'
+    written = [
+        (3, RECIPE.format(path=f'"{secret}"', more="seed: 1"), []),
+        (3, RECIPE.format(path=escaped, more="seed: 1"), []),
+        (4, RECIPE.format(path="rows.jsonl", more=f"# later: {secret}"), []),
+        (4, RECIPE.format(path="rows.jsonl", more=f"{{ {secret}"), []),
+        (0, plain, [f"training.run_name={secret}"]),
+        (0, plain, [secret]),
+    ]
+    for line, text, overrides in written:
+        path.write_text(text)
+        with pytest.raises(RecipeError) as refusal:
+            read_recipe(path, overrides)
+        message = str(refusal.value)
+        assert message.startswith(f"{path}:{line}: here stands" if line else "command line: here stands"), message
+        assert "environment (HF_TOKEN" in message
+        assert not holds_canary(message), message
+
+
+def test_values_that_come_without_a_file_are_held_to_the_same(tmp_path):
+    with pytest.raises(RecipeError, match="here stands what looks like a token of the Hub") as refusal:
+        build_recipe({"name": "leaky", "model": {"model_name_or_path": HUB}, "data": {"train": {"path": "rows"}}})
+    assert not holds_canary(str(refusal.value))
+
+
+def test_a_recipe_that_repeats_a_secret_of_the_environment_is_refused_by_the_variables_name(planted):
+    refuse_known_secrets("name: mine")
+    with pytest.raises(RecipeError, match="the value of the variable WANDB_API_KEY") as refusal:
+        refuse_known_secrets("name: mine", f"run_name: {VALUES['WANDB_API_KEY']}")
+    assert not holds_canary(str(refusal.value))
+
+
+def test_the_recipes_that_come_with_this_hold_none():
+    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")):
+        assert find_typed_secrets(path.read_text(), str(path), []) == []
