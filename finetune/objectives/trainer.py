@@ -5,6 +5,7 @@ instead of batches, stops on a loss that is not finite before anything of it is 
 to do where memory or the disk runs out.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,7 @@ class StepMixin(ResumableTrainer):
         self.micro_batches = MicroBatches(self)
         self._eval_loss_sum = 0.0
         self._eval_weight = 0.0
+        self._eval_began_seconds = 0.0
         self.finite = FiniteCheck(self)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
@@ -227,6 +229,12 @@ class StepMixin(ResumableTrainer):
             return 0.0, 0.0
         return loss * count_of_all / self.args.world_size, count
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate and log, timed by a clock that cannot be set back."""
+        self._eval_began_seconds = time.monotonic()
+        figures: dict[str, float] = super().evaluate(*args, **kwargs)
+        return figures
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; the loss reported is the mean over all held-out tokens (or pairs), not over batches."""
         self._eval_loss_sum, self._eval_weight = 0.0, 0.0
@@ -244,6 +252,8 @@ class StepMixin(ResumableTrainer):
         """Log with the number of real tokens trained so far in all processes; steps left out are in no mean."""
         self._note_tokens()
         logs["num_real_tokens"] = self.state.num_input_tokens_seen
+        if "eval_runtime" in logs:  # transformers (5.17) takes it by the clock on the wall, which may be set back
+            logs["eval_runtime"] = round(time.monotonic() - self._eval_began_seconds, 4)
         self.finite.correct_mean(logs)
         logs |= self.micro_batches.take_news()
         super().log(logs, *args, **kwargs)

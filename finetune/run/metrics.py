@@ -108,9 +108,6 @@ class MetricsWriter(TrainerCallback):
         for key, value in logs.items():
             if key not in _LEFT_OUT:
                 record[_RENAMED.get(key, key)] = _to_plain(value)
-        if "eval_seconds" in record:
-            record["eval_seconds"] = self._clock.correct(record["eval_seconds"])
-        self._clock.note_wall_clock()
         if "loss" in logs and "num_real_tokens" in logs:
             record["tokens_per_second"] = self._measure_rate(int(logs["num_real_tokens"]))
         record["seconds"] = round(self._seconds_before + self._clock.read_seconds(), 3)
@@ -179,7 +176,6 @@ class _TrainingClock:
 
     def __init__(self) -> None:
         self._built_seconds = time.monotonic()
-        self.note_wall_clock()
         self.begin_training()
 
     def begin_training(self) -> None:
@@ -197,16 +193,6 @@ class _TrainingClock:
     def end_step(self) -> None:
         """Note when the step ended: a pause begins here if one comes."""
         self._step_ended_seconds = time.monotonic()
-        self.note_wall_clock()
-
-    def note_wall_clock(self) -> None:
-        """Note by how much the clock on the wall is ahead of this one, before an evaluation that may come."""
-        self._ahead_seconds = time.time() - time.monotonic()
-
-    def correct(self, seconds: float) -> float:
-        """Take out of a span that transformers (5.17) took by the clock on the wall what that was set by meanwhile."""
-        set_by_seconds = time.time() - time.monotonic() - self._ahead_seconds
-        return max(0.0, round(seconds - set_by_seconds, 4))
 
     def stand_still(self) -> None:
         """Note that an evaluation or a save came behind the last step."""

@@ -327,6 +327,7 @@ def test_reviews_of_films_are_trained_exported_and_served_end_to_end(tmp_path, t
 # ---- in two processes
 
 
+@pytest.mark.slow
 def test_two_processes_learn_and_score_as_one_does(tmp_path, tiny_base, monkeypatch):
     monkeypatch.chdir(ROOT)
     # An odd number of held-out rows, so that it cannot be shared out evenly, and of every length.

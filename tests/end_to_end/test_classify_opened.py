@@ -114,6 +114,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_logits_of_the_training(trained):
     runs = {name: str(run) for name, (run, _) in trained.items()}
     command = [sys.executable, "-W", "ignore", "-c", OPEN, json.dumps(ASKED), json.dumps(runs)]

@@ -143,6 +143,7 @@ def test_resume_under_another_recipe_is_6_with_a_table_of_what_differs(verb, tmp
     assert read_json(tmp_path / "outputs" / "small" / "resolved.json") == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_130_with_everything_saved_and_the_way_on(tmp_path):
     recipe = write_recipe(tmp_path / "typed.yaml", build_values(tmp_path, training__max_steps=2000))
     process = subprocess.Popen(

@@ -5,10 +5,8 @@ One run of the tiny base (`run`) is looked at from many sides, since every subpr
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -89,30 +87,6 @@ def test_metrics_hold_every_step_once(run):
 def test_every_row_read_is_kept_or_counted(run):
     report = json.loads((run / "data_report.json").read_text())["train"]
     assert report["rows_read"] == report["census"]["rows"] + sum(report["census"]["dropped"].values())
-
-
-def test_a_run_killed_by_sigterm_resumes_to_the_same_losses(run, tmp_path):
-    arguments = [f"output_dir={tmp_path}", *SMALL, "training.eval_steps=4", "data.eval={fraction: 0.1}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "finetune.sft", "recipes/quickstart.yaml", *arguments],
-        cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    metrics = tmp_path / "quickstart" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and '"step": 3' in metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
-    assert json.loads((tmp_path / "quickstart" / "status.json").read_text())["status"] == "interrupted"
-    assert not (tmp_path / "quickstart" / "adapter").exists()
-
-    result = finetune("sft", "recipes/quickstart.yaml", *arguments, "--resume")
-    assert result.returncode == 0, result.stderr
-    assert losses(tmp_path / "quickstart") == losses(run)
-    adapter = "adapter/adapter_model.safetensors"
-    assert (tmp_path / "quickstart" / adapter).read_bytes() == (run / adapter).read_bytes()
 
 
 def test_chat_answers_from_a_pipe_with_the_adapter_or_on_request_without_it(run):

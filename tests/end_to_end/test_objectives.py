@@ -133,6 +133,7 @@ def test_two_sources_are_mixed_by_their_weights(tmp_path):
     assert taken == [30, 10]
 
 
+@pytest.mark.slow
 def test_the_recipe_for_ones_own_rows_runs_as_it_is_shipped(tiny_base, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = Path("recipes/own_data.yaml")

@@ -59,7 +59,12 @@ QUESTIONS = {"path": str(ROOT / "data" / "tiny_world" / "test.json"), "limit": 3
 EVERY_TWO = {"data__eval": {"fraction": 0.1}, "training__eval_steps": 2, "training__save_steps": 2}
 
 
-@pytest.mark.parametrize("name", METHODS)
+LASTING = {"pfeiffer", "bitfit", "lora+tokens"}  # each is part of another one, or the same code
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LASTING else []) for name in METHODS]
+)
 def test_a_run_lowers_the_held_out_loss_and_resumes_as_if_never_stopped(tmp_path, name):
     settings = {"adapter": METHODS[name], **EVERY_TWO, "training__learning_rate": 3e-2}
     whole = run_small(tmp_path, name="whole", **settings)

@@ -84,7 +84,7 @@ def test_a_fresh_adapter_begins_as_its_reference(tmp_path, settings, first_loss)
     assert lines[0]["eval_loss"] == pytest.approx(first_loss, abs=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", [DPO, KTO], ids=["dpo", "kto"])
 def test_with_the_cached_reference_the_run_begins_there_too(tmp_path, reference_cache, settings, dtype):
     lines = read_lines(run_small(tmp_path, **settings | CACHED, model__compute_dtype=dtype))
@@ -146,8 +146,12 @@ def test_the_frozen_reference_shares_the_base_and_answers_as_the_trained_adapter
 
 @pytest.mark.parametrize(
     "settings",
-    [DPO, DPO | CACHED, KTO, ORPO, DPO | {"adapter": "trained"}],
-    ids=["dpo", "cached", "kto", "orpo", "continued"],
+    [
+        DPO,
+        KTO,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (DPO | CACHED, ORPO, DPO | {"adapter": "trained"})),
+    ],
+    ids=["dpo", "kto", "cached", "orpo", "continued"],
 )
 def test_every_objective_resumes_as_if_never_stopped(tmp_path, reference_cache, trained, settings):
     settings = settings | {"training__max_steps": 7, "training__eval_steps": 3}

@@ -79,6 +79,7 @@ def test_of_two_processes_the_first_alone_writes(alone, together):
     assert [line["step"] for line in read_lines(together)] == [line["step"] for line in read_lines(alone)]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_reference_and_prefer_as_one_does(tiny_base, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     settings = {

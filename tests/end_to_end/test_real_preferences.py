@@ -53,6 +53,7 @@ def test_the_dialogues_of_anthropic_train_and_their_faulty_pairs_are_counted(sha
     assert all(math.isfinite(loss) for loss in losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["dpo", "kto", "orpo"])
 def test_pairs_in_openais_form_train(shared_data, tmp_path, objective):
     run = run_real(shared_data, tmp_path, objective, "orca_dpo_pairs_validation.jsonl", too_long="truncate")

@@ -157,6 +157,7 @@ def test_an_accepted_learning_rate_counts_from_the_next_step(tmp_path):
     assert read_json(changed / "resolved.json")["training"]["learning_rate"] == 0.05
 
 
+@pytest.mark.slow
 def test_an_accepted_rate_still_counts_after_a_kill_before_the_next_checkpoint(whole, tmp_path):
     faster = STEPS | {"training__learning_rate": 5e-2}
     resumed = copy_up_to(whole, tmp_path, 5)

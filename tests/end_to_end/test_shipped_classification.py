@@ -15,6 +15,8 @@ from transformers import RobertaConfig, RobertaForMaskedLM, set_seed
 
 from tests.end_to_end.hub_of_folders import COMMIT, serve_folders
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = 120
 EVERY, PATIENCE = 3, 12  # eval_steps is 0.025 of all steps; early_stopping_patience

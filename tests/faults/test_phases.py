@@ -63,12 +63,12 @@ def test_while_the_start_is_measured_it_leaves_a_run_that_is_begun_anew_unasked(
 def test_after_the_last_step_it_leaves_no_result_that_looks_finished_and_resume_finishes_it(tmp_path, whole):
     for function in (
         "finetune.result.build_card",  # adapter/ is half written
-        "finetune.train.write_loss_plot",  # adapter/ is whole, the run not yet done
+        "finetune.result.write_loss_plot",  # adapter/ is whole, the run not yet done
     ):
         run = stop_in(function, tmp_path, resume=(tmp_path / "small").exists())
         status = read_json(run / "status.json")
         assert (status["status"], status["step"]) == ("interrupted", 3)
-        assert (run / "adapter").exists() == (function == "finetune.train.write_loss_plot")
+        assert (run / "adapter").exists() == (function == "finetune.result.write_loss_plot")
     assert not run_small(tmp_path, **SETTINGS, resume=True).joinpath(".adapter.part").exists()
     assert read_json(run / "status.json")["status"] == "done"
     assert read_figures(run) == read_figures(whole)

@@ -143,5 +143,5 @@ def test_a_clock_that_is_set_back_again_and_again_gives_no_negative_figure(tiny_
     assert [line["step"] for line in lines if "eval_seconds" in line] == [2, 3]  # the start's is not timed
     for figures in (*lines, read_json(run / "summary.json")):
         assert all(value >= 0 for key, value in figures.items() if "seconds" in key or key == "step_time"), figures
-    assert all(line.get("eval_seconds", 0) < 60 for line in lines)
+    assert [line["eval_seconds"] for line in lines if line.get("eval_seconds", 0) >= 60] == []
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)

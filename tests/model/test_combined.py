@@ -143,6 +143,7 @@ for folder in sorted(runs.iterdir()):
 """
 
 
+@pytest.mark.slow
 def test_what_was_trained_opens_in_a_fresh_process_to_identical_logits(tiny_model, tmp_path):
     expected = set()
     for methods, quantization in itertools.product(USUAL, ("none", "nf4")):

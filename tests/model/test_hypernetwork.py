@@ -202,6 +202,7 @@ for folder in sorted(runs.iterdir()):
 """
 
 
+@pytest.mark.slow
 def test_what_was_trained_opens_in_a_fresh_process_to_identical_logits(tiny_model, tmp_path):
     tasks = {"task_ids": torch.tensor([1, 0])}
     for quantization in ("none", "nf4"):
