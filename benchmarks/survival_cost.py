@@ -20,13 +20,13 @@ from typing import Any
 from unittest.mock import patch
 
 from transformers import Trainer
+from transformers.trainer_callback import CallbackHandler
 
 from benchmarks.recording import ROOT, write_result
 from finetune.objectives.finite import FiniteCheck
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.reading import read_recipe
 from finetune.recipe.schema import Recipe
-from finetune.run.checkpoints import CommitRecord
 from finetune.train import train
 
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
@@ -57,7 +57,7 @@ def timing(watch: Stopwatch) -> Iterator[None]:
     with (
         patch.object(StepMixin, "train", watch.time("loop", StepMixin.train)),
         patch.object(StepMixin, "_save_checkpoint", watch.time("saves", StepMixin._save_checkpoint)),
-        patch.object(CommitRecord, "on_save", watch.time("saves", CommitRecord.on_save)),
+        patch.object(CallbackHandler, "on_save", watch.time("saves", CallbackHandler.on_save)),
         patch.object(FiniteCheck, "note", watch.time("checks", FiniteCheck.note)),
         patch.object(FiniteCheck, "check", watch.time("checks", FiniteCheck.check)),
     ):
@@ -68,10 +68,11 @@ def timing(watch: Stopwatch) -> Iterator[None]:
 def unprotected(watch: Stopwatch) -> Iterator[None]:
     """Time the trainer's loop without a save and without a check."""
     nothing = lambda *args, **kwargs: None  # noqa: E731
+    unchanged = lambda handler, args, state, control: control  # noqa: E731
     with (
         patch.object(StepMixin, "train", watch.time("loop", StepMixin.train)),
         patch.object(StepMixin, "_save_checkpoint", nothing),
-        patch.object(CommitRecord, "on_save", nothing),
+        patch.object(CallbackHandler, "on_save", unchanged),
         patch.object(FiniteCheck, "note", nothing),
         patch.object(StepMixin, "_get_grad_norm", Trainer._get_grad_norm),
     ):

@@ -27,7 +27,7 @@ from tests.faults.inputs_typos import list_typos
 from tests.faults.inputs_values import CASES, judge_value
 from tests.faults.measures import Outcome, Rig, register
 
-__all__ = ["FuzzedRecipes", "HostileFiles", "MisspelledKeys", "OddValues", "Verdict", "judge_recipe"]
+__all__ = ["FuzzedRecipes", "HostileFiles", "MisspelledKeys", "OddValues", "Verdict", "judge_recipe", "peak_bytes"]
 
 MAX_LINES = 15
 MAX_SECONDS = 1.0
@@ -58,9 +58,10 @@ def judge_recipe(path: Path, overrides: Sequence[str] = (), *, baseline_bytes: i
     Args:
         path: named `recipe.yaml`.
         overrides: `section.key=value`.
-        baseline_bytes: this process's memory before the first case; by default that before this one.
+        baseline_bytes: this process's memory before the first case: a peak never falls, so that of the case before
+            would hide as much again. By default that before this one.
     """
-    before = _peak_bytes() if baseline_bytes is None else baseline_bytes
+    before = peak_bytes() if baseline_bytes is None else baseline_bytes
     start = time.thread_time()
     recipe, message = None, ""
     try:
@@ -75,12 +76,13 @@ def judge_recipe(path: Path, overrides: Sequence[str] = (), *, baseline_bytes: i
     wrong = wrong or (_check_message(message, path) if message else "")
     if not wrong and seconds > MAX_SECONDS:
         wrong = f"took {seconds:.2f} s"
-    if not wrong and _peak_bytes() - before > MAX_BYTES:
-        wrong = f"took {(_peak_bytes() - before) / 1e6:.0f} MB"
+    if not wrong and peak_bytes() - before > MAX_BYTES:
+        wrong = f"took {(peak_bytes() - before) / 1e6:.0f} MB"
     return Verdict(wrong, recipe is not None, re.search(r"recipe\.yaml:\d+: ", message) is not None, seconds)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Read the most memory that this process held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -133,7 +135,7 @@ class FuzzedRecipes:
 
     def run_some(self, rig: Rig, first_case: int, deadline: float) -> Iterator[Outcome]:
         """Run cases until the deadline."""
-        baseline_bytes = _peak_bytes()
+        baseline_bytes = peak_bytes()
         with TemporaryDirectory() as folder:
             path = Path(folder) / "recipe.yaml"
             for case in _until(first_case, deadline):
@@ -213,24 +215,26 @@ class HostileFiles:
 
     def run_some(self, rig: Rig, first_case: int, deadline: float) -> Iterator[Outcome]:
         """Run cases until the deadline."""
+        baseline_bytes = peak_bytes()
         with TemporaryDirectory() as folder:
             path, trap = Path(folder) / "recipe.yaml", Path(folder) / "executed"
             for case in _until(first_case, deadline):
                 kind, content = draw_hostile(rig.draw(self.name, case), str(trap))
-                wrong = judge_hostile(path, content, trap)
+                wrong = judge_hostile(path, content, trap, baseline_bytes=baseline_bytes)
                 yield Outcome(case, passed=not wrong, drawn={"kind": kind, "bytes": len(content)}, detail=wrong)
 
 
-def judge_hostile(path: Path, content: bytes, trap: Path) -> str:
+def judge_hostile(path: Path, content: bytes, trap: Path, *, baseline_bytes: int | None = None) -> str:
     """Read hostile bytes; what is wrong with the answer, "" where nothing is.
 
     Args:
         path: to write them to.
         content: the bytes.
         trap: a file that they make where anything of them is executed.
+        baseline_bytes: as of `judge_recipe`.
     """
     path.write_bytes(content)
-    verdict = judge_recipe(path)
+    verdict = judge_recipe(path, baseline_bytes=baseline_bytes)
     if trap.exists():
         trap.unlink()
         return "executed"

@@ -52,7 +52,7 @@ def test_a_float16_run_keeps_its_gradient_scale_in_every_checkpoint(tmp_path):
     run = run_small(tmp_path, **settings)
     checkpoints = list((run / "checkpoints").glob("checkpoint-*"))
     assert checkpoints
-    assert all((checkpoint / "scaler.pt").is_file() for checkpoint in checkpoints)
+    assert all((checkpoint / "scaler.json").is_file() for checkpoint in checkpoints)
 
 
 @pytest.mark.parametrize(("quantization", "at_least"), [("int8", 0.99), ("nf4", 0.95), ("fp4", 0.9)])
