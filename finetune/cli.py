@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -33,6 +33,8 @@ MAX_MESSAGE_LINES = 15
 # 128 + the signal's number, as shells count
 _INTERRUPTED, _TERMINATED = 130, 143
 
+# click's, which newer typers carry under a name of their own.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 # Objectives that a verb of another name serves: a recipe handed to the wrong verb is answered with the right one.
 _VERB_OF_OBJECTIVE = {"pretrain": "sft", "mlm": "sft"}
 
@@ -52,8 +54,16 @@ def run_verb(main: Callable[..., object], arguments: Sequence[str] | None = None
     kept = "\n\n".join(f"\b\n{paragraph}" for paragraph in epilog.split("\n\n")) if epilog else None
     escape_what_cannot_be_encoded()
     app.command(epilog=kept, context_settings=settings)(_answer_faults(main))
-    app(args=None if arguments is None else list(arguments))
-    raise SystemExit(0)
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except _USAGE_ERROR as error:
+        from finetune.run.secrets import mask_text
+
+        usage = cast(typer.BadParameter, error)
+        usage.message = mask_text(usage.message)  # it repeats what was typed
+        usage.show()
+        raise SystemExit(usage.exit_code) from None
+    raise SystemExit(code or 0)
 
 
 def _answer_faults(main: Callable[..., object]) -> Callable[..., None]:

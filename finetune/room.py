@@ -56,8 +56,10 @@ def check_room(recipe: Recipe, arguments: TrainingArguments, trained_dir: Path |
         lacking_bytes = find_download_bytes(model.model_name_or_path, model.revision)
         if lacking_bytes:
             needs.append(Need("the base, to be downloaded", lacking_bytes, find_cache_dir()))
-    # What lies in the folder is a part of the run that is resumed, or is replaced by this one.
+    # What lies in the folder is a part of the run that is resumed, or is replaced by this one once it has begun.
     check_space(needs, given_back=Need("what lies there", find_size(folder), folder))
+    if training.rehearsal:
+        check_space([Need("a checkpoint, rehearsed beside what lies there", each_bytes, folder)])
 
 
 def estimate_checkpoint(recipe: Recipe, arguments: TrainingArguments, trained_dir: Path | None) -> int:

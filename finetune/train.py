@@ -31,6 +31,7 @@ from finetune.model.scoring import check_same_words, check_scorer, load_scorer
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Answerer, SampleAnswers
 from finetune.objectives.finite import NonFinitePolicy
+from finetune.objectives.full_memory import telling_full_memory
 from finetune.objectives.rehearsal import rehearse
 from finetune.objectives.rewards import build_rewards
 from finetune.objectives.trainer import StepMixin
@@ -50,7 +51,7 @@ from finetune.run.interrupts import Interrupts
 from finetune.run.launch import is_main_process
 from finetune.run.logging import log_to_console
 from finetune.run.metrics import MetricsWriter, read_metrics
-from finetune.run.non_finite import write_non_finite_rows
+from finetune.run.non_finite import cut_non_finite_rows, write_non_finite_rows
 from finetune.run.resuming import has_other_recipe, write_identity
 from finetune.run.samples import cut_samples
 from finetune.run.secrets import refuse_known_secrets
@@ -89,8 +90,8 @@ def train(
     """
     with log_to_console(writes=is_main_process()) as log_file, printed_to_log():
         refuse_known_secrets(recipe_text, json.dumps(to_resolved(recipe)))
-        arguments, trained_dir = check_settings(recipe)
         if dry_run:
+            check_settings(recipe)
             prepare(recipe)
             log.info("Recipe, base, device, rows and trainer settings are in order; no weight was loaded.")
             return Path(recipe.output_dir) / recipe.name
@@ -99,31 +100,35 @@ def train(
             log.info("%s is already complete (%s): nothing to do.", folder.path, folder.to_state())
             folder.release()
             return folder.path
-        with folder, Interrupts(folder) as interrupts, telling_of_the_place(recipe, arguments, trained_dir, folder):
-            prepared = prepare(recipe)
-            if trained_dir is not None:
-                check_same_template(trained_dir, prepared.tokenizer)
-            base = load_frozen_base(recipe, arguments, prepared)
-            origin = find_origin(recipe, base, prepared, trained_dir, folder, accepted, allow_mismatch, resume=resume)
-            model = attach(recipe, base, arguments, trained_dir)
-            answerer = Answerer(model, prepared.tokenizer, prepared.stop_ids, recipe.evaluation)
-            samples = SampleAnswers(answerer, prepared.samples, partial(write_answers, folder))
-            # The interrupts stand behind the others, so that they see what came while those worked.
-            trainer = build_trainer(recipe, arguments, prepared, base, model, folder, origin, [samples, interrupts])
-            if recipe.training.rehearsal:
-                rehearse(trainer, folder.path)
+        with folder, Interrupts(folder) as interrupts:
+            arguments, trained_dir = check_settings(recipe)
+            with telling_of_the_place(recipe, arguments, trained_dir, folder):
+                prepared = prepare(recipe)
+                if trained_dir is not None:
+                    check_same_template(trained_dir, prepared.tokenizer)
+                base = load_frozen_base(recipe, arguments, prepared)
+                origin = find_origin(
+                    recipe, base, prepared, trained_dir, folder, accepted, allow_mismatch, resume=resume
+                )
+                model = attach(recipe, base, arguments, trained_dir)
+                answerer = Answerer(model, prepared.tokenizer, prepared.stop_ids, recipe.evaluation)
+                samples = SampleAnswers(answerer, prepared.samples, partial(write_answers, folder))
+                # The interrupts stand behind the others, so that they see what came while those worked.
+                trainer = build_trainer(recipe, arguments, prepared, base, model, folder, origin, [samples, interrupts])
+                if recipe.training.rehearsal:
+                    rehearse(trainer, folder.path)
 
-            # From here on the run exists: all that a recipe or its rows can get wrong is behind us.
-            folder.start()
-            log_file.open(folder.log_path)
-            write_records(folder, recipe, recipe_text, prepared, origin)
-            fill_reference(recipe, base, prepared, trainer, trained_dir)
-            gauge = Gauge(trainer, answerer, prepared, recipe.training.per_device_eval_batch_size)
-            before = measure_start(folder, recipe, gauge) if origin.checkpoint is None else read_start(folder)
-            trainer.train(resume_from_checkpoint=None if origin.checkpoint is None else str(origin.checkpoint))
-            interrupts.raise_if_received()
+                # From here on the run exists: all that a recipe or its rows can get wrong is behind us.
+                folder.start()
+                log_file.open(folder.log_path)
+                write_records(folder, recipe, recipe_text, prepared, origin)
+                fill_reference(recipe, base, prepared, trainer, trained_dir)
+                gauge = Gauge(trainer, answerer, prepared, recipe.training.per_device_eval_batch_size)
+                before = measure_start(folder, recipe, gauge) if origin.checkpoint is None else read_start(folder)
+                trainer.train(resume_from_checkpoint=None if origin.checkpoint is None else str(origin.checkpoint))
+                interrupts.raise_if_received()
 
-            leave_result(folder, recipe, base, trainer, prepared, gauge, before)
+                leave_result(folder, recipe, base, trainer, prepared, gauge, before)
     return folder.path
 
 
@@ -134,13 +139,14 @@ def train(
 def telling_of_the_place(
     recipe: Recipe, arguments: TrainingArguments, trained_dir: Path | None, folder: RunFolder
 ) -> Iterator[None]:
-    """Translate what the place does to a run wherever it happens to be: a disk that is full, workers that die.
+    """Translate what the place does to a run wherever it is: a disk or a memory that is full, workers that die.
 
     Raises:
         PlaceError: one of these, with what is kept and what to type.
     """
     checkpoint_bytes = partial(estimate_checkpoint, recipe, arguments, trained_dir)
-    with telling_full_disk(folder, checkpoint_bytes), telling_dead_workers(arguments.dataloader_num_workers):
+    dead_workers = telling_dead_workers(arguments.dataloader_num_workers)
+    with telling_full_memory(), telling_full_disk(folder, checkpoint_bytes), dead_workers:
         yield
 
 
@@ -261,15 +267,17 @@ def write_records(
     prepared: Prepared,
     origin: Origin,
 ) -> None:
-    """Write what the run is made from, and cut the samples behind the step it is taken up from."""
+    """Write what the run is made from, and cut what stands behind the step it is taken up from."""
+    # What was accepted comes first: killed behind it, the same command finds the old recipe and is let through again.
+    write_identity(folder, origin.identity, origin.accepted, step=origin.resumed_step)
     folder.write_text(folder.recipe_path, recipe_text)
     folder.write_json(folder.resolved_path, to_resolved(recipe))
     folder.write_json(folder.environment_path, read_environment())
     folder.write_json(folder.data_report_path, prepared.report)
-    write_identity(folder, origin.identity, origin.accepted, step=origin.resumed_step)
     folder.write_status("running")
     if folder.writes:
         cut_samples(folder.samples_path, origin.resumed_step)
+        cut_non_finite_rows(folder.non_finite_path, origin.resumed_step)
 
 
 # ---- before and after

@@ -95,6 +95,19 @@ def test_a_verb_keeps_its_own_parameters(capfd: pytest.CaptureFixture[str]) -> N
     assert "--bogus" in capfd.readouterr().err
 
 
+def test_a_secret_typed_where_nothing_is_expected_is_not_repeated(capfd: pytest.CaptureFixture[str]) -> None:
+    def verb(name: str) -> None:
+        raise AssertionError(name)
+
+    secret = "hf_abcDEFghiJKLmnoPQRstuVWXyz0123456789"
+    with pytest.raises(SystemExit) as left:
+        run_verb(verb, ["one", secret])
+    said = capfd.readouterr().err
+    assert left.value.code == 2
+    assert "unexpected extra argument" in said
+    assert secret not in said
+
+
 def test_a_recipe_of_another_verb_names_that_verb(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("name: x\nmodel: {model_name_or_path: a/b}\ndata: {train: {path: rows.json}}\n")

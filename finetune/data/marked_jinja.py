@@ -2,7 +2,7 @@
 
 In goes a template's source; out comes rendered text with the spans that stood between
 `{% generation %}` and `{% endgeneration %}`. The environment equals Transformers' own (sandboxed, the
-same trimming, filters and functions), so that the text is the one that any server renders.
+same trimming, filters and functions) but for its bounds, so that the text is the one that any server renders.
 """
 
 import json
@@ -15,17 +15,16 @@ from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, TemplateError, meta, nodes
-from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from finetune.data.bounded_jinja import BoundedEnvironment, check_size, find_limit, to_measured
 
 __all__ = ["MarkedText", "Span", "compile_template", "find_names", "has_marks", "remove_marks", "render_marked"]
 
 Span = tuple[int, int]
 
-_MAX_EXPONENT = 64
-_MAX_REPEATED = 1_000_000
+_MAX_INDENT = 64
 
 # Written into the text by a mark and taken out again below. Drawn anew in each process, so no row can hold them.
 _OPEN, _CLOSE = (f"\ue000{secrets.randbits(64)}{end}\ue001" for end in "<>")
@@ -62,36 +61,18 @@ def _raise_exception(message: str) -> None:
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
+    if indent is not None and (indent if isinstance(indent, int) else len(indent)) > _MAX_INDENT:
+        raise TemplateError(f"JSON is indented by {_MAX_INDENT} at most")
     # Jinja's own filter escapes <, > and & for HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which a product or a power cannot fill the memory either."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Compute a product or a power that a template may want.
-
-        Raises:
-            jinja2.exceptions.SecurityError: it would be larger than any text.
-        """
-        if operator == "**" and not (isinstance(right, int | float) and abs(right) <= _MAX_EXPONENT):
-            raise SecurityError(f"a power of {_MAX_EXPONENT} at most is computed")
-        for repeated, times in ((left, right), (right, left)):
-            is_sequence = isinstance(repeated, str | list | tuple)
-            if is_sequence and isinstance(times, int) and len(repeated) * times > _MAX_REPEATED:
-                raise SecurityError(f"a text or list repeated to more than {_MAX_REPEATED:,} is not made")
-        return super().call_binop(context, operator, left, right)
-
-
-def _build_environment() -> ImmutableSandboxedEnvironment:
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols])
+def _build_environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -117,7 +98,7 @@ def render_marked(template: Template, values: Mapping[str, Any]) -> MarkedText:
     Raises:
         jinja2.TemplateError: the template refuses these values, or a marked block lies in another.
     """
-    first, *pieces = template.render(values).split(_OPEN)
+    first, *pieces = _render(template, to_measured(values)).split(_OPEN)
     spans: list[Span] = []
     texts, length = [first], len(first)
     for piece in pieces:
@@ -128,6 +109,17 @@ def render_marked(template: Template, values: Mapping[str, Any]) -> MarkedText:
         texts += (marked, after)
         length += len(marked) + len(after)
     return MarkedText("".join(texts), spans)
+
+
+def _render(template: Template, values: Mapping[str, Any]) -> str:
+    """Render piece by piece, so that a loop that never ends is stopped where the text is longer than any."""
+    limit, length = find_limit(values), 0
+    pieces = []
+    for piece in template.generate(values):
+        length += len(piece)
+        check_size(length, limit)
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def has_marks(source: str) -> bool:

@@ -18,6 +18,13 @@ __all__ = ["check_trainer_fields", "choose_compute_dtype", "choose_device", "has
 
 # Ampere. Below it torch emulates bfloat16 and reports it as supported all the same, and there is no TF32.
 _AMPERE_CAPABILITY = (8, 0)
+# Set by `accelerate launch` (1.15) where it is configured to do more than one whole model a process.
+_SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+}
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,8 +37,9 @@ def choose_device(name: str) -> torch.device:
         The launcher's GPU for this rank where one started several processes, else the first one.
 
     Raises:
-        PlaceError: a GPU is asked for and there is none, or not one for this rank.
+        PlaceError: a GPU is asked for and there is none, or not one for this rank; the launcher would shard the model.
     """
+    _check_launcher()
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -53,6 +61,17 @@ def choose_device(name: str) -> torch.device:
             f"  Start at most {num_gpus}: accelerate launch --num_processes {num_gpus} …"
         )
     return torch.device("cuda", rank)
+
+
+def _check_launcher() -> None:
+    """Check that several processes were started to hold a whole model each: state and checkpoints are of whole ones."""
+    for variable, name in _SHARDING.items():
+        if os.environ.get(variable, "").lower() in ("true", "1", "yes", "on", "t", "y"):
+            raise PlaceError(
+                f"{variable} asks for {name}, which is not used here: each process holds the whole model.\n"
+                "  A configuration of `accelerate` sets it. Start without that, e.g. for two GPUs:\n"
+                "  torchrun --nproc_per_node 2 -m finetune.sft …"
+            )
 
 
 def choose_compute_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -202,6 +202,8 @@ def attach_saved_adapter(
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:
             attached = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=is_trainable)
+        except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of the adapter
+            raise
         except (KeyError, RuntimeError, ValueError) as error:
             # torch's words for a tensor of another size, PEFT's for modules that the base has not got.
             reason = " ".join(str(error).split())[:300]

@@ -7,7 +7,7 @@ back. So a checkpoint holds the matrices whole, and the allocator's state in a f
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
+
+from finetune.model.sound_weights import find_not_finite
 
 __all__ = ["RankAllocation", "put_rank_state_back", "whole_ranks", "write_rank_state"]
 
@@ -34,19 +36,41 @@ class RankAllocation(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: PeftModel, **_: Any) -> None:
         """Weigh the ranks while the step's gradients are still there.
 
-        A step that was left out has none. It weighs nothing, and the schedule of the ranks goes on.
+        A step that was left out has none, and one that a float16 scaler left out has some that are not finite. Such a
+        step weighs nothing: the figures stay as they were, and the schedule of the ranks goes on.
         """
         tuner = _find_tuner(model)
         if tuner is None:
             return
-        for parameter in tuner.parameters():
-            if parameter.requires_grad and parameter.grad is None:
+        trained = [(name, parameter) for name, parameter in tuner.named_parameters() if parameter.requires_grad]
+        gradients = [(name, parameter.grad) for name, parameter in trained if parameter.grad is not None]
+        is_left_out = not gradients or find_not_finite(gradients) is not None
+        for _, parameter in trained:
+            if is_left_out or parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        tuner.update_and_allocate(state.global_step)
+        with _unweighed(tuner) if is_left_out else nullcontext():
+            tuner.update_and_allocate(state.global_step)
 
 
 def _find_tuner(model: nn.Module) -> AdaLoraModel | None:
     return model.base_model if isinstance(model, PeftModel) and isinstance(model.base_model, AdaLoraModel) else None
+
+
+@contextmanager
+def _unweighed(tuner: AdaLoraModel) -> Iterator[None]:
+    """Let the allocator weigh nothing while this lasts; its running means would not recover from a NaN.
+
+    Before its first step it has no means yet: zeros begin them, as its own start does.
+    """
+    allocator = tuner.rankallocator
+    if not allocator.exp_avg_ipt:
+        yield
+        return
+    allocator.update_ipt = lambda model: None
+    try:
+        yield
+    finally:
+        del allocator.update_ipt
 
 
 @contextmanager

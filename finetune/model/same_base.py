@@ -89,12 +89,17 @@ def _order_metadata(path: Path) -> None:
     """Order the entries of a safetensors file's metadata, so that equal runs end in equal bytes.
 
     safetensors (0.8) keeps them in a map that is walked in another order in every process.
+
+    Raises:
+        ValueError: the header does not fit where it was, in front of the weights; nothing is written.
     """
     with path.open("r+b") as file:
         num_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(num_bytes))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) > num_bytes:
+            raise ValueError(f"{path}: its header of {num_bytes} bytes has {len(ordered)} when its entries are ordered")
         file.seek(8)
         file.write(ordered.ljust(num_bytes))  # spaces behind the header belong to the format
 

@@ -18,9 +18,13 @@ __all__ = ["changes_nothing", "check_sound", "find_not_finite", "find_not_finite
 
 log = logging.getLogger("finetune.model.sound_weights")
 
-# LoRA's two sides by PEFT's names. Its product is zero where the output side is.
-_INPUT_SIDES = {"lora_A", "lora_embedding_A"}
-_OUTPUT_SIDES = {"lora_B", "lora_embedding_B"}
+# By PEFT's names the factors of LoRA's product that begin at zero: its output side, and AdaLoRA's singular values.
+_FACTORS_FROM_ZERO = {
+    "the output side is": {"lora_B", "lora_embedding_B"},
+    "the vector of singular values is": {"lora_E"},
+}
+# What may stand beside them. DoRA's magnitudes begin as the base's own and leave that together with the output side.
+_BESIDE = {"lora_A", "lora_embedding_A", "lora_magnitude_vector"}
 
 
 def find_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
@@ -57,14 +61,24 @@ def is_all_zero(tensors: Iterable[tuple[str, torch.Tensor]]) -> bool:
 
 
 def changes_nothing(tensors: Iterable[tuple[str, torch.Tensor]]) -> bool:
-    """Whether this is LoRA, nothing beside it, whose output side is zero in every layer.
+    """Whether this is LoRA, DoRA or AdaLoRA, nothing beside it, whose product is zero in every layer.
 
     Of other methods only `is_all_zero` can be told by the numbers alone.
     """
-    held = [(set(name.split(".")), tensor) for name, tensor in tensors]
-    if not held or not all(parts & (_INPUT_SIDES | _OUTPUT_SIDES) for parts, _ in held):
-        return False
-    return not any(bool(tensor.any()) for parts, tensor in held if parts & _OUTPUT_SIDES)
+    return _find_zero_factor(tensors) is not None
+
+
+def _find_zero_factor(tensors: Iterable[tuple[str, torch.Tensor]]) -> tuple[str, str] | None:
+    """Find the factor that is zero in every layer: in words, and the name of its first tensor."""
+    held = [(name, set(name.split(".")), tensor) for name, tensor in tensors]
+    known = _BESIDE.union(*_FACTORS_FROM_ZERO.values())
+    if not all(parts & known for _, parts, _ in held):
+        return None
+    for words, factor in _FACTORS_FROM_ZERO.items():
+        found = [(name, tensor) for name, parts, tensor in held if parts & factor]
+        if is_all_zero(found):
+            return words, found[0][0]
+    return None
 
 
 def check_sound(path: Path, *, must_change: bool = False) -> None:
@@ -90,11 +104,12 @@ def check_sound(path: Path, *, must_change: bool = False) -> None:
             f"{path}: every number is zero, from {tensors[0][0]} on.\n"
             "  It was never trained or the file is damaged: fetch or copy it again, or train it."
         )
-    if changes_nothing(tensors):
-        side = next(name for name, _ in tensors if set(name.split(".")) & _OUTPUT_SIDES)
+    zero = _find_zero_factor(tensors)
+    if zero is not None:
+        words, side = zero
         if must_change:
             raise PlaceError(
-                f"{path}: the output side is all zeros, {side} and the others: the adapter changes nothing.\n"
+                f"{path}: {words} all zeros, {side} and the others: the adapter changes nothing.\n"
                 "  Merged it would be its base again. Train it first, or take the base itself."
             )
-        log.warning("%s: the output side is all zeros (%s …): the adapter changes nothing.", path, side)
+        log.warning("%s: %s all zeros (%s …): the adapter changes nothing.", path, words, side)

@@ -126,7 +126,7 @@ class FiniteCheck:
             self._settle(what, batches)
 
     def correct_mean(self, logs: dict[str, Any]) -> None:
-        """Take the steps that were left out from a line's mean loss, and mark the line.
+        """Take the steps that were left out from a line's mean loss, and say in the line how many they are.
 
         The trainer divides by all steps since the line before; of no step at all the mean is not a number.
         """
@@ -135,7 +135,7 @@ class FiniteCheck:
         if "loss" in logs and num_skipped:
             num_trained = num_steps - num_skipped
             logs["loss"] = logs["loss"] * num_steps / num_trained if num_trained else math.nan
-            logs["skipped"] = True
+            logs["skipped"] = num_skipped
 
     def _count_scaler_skips(self, is_skipped: bool) -> None:
         """Leave a gradient that is not finite to the scaler, which lowers its scale; unless that leads nowhere."""
@@ -159,7 +159,8 @@ class FiniteCheck:
         found = _say_what_was_found(weight, rows, place)
         if policy.choice == "raise" or weight is not None or len(self.skipped_steps) >= policy.max_skipped_steps:
             raise DivergedError(self._build_message(step, what, found, is_of_rows=weight is None))
-        # Without gradients no optimizer touches a weight: no moment moves and no weight decays. The schedule goes on.
+        # Without gradients no optimizer touches a weight: no moment moves and no weight decays. The learning rate's
+        # schedule goes on; of a step that a float16 scaler leaves out transformers holds it back.
         trainer.model.zero_grad(set_to_none=True)
         trainer._tr_loss.copy_(self._loss_before)
         _forget_not_finite(trainer.find_train_figures())

@@ -3,7 +3,8 @@
 In go the batches as the collators build them. One that does not fit is cut into parts of half as many rows, and the
 whole optimizer step is repeated from its first micro-batch: gradients away, random states as they were, figures that
 were noted forgotten. The rows of a step, its loss and its gradients stay what they were but for rounding and the
-draws of dropout. The decision holds for the rest of the run; checkpoints carry it, so that a resumed run is cut alike.
+draws of dropout. The decision holds for the rest of the run; checkpoints carry it, so that a resumed run is cut alike,
+unless it goes on on another device, whose memory is asked anew.
 
 Several processes would have to halve together and ask each other at every step whether to: there the run stops with
 what would help, and so it does where a batch is more than the sum of its rows (`find_why_whole`).
@@ -12,6 +13,7 @@ what would help, and so it does where a batch is more than the sum of its rows (
 import gc
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +25,10 @@ from torch import Tensor
 from finetune.data.batches import Collator
 from finetune.errors import PlaceError
 from finetune.objectives.batch_parts import Part, as_part, count_rows, cut, find_why_whole, measure_longest, weigh
+from finetune.objectives.full_memory import first_line, is_out_of_memory
+from finetune.objectives.training_state import refused_as_state
 
-__all__ = ["MicroBatches", "first_line", "is_out_of_memory", "restore_random", "save_random"]
+__all__ = ["MicroBatches", "restore_random", "save_random"]
 
 Batch = dict[str, Any]
 Result = TypeVar("Result")
@@ -32,20 +36,6 @@ Result = TypeVar("Result")
 log = logging.getLogger("finetune.objectives.micro_batches")
 
 MEMORY_NAME = "training_memory.json"
-# Of allocators, and of libraries that allocate by themselves; accelerate's own list (1.15) is without the latter.
-_WORDS = (" out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's words, or its kind where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ---- what a repeated step begins from
@@ -152,15 +142,30 @@ class MicroBatches:
     def write(self, folder: Path) -> None:
         """Write the limits into a checkpoint, where there are any."""
         if self.rows is not None or self.eval_rows is not None:
-            limits = {"micro_batch_rows": self.rows, "eval_batch_rows": self.eval_rows}
+            limits: dict[str, Any] = {"micro_batch_rows": self.rows, "eval_batch_rows": self.eval_rows}
+            limits |= {"is_news": self._is_news, "device": _name_device(self._trainer.args.device)}
             (folder / MEMORY_NAME).write_text(json.dumps(limits) + "\n", encoding="utf-8")
 
     def read(self, folder: Path) -> None:
-        """Take the limits of a checkpoint up; one that was never short of memory has none."""
-        path = folder / MEMORY_NAME
-        if path.exists():
+        """Take the limits of a checkpoint up; one that was never short of memory has none.
+
+        Raises:
+            CheckpointError: the file holds something else.
+        """
+        path, here = folder / MEMORY_NAME, _name_device(self._trainer.args.device)
+        if not path.exists():
+            return
+        with refused_as_state(path):
             limits = json.loads(path.read_text(encoding="utf-8"))
-            self.rows, self.eval_rows = limits["micro_batch_rows"], limits["eval_batch_rows"]
+            found_on = limits.get("device", "another device")
+            if found_on == here:
+                self.rows, self.eval_rows = limits["micro_batch_rows"], limits["eval_batch_rows"]
+                self._is_news = limits["is_news"]
+                return
+        log.info(
+            "Memory had run out on %s, and this is %s: batches are whole again, until they do not fit here.",
+            found_on, here,
+        )  # fmt: skip
 
     # ---- training
 
@@ -347,6 +352,15 @@ class MicroBatches:
         lines.append(f"  Shorter rows: data.max_length{kept}")
         lines.append("  A smaller base: model.quantization=nf4     Less trained: adapter.r, adapter.target_modules")
         return PlaceError("\n".join(lines))
+
+
+def _name_device(device: torch.device) -> str:
+    """Name a device by what its limits hang on: a GPU by its kind and memory, the host by its memory, in whole GiB."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{device.type}, {host_bytes / 2**30:.0f} GiB"
 
 
 def _free() -> None:

@@ -5,7 +5,8 @@ that is deleted again. Memory that runs out in it halves the rows at once as it 
 that cannot be written stops the run. Weights, buffers, random states and whatever the trainer had noted are put back,
 so that a run with a rehearsal is the run without one, to the last bit.
 
-Not rehearsed: the answers that rloo and grpo sample, nor those to the questions. With several processes each rehearses
+Not rehearsed: the answers that rloo and grpo sample, of which the optimizer's states and the checkpoint alone are, nor
+those to the questions; nor an update whose undoing the host has no memory for. With several processes each rehearses
 by itself, on the model as it is before it is wrapped: gradients are not shared.
 """
 
@@ -24,7 +25,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 
 from finetune.errors import PlaceError
-from finetune.objectives.micro_batches import first_line, is_out_of_memory
+from finetune.objectives.full_memory import first_line, is_out_of_memory
 from finetune.objectives.trainer import StepMixin
 from finetune.objectives.training_state import build_random_state, put_random_state_back
 
@@ -32,10 +33,14 @@ __all__ = ["rehearse"]
 
 log = logging.getLogger("finetune.objectives.rehearsal")
 
+_MEMORY_TABLE = Path("/proc/meminfo")
 # A name that a run's folder may be left with by a kill.
 _FOLDER = ".rehearsal.part"
-# Optimizers that update inside the backward pass, or whose states are hung to the weights when they are built.
-_UPDATES_IN_BACKWARD = ("lomo", "layerwise")
+# Optimizers that update inside the backward pass, or whose states are hung to the weights when they are built; and
+# those in pages, whose buffers bitsandbytes (0.50) lists for ever, so that a second optimizer would double them.
+_LEAVES_SOMETHING = ("lomo", "layerwise", "paged")
+# Of what is trained, in the host's memory: the weights to be put back, and Adam's two states for the checkpoint.
+_HOST_COPIES = 3
 # What dpo and kto are given beside a row once the reference was taken, which is later.
 _REFERENCE = dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_KL_logps"), 0.0)
 
@@ -53,18 +58,23 @@ def rehearse(trainer: StepMixin, folder: Path) -> None:
     began_seconds = time.monotonic()
     rows = _find_longest(trainer, trainer.train_dataset, trainer.args.per_device_train_batch_size)
     batch = trainer.data_collator(rows)
-    if not isinstance(batch, Mapping):  # prompts, whose answers are yet to be sampled
-        return
-    with _undone(trainer), _checkpointing(trainer):
-        has_optimizer = _make_optimizer(trainer)
-        _train(trainer, dict(batch))
-        if trainer.eval_dataset is not None:
-            _evaluate(trainer)
-        _save(trainer, folder / _FOLDER, with_optimizer=has_optimizer)
+    samples = not isinstance(batch, Mapping)  # prompts, whose answers are yet to be sampled
+    updates = _may_update(trainer)
+    with _undone(trainer, updates=updates), _checkpointing(trainer):
+        if updates:
+            _make_optimizer(trainer)
+        if not samples:
+            _train(trainer, dict(batch))
+            if trainer.eval_dataset is not None:
+                _evaluate(trainer)
+        _save(trainer, folder / _FOLDER, with_optimizer=updates)
+    if samples:
+        fits = "a checkpoint fits, and the optimizer's states" if updates else "a checkpoint fits"
+    else:
+        fits = f"the longest batch ({len(rows)} rows, {batch['num_real_tokens']:,} tokens) fits"
     log.info(
-        "Rehearsal: the longest batch (%d rows, %s tokens) fits: peak %.1f GiB, %.1f s",
-        len(rows), f"{batch['num_real_tokens']:,}", _read_peak_bytes(trainer.args.device) / 2**30,
-        time.monotonic() - began_seconds,
+        "Rehearsal: %s: peak %.1f GiB, %.1f s",
+        fits, _read_peak_bytes(trainer.args.device) / 2**30, time.monotonic() - began_seconds,
     )  # fmt: skip
 
 
@@ -83,14 +93,25 @@ def _find_longest(trainer: StepMixin, dataset: Dataset, num_rows: int) -> list[d
 # ---- the parts of a run
 
 
-def _make_optimizer(trainer: StepMixin) -> bool:
-    """Let an optimizer take its states, which lie beside everything else at the peak of a step.
-
-    Returns:
-        Whether there is one; those that work inside the backward pass would stay behind.
-    """
-    if any(kind in trainer.args.optim for kind in _UPDATES_IN_BACKWARD):
+def _may_update(trainer: StepMixin) -> bool:
+    """Whether an update can be undone: nothing of the optimizer stays behind, and the host holds the weights twice."""
+    if any(kind in trainer.args.optim for kind in _LEAVES_SOMETHING):
         return False
+    trained = (value for value in trainer.model.parameters() if value.requires_grad)
+    needed_bytes = _HOST_COPIES * sum(value.numel() * value.element_size() for value in trained)
+    available_bytes = _read_available_bytes()
+    if available_bytes is None or needed_bytes <= available_bytes:
+        return True
+    log.info(
+        "Rehearsal: without an update, which would take %.1f GiB of the host's memory to be undone, and %.1f GiB are "
+        "available: whether the optimizer's states fit shows at the first step.",
+        needed_bytes / 2**30, available_bytes / 2**30,
+    )  # fmt: skip
+    return False
+
+
+def _make_optimizer(trainer: StepMixin) -> None:
+    """Let an optimizer take its states, which lie beside everything else at the peak of a step."""
     try:
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
@@ -110,7 +131,6 @@ def _make_optimizer(trainer: StepMixin) -> bool:
         ) from error
     if trainer.args.gradient_accumulation_steps == 1:  # else a micro-batch finds the gradients of the one before
         trainer.model.zero_grad()
-    return True
 
 
 def _train(trainer: StepMixin, batch: dict[str, Any]) -> None:
@@ -152,10 +172,12 @@ def _save(trainer: StepMixin, folder: Path, *, with_optimizer: bool) -> None:
 
 
 @contextmanager
-def _undone(trainer: StepMixin) -> Iterator[None]:
+def _undone(trainer: StepMixin, *, updates: bool) -> Iterator[None]:
     """Put weights, buffers, random states and the trainer back as they were; limits of memory that were found stay."""
     model = trainer.model
-    held = [value for value in model.parameters() if value.requires_grad] + list(model.buffers())
+    held = list(model.buffers())
+    if updates:  # nothing else moves a weight
+        held += [value for value in model.parameters() if value.requires_grad]
     kept = [value.detach().to("cpu", copy=True) for value in held]
     all_gpus = trainer.args.world_size > 1
     random = build_random_state(all_gpus=all_gpus)
@@ -196,6 +218,14 @@ def _checkpointing(trainer: StepMixin) -> Iterator[None]:
         yield
     finally:
         model.gradient_checkpointing_disable()
+
+
+def _read_available_bytes() -> int | None:
+    """Bytes of the host's memory that could be taken without swapping; None where Linux does not say so."""
+    if not _MEMORY_TABLE.exists():
+        return None
+    entries = dict(line.split(":", 1) for line in _MEMORY_TABLE.read_text(encoding="ascii").splitlines())
+    return int(entries["MemAvailable"].split()[0]) * 1024
 
 
 def _read_peak_bytes(device: torch.device) -> int:

@@ -2,7 +2,7 @@
 
 In place of transformers' (5.17) optimizer.pt, scheduler.pt, scaler.pt and rng_state.pth it writes states as
 `training_state` does, and beside them what that Trainer forgets: what was measured since the last line of the
-log. Under DeepSpeed and FSDP, which shard the state, their own files are left to transformers.
+log. Each process holds the whole state: neither DeepSpeed nor FSDP is used.
 """
 
 import logging
@@ -29,6 +29,8 @@ log = logging.getLogger("finetune.objectives.resumable")
 _SMALL_BYTES = 16 * 2**20  # of generators, a scheduler, a scaler, sums
 # Adam with its largest value in float32 comes to 12 a parameter; the rest is room for optimizers yet to come.
 _MAX_OPTIMIZER_BYTES_PER_PARAMETER = 32
+# What the schedule-free optimizers (schedulefree 1.4) count in their groups, among the settings.
+_COUNTED = frozenset({"k", "weight_sum", "lr_max", "scheduled_lr", "train_mode"})
 
 
 class ResumableTrainer(Trainer):
@@ -60,16 +62,12 @@ class ResumableTrainer(Trainer):
             self.processing_class.save_pretrained(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._is_sharded():
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
+        if self.args.should_save:
             write_state(Path(output_dir), "optimizer", self.optimizer.state_dict())
             write_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())
 
     def _save_scaler(self, output_dir: str) -> None:
-        if self._is_sharded():
-            super()._save_scaler(output_dir)
-        elif self.accelerator.scaler is not None and self.args.should_save:
+        if self.accelerator.scaler is not None and self.args.should_save:
             write_state(Path(output_dir), "scaler", self.accelerator.scaler.state_dict())
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -108,16 +106,12 @@ class ResumableTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         folder = Path(resume_from_checkpoint)
-        if self._is_sharded():
-            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
-            return
         check_no_pickle(folder)
         with refused_as_state(folder):
             super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self._is_sharded():
-            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
             return
         folder = Path(checkpoint)
         asked_for = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
@@ -155,11 +149,10 @@ class ResumableTrainer(Trainer):
             rates = [group["lr"] for group in groups]
             schedule.load_state_dict(then)
         for group, asked, rate in zip(groups, asked_for, rates, strict=True):
-            group.update(asked | {"lr": rate})
+            group.update({key: asked[key] for key in asked if key not in _COUNTED} | {"lr": rate})
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self._is_sharded():
-            super()._load_scaler(checkpoint)
+        if checkpoint is None:
             return
         path = Path(checkpoint) / "scaler.json"
         if self.accelerator.scaler is None or not path.exists():  # the checkpoint of another compute dtype, or device
@@ -210,6 +203,3 @@ class ResumableTrainer(Trainer):
 
     def _to_process_name(self) -> str:
         return f"random_state_{self.args.process_index}"
-
-    def _is_sharded(self) -> bool:
-        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)

@@ -16,6 +16,7 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.errors import PlaceError
@@ -23,7 +24,8 @@ from finetune.model.rank_allocation import put_rank_state_back, whole_ranks, wri
 from finetune.objectives.batch_parts import join_answers, join_predictions
 from finetune.objectives.changes import warn_of_changes
 from finetune.objectives.finite import FiniteCheck, check_weights
-from finetune.objectives.micro_batches import MicroBatches, is_out_of_memory
+from finetune.objectives.full_memory import first_line, is_out_of_memory
+from finetune.objectives.micro_batches import MicroBatches
 from finetune.objectives.order import LengthGroupedOrder
 from finetune.objectives.pairs import answer_logps
 from finetune.objectives.resumable import ResumableTrainer
@@ -194,7 +196,7 @@ class StepMixin(ResumableTrainer):
             if not is_out_of_memory(error):
                 raise
             raise PlaceError(
-                f"Memory is full while rows are evaluated ({_first_line(error)}).\n"
+                f"Memory is full while rows are evaluated ({first_line(error)}).\n"
                 f"  Fewer at once: training.per_device_eval_batch_size, now {self.args.per_device_eval_batch_size} "
                 f"(of a reference: training.precompute_ref_batch_size)\n"
                 f"  Shorter rows: data.max_length"
@@ -248,6 +250,13 @@ class StepMixin(ResumableTrainer):
 
     # ---- what is said and saved
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log at the last step too, and where an evaluation may make it the last: every step is in a line's figures."""
+        stops_early = any(isinstance(one, EarlyStoppingCallback) for one in self.callback_handler.callbacks)
+        if self.state.global_step >= self.state.max_steps or (stops_early and self.control.should_evaluate):
+            self.control.should_log = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log with the number of real tokens trained so far in all processes; steps left out are in no mean."""
         self._note_tokens()
@@ -279,7 +288,7 @@ class StepMixin(ResumableTrainer):
                 self.micro_batches.write(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
         except (OSError, SafetensorError) as error:
             raise PlaceError(
-                f"step {self.state.global_step}: the checkpoint cannot be written ({_first_line(error)}).\n"
+                f"step {self.state.global_step}: the checkpoint cannot be written ({first_line(error)}).\n"
                 f"  Earlier checkpoints are whole. Make room in {self.args.output_dir}, then: --resume"
             ) from error
 
@@ -332,7 +341,3 @@ class StepMixin(ResumableTrainer):
             return list(values)
         sums = self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device))
         return sums.tolist()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

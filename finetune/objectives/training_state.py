@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, PlaceError
+from finetune.objectives.full_memory import first_line, is_out_of_memory
 
 __all__ = [
     "build_random_state",
@@ -220,6 +221,7 @@ def refused_as_state(path: Path) -> Iterator[None]:
 
     Raises:
         CheckpointError: the block raised what reading such a file, or taking its content up, can raise.
+        PlaceError: memory does not hold it; nothing is wrong with the file.
     """
     try:
         yield
@@ -229,9 +231,19 @@ def refused_as_state(path: Path) -> Iterator[None]:
             f"  Use the checkpoint before: move {path.parent} away, then --resume     Or start over: --overwrite"
         ) from error
     except (_Malformed, SafetensorError, OSError, RecursionError, UnicodeError) as error:
-        raise _refuse(path, str(error)) from error
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        raise _refuse(path, f"{type(error).__name__}: {error}") from error
+        raise _tell_full_memory(path, error) or _refuse(path, str(error)) from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, MemoryError) as error:
+        raise _tell_full_memory(path, error) or _refuse(path, f"{type(error).__name__}: {error}") from error
+
+
+def _tell_full_memory(path: Path, error: Exception) -> PlaceError | None:
+    if not is_out_of_memory(error):
+        return None
+    return PlaceError(
+        f"{path}: memory ran out while it was taken up ({first_line(error)}).\n"
+        "  The checkpoint is not at fault and stays as it is. What else holds memory: nvidia-smi, top\n"
+        "  Make room, or take a larger GPU; then the same command with --resume goes on from it."
+    )
 
 
 def _refuse(path: Path, reason: str) -> CheckpointError:

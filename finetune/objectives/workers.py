@@ -25,7 +25,8 @@ _NO_ROOM = (
     "insufficient shared memory",
     "out of shared memory",
 )
-_NO_FILES = ("received 0 items of ancdata", "Too many open files")
+_NO_FILES = ("received 0 items of ancdata", "Too many open files. Communication with the workers")
+_NO_FILES_IN_WORKER = "Too many open files"  # the system's own words, which say nothing of workers
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def telling_dead_workers(num_workers: int) -> Iterator[None]:
 def _find_reason(words: str) -> str | None:
     if any(one in words for one in _NO_ROOM):
         return "A data worker has no shared memory left to hand a batch over"
-    if any(one in words for one in _NO_FILES) and "DataLoader" in words:
+    if any(one in words for one in _NO_FILES) or (_NO_FILES_IN_WORKER in words and "DataLoader" in words):
         return "A data worker may open no more files to hand a batch over (ulimit -n)"
     if any(one in words for one in _DEAD):
         return "A data worker was killed, or ended without a word: memory had run out, or somebody stopped it"

@@ -15,21 +15,24 @@ __all__ = ["MASK", "find_secret_faults", "find_typed_secrets", "mask_patterns"]
 
 MASK = "***"
 
-# Long enough that no name of a model or folder (hf_mistral_7b, sk-learn) is one.
+# As long as real ones nearly are, in their makers' upper and lower case and with the digits that drawn letters have, so
+# that no name of a model, folder or run (hf_mistral_7b, opus-en-sk-parallel-sentences) is one.
 _KINDS = {
-    "a token of the Hub": r"\bhf_(?:oauth_)?[A-Za-z0-9]{16,}",
-    "a key of an API (sk-…)": r"\bsk-[A-Za-z0-9_-]{20,}",
-    "a token of GitHub or GitLab": r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,})",
+    "a token of the Hub": r"\bhf_(?:oauth_)?(?=[a-z0-9]*[A-Z])(?=[A-Z0-9]*[a-z])[A-Za-z0-9]{30,}",
+    "a key of an API (sk-…)": r"\bsk-(?:(?:proj|ant|or-v\d|svcacct|admin)-(?=[\w-]*[A-Z\d])[\w-]{20,}|[a-f0-9]{32,}"
+    r"|(?=[A-Za-z]*\d)(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{32,})",
+    "a token of GitHub or GitLab": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{20,}"
+    r"|glpat-(?=[\w-]*[A-Z\d])[\w-]{20,})",
     "a key of AWS": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a key of Google": r"\bAIza[\w-]{30,}",
-    "a token of Slack": r"\bxox[abeoprs]-[\w-]{10,}",
-    "a key of Weights & Biases": r"\bwandb_v\d_\w{16,}",
+    "a key of Google": r"\bAIza[\w-]{35,}",
+    "a token of Slack": r"\bxox[abprs]-(?=[\w-]*\d)[\w-]{20,}",
+    "a key of Weights & Biases": r"\bwandb_v\d_(?=\w*[A-Z\d])(?=\w*[A-Za-z\d]{20})\w{30,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "a password in an address": r"(?<=://)[^/\s:@'\"]*:[^/\s@'\"]+(?=@)",
-    "a signed address": r"(?<=[?&])(?:(?:access_|auth_)?token|api_?key|password|secret|sig|x-(?:amz|goog)-signature)"
+    "a signed address": r"(?<=[?&])(?i:(?:access_|auth_)?token|api_?key|password|secret|sig|x-(?:amz|goog)-signature)"
     r"=[^&\s'\"]{8,}",
 }
-_SECRET = re.compile("|".join(f"({pattern})" for pattern in _KINDS.values()), re.IGNORECASE)
+_SECRET = re.compile("|".join(f"({pattern})" for pattern in _KINDS.values()))
 _ADVICE = (
     "A recipe is copied into the run's folder. Take it out of here, and make a new one if others saw this one.",
     "Secrets come from the environment (HF_TOKEN, WANDB_API_KEY) or from `hf auth login`; rows from a file or folder.",

@@ -54,7 +54,7 @@ _EXAMPLES = {"min_lr": "{min_lr: 1e-5}", "num_decay_steps": "{num_decay_steps: 1
 
 def find_training_conflicts(settings: RecipeView) -> Iterator[Fault]:
     """Find settings of the trainer that exclude each other, or that need another one."""
-    for check in (_check_rhythm, _check_evaluations, _check_schedule, _check_loss):
+    for check in (_check_rhythm, _check_evaluations, _check_schedule, _check_optimizer, _check_loss):
         yield from check(settings)
 
 
@@ -113,6 +113,15 @@ def _check_schedule(settings: RecipeView) -> Iterator[Fault]:
         what = f"`lr_scheduler_type: {name}` needs {which} in `lr_scheduler_kwargs`."
         advice = f"E.g. training.lr_scheduler_kwargs={_EXAMPLES[schedule.needs[0]]}"
         yield settings.fault(path if found else "training.lr_scheduler_type", what, advice)
+
+
+def _check_optimizer(settings: RecipeView) -> Iterator[Fault]:
+    """Check that weights move only once a step's loss and gradient were looked at."""
+    name = settings.value("training.optim")
+    if isinstance(name, str) and (name in ("lomo", "adalomo") or name.endswith("_layerwise")):
+        what = f"`optim: {name}` changes weights within the backward pass, before a step can be checked or left out."
+        instead = name.removesuffix("_layerwise") if name.endswith("_layerwise") else "adafactor"
+        yield settings.fault("training.optim", what, f"Choose another, e.g. training.optim={instead}")
 
 
 def _check_loss(settings: RecipeView) -> Iterator[Fault]:

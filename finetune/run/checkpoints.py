@@ -244,7 +244,7 @@ def find_checkpoint_named(checkpoints_dir: Path, name: str) -> Path | None:
 
 
 def remove_old(checkpoints_dir: Path, *, keep: int, best_name: str | None) -> None:
-    """Remove all but the `keep` newest recorded checkpoints and the best one.
+    """Remove all but the `keep` newest recorded checkpoints and the best one, and all set aside but the newest.
 
     A folder is renamed before it is deleted, so that a kill half-way leaves nothing that looks like a
     checkpoint; what such a kill left is removed the next time.
@@ -253,8 +253,15 @@ def remove_old(checkpoints_dir: Path, *, keep: int, best_name: str | None) -> No
     for checkpoint in recorded[:-keep]:
         if checkpoint.name != best_name:
             checkpoint.rename(checkpoint.with_name(_DELETING + checkpoint.name))
+    # The last one set aside is kept to be looked at; each is as large as a checkpoint.
+    for broken in sorted(checkpoints_dir.glob("checkpoint-*.broken"), key=_find_step_set_aside)[:-1]:
+        broken.rename(broken.with_name(_DELETING + broken.name))
     for leftover in checkpoints_dir.glob(f"{_DELETING}*"):
         shutil.rmtree(leftover)
+
+
+def _find_step_set_aside(broken: Path) -> int:
+    return find_step(broken.with_suffix(""))
 
 
 def _is_inside(name: str) -> bool:

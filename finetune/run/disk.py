@@ -5,8 +5,11 @@ and what is free. Parts on one file system are counted together. A quota that th
 seen; a disk that fills up all the same loses nothing that was saved.
 """
 
+import contextlib
 import math
+import os
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +78,13 @@ def count_checkpoints(*, keep: int, finds_best: bool, max_steps: int, save_steps
 
     Args:
         keep: newest ones kept.
-        finds_best: whether a best one is kept beside them.
+        finds_best: whether a best one is kept beside them; it is saved when it is found, in no rhythm.
         max_steps: of the run; not above 0: not known yet.
         save_steps: between two, below 1 a share of all steps.
     """
     most = keep + 1 + finds_best
+    if finds_best:
+        return min(most, max_steps) if max_steps > 0 else most
     saves = math.ceil(1 / save_steps) if save_steps < 1 else math.ceil(max_steps / save_steps)
     return min(most, saves) if max_steps > 0 or save_steps < 1 else most
 
@@ -108,10 +113,19 @@ def check_space(needs: Sequence[Need], *, given_back: Need | None = None) -> Non
 
 
 def find_size(folder: Path) -> int:
-    """Find the bytes of all files in a folder, links not followed; 0 where there is none."""
-    if not folder.is_dir() or folder.is_symlink():
-        return 0
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """Find the bytes of the files that a run will replace; 0 where there is no folder.
+
+    Links in it are not followed, though the folder itself may be one. Checkpoints set aside as `.broken` stay, and are
+    not counted; nor is what somebody else deletes meanwhile.
+    """
+    num_bytes = 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.endswith(".broken")]
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                found = Path(place, name).lstat()
+                num_bytes += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return num_bytes
 
 
 def to_size(num_bytes: int) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ __all__ = ["RunFolder", "Status"]
 
 Status = Literal["running", "done", "interrupted", "failed"]
 
+_HALF_DELETED = "half_deleted"  # entry of status.json: a new run has begun to delete this one
 _NAMED_BY = {True: "name=…", False: "output_dir=…"}  # what a place is the last part of
 
 
@@ -78,7 +79,7 @@ class RunFolder(RunLayout):
         path = output_dir / name
         if not is_main_process():
             folder = cls(path, writes=False)
-            folder.finished = resume and folder.read_status().get("status") == "done"
+            folder.finished = resume and _is_done(path)
             return folder
         _check_place(path)
         if resume and not overwrite and _is_done(path):  # nothing is written there, not even a lock
@@ -111,15 +112,21 @@ class RunFolder(RunLayout):
         self._replaces = overwrite or self._holds_nothing_to_keep()
         if self._replaces or _is_unused(self.path):
             return
+        status = self.read_status()
+        if status.get(_HALF_DELETED):
+            raise RecipeError(
+                f"{self.path} holds what is left of a run that was being replaced when that was stopped.\n"
+                "  Nothing of it can be continued.\n"
+                f"  Delete the rest and start over: --overwrite     Or: name={_find_free_name(self.path)}"
+            )
         if not resume:
             raise RecipeError(
                 f"{self.path} already holds a run ({self.to_state()}).\n"
                 f"  Continue it: --resume     Start over: --overwrite (deletes this folder only)     "
                 f"Or: name={_find_free_name(self.path)}"
             )
-        status = self.read_status()
         self.resumed_from = list(status.get("resumed_from", []))
-        self.step, self.total_steps = status.get("step") or 0, status.get("total_steps") or 0
+        self.step, self.total_steps = status.get("step", 0), status.get("total_steps", 0)
 
     def _holds_nothing_to_keep(self) -> bool:
         """Whether the run ended by its own word before anything came of it: no line measured, nothing saved.
@@ -139,8 +146,30 @@ class RunFolder(RunLayout):
         """
         assert not self.finished, "a finished run is not touched"
         if self._replaces and self.writes:
-            _empty_folder(self.path)
+            self._empty()
         self.started = True
+
+    def _empty(self) -> None:
+        """Delete what is in the folder, all but its lock. Links are removed, never followed.
+
+        A kill at any moment leaves a folder that says of itself that it is being deleted, or one that is unused: what
+        is half deleted never passes for a run, and can always be replaced.
+        """
+        known = {key: value for key, value in self.read_status().items() if key in _IS_SOUND}
+        told = {"status": "interrupted", "reason": "a new run began to replace this one", _HALF_DELETED: True}
+        try:
+            writing.write_json(self.status_path, known | told)
+        except PlaceError:  # a full disk, of which this deletion makes room
+            self.status_path.unlink(missing_ok=True)
+        kept = (".lock", self.status_path.name)
+        _delete([entry for entry in self.path.iterdir() if entry.name.endswith(".part")])
+        # What makes the folder a run's goes last: without it the rest would be files that are not a run's.
+        entries = [entry for entry in self.path.iterdir() if entry.name not in kept]
+        for number, entry in enumerate(sorted(entries, key=lambda one: one == self.recipe_path)):
+            entry.rename(entry.with_name(f".{number}.old.part"))
+        writing.sync_dir(self.path)
+        _delete([entry for entry in self.path.iterdir() if entry.name not in kept])
+        self.status_path.unlink(missing_ok=True)
 
     def to_state(self) -> str:
         """Say how far the run is by its status.json: `step 400 of 975, stopped 2 hours ago`."""
@@ -149,7 +178,7 @@ class RunFolder(RunLayout):
         age = _to_age(status["updated_at"]) if "updated_at" in status else "at an unknown time"
         if not status.get("total_steps"):
             return f"{verb} before its first step, {age}"
-        return f"step {status['step']} of {status['total_steps']}, {verb} {age}"
+        return f"step {status.get('step', 'unknown')} of {status['total_steps']}, {verb} {age}"
 
     def __enter__(self) -> Self:
         return self
@@ -189,12 +218,17 @@ class RunFolder(RunLayout):
         self.step = step
 
     def read_status(self) -> dict[str, Any]:
-        """Read status.json; empty where the run never wrote one, or a disk has lost what it wrote."""
+        """Read status.json; empty where the run never wrote one, or a disk has lost what it wrote.
+
+        An entry that this program would not have written so is left out.
+        """
         try:
             status = json.loads(self.status_path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
-        return status if isinstance(status, dict) else {}
+        if not isinstance(status, dict):
+            return {}
+        return {key: value for key, value in status.items() if key not in _IS_SOUND or _IS_SOUND[key](value)}
 
     def write_status(self, status: Status, *, reason: str | None = None) -> None:
         """Write status.json with the step that `note_step` was told."""
@@ -277,7 +311,10 @@ def _make_folder(path: Path) -> None:
 
 
 def _is_done(path: Path) -> bool:
-    return RunFolder(path).read_status().get("status") == "done"
+    """Whether the run ended, and what it was for is still there."""
+    folder = RunFolder(path)
+    has_result = folder.adapter_dir.is_dir() or folder.model_dir.is_dir()
+    return has_result and folder.read_status().get("status") == "done"
 
 
 def _looks_like_a_run(path: Path) -> bool:
@@ -295,15 +332,38 @@ def _is_left_over(entry: Path) -> bool:
     return entry.name in (".lock", "log.txt") or (entry.name.startswith(".") and entry.name.endswith(".part"))
 
 
-def _empty_folder(path: Path) -> None:
-    """Delete what is in a run folder, all but its lock. Links are removed, never followed."""
-    for entry in path.iterdir():
-        if entry.name == ".lock":
-            continue
+def _delete(entries: Iterable[Path]) -> None:
+    for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_time(value: Any) -> bool:
+    """Whether it is a moment as `write_status` writes it, with its time zone."""
+    try:
+        return datetime.fromisoformat(value).tzinfo is not None
+    except (TypeError, ValueError):
+        return False
+
+
+# Entry of status.json -> whether a value can be its.
+_IS_SOUND: dict[str, Callable[[Any], bool]] = {
+    "status": _is_text,
+    "step": _is_count,
+    "total_steps": _is_count,
+    "updated_at": _is_time,
+    "resumed_from": lambda value: isinstance(value, list) and all(map(_is_count, value)),
+}
 
 
 def _find_free_name(path: Path) -> str:

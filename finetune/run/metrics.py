@@ -216,7 +216,7 @@ class Totals:
 
     Attributes:
         steps: optimizer steps logged.
-        train_loss: mean loss over the lines that have one, each for its steps; None where none was logged.
+        train_loss: mean loss over the lines that have one, each for the steps trained; None where none was logged.
         loss_spikes: lines marked as a spike.
         tokens: real tokens trained on, padding not counted.
         tokens_per_second: of the time trained, evaluations and saves taken out; None where not measured.
@@ -244,11 +244,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for line in whole:
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            lines.append(_read_line(line))
+        except (ValueError, RecursionError):
             log.warning("%s: line %d cannot be read; it and what follows is left out.", path, len(lines) + 1)
             break
     return lines
+
+
+def _read_line(text: str) -> dict[str, Any]:
+    """Read one line; ValueError where it is not an object with its step."""
+    line = json.loads(text, parse_constant=_refuse_constant)
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise ValueError("no object with a step")
+    return line
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def read_totals(path: Path) -> Totals:
@@ -257,7 +269,8 @@ def read_totals(path: Path) -> Totals:
     loss_sum, loss_weight, loss_step, tokens, trained_seconds = 0.0, 0, 0, 0, 0.0
     for line in lines:
         if "loss" in line:
-            num_steps = line["step"] - loss_step  # a line's loss is the mean since the last one
+            # A line's loss is the mean since the last one over the steps that were trained.
+            num_steps = line["step"] - loss_step - line.get("skipped", 0)
             loss_step = line["step"]
             if line["loss"] is not None:  # all its steps were left out
                 loss_sum += line["loss"] * num_steps

@@ -1,6 +1,7 @@
 """non_finite.jsonl: the rows of each step whose loss or gradient was not finite, one object a row.
 
-Goes in: a step's rows as objects. A step that is trained again after a resume takes the place of what stood there.
+Goes in: a step's rows as objects. What stands behind the step that a run is taken up from is cut: those steps are
+trained again.
 """
 
 import json
@@ -9,16 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from finetune.run.folder import RunFolder
+from finetune.run.writing import write_text
 
-__all__ = ["write_non_finite_rows"]
+__all__ = ["cut_non_finite_rows", "write_non_finite_rows"]
 
 
 def write_non_finite_rows(folder: RunFolder, step: int, rows: Sequence[dict[str, Any]]) -> Path:
     """Put the rows of a step behind those of earlier ones; gives the file."""
     path = folder.non_finite_path
     if folder.writes:
-        written = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in written if json.loads(line)["step"] < step]
+        kept = _read_lines(path, step - 1)
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         folder.write_text(path, "".join([*kept, *lines]))
     return path
+
+
+def cut_non_finite_rows(path: Path, resumed_step: int | None) -> None:
+    """Drop the rows of steps behind the one a run is taken up from; the file too where none is left."""
+    if not path.exists():
+        return
+    kept = [] if resumed_step is None else _read_lines(path, resumed_step)
+    if kept:
+        write_text(path, "".join(kept))
+    else:
+        path.unlink()
+
+
+def _read_lines(path: Path, last_step: int) -> list[str]:
+    """The lines up to a step, each with its end."""
+    # Not splitlines, which also ends a line at separators that JSON leaves as they are.
+    written = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [f"{line}\n" for line in written if json.loads(line)["step"] <= last_step]

@@ -134,7 +134,9 @@ def write_identity(
         accepted: differences that the command line accepts; those of earlier resumes stay beside them.
         step: after which the run goes on; None at its start, where there was nothing to differ from.
     """
-    listed = [] if step is None else [*read_accepted(folder), *(asdict(one) | {"step": step} for one in accepted)]
+    listed = [] if step is None else read_accepted(folder)
+    # Once: a run that was killed right behind this is given the same command again.
+    listed += [entry for one in accepted if (entry := asdict(one) | {"step": step}) not in listed]
     folder.write_json(folder.identity_path, identity | ({_ACCEPTED: listed} if listed else {}))
 
 

@@ -145,7 +145,9 @@ def test_less_room_than_the_run_needs_is_refused_before_anything_is_loaded(tmp_p
 
 def test_what_is_written_is_no_more_than_what_was_counted(unbroken, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("finetune.room.check_space", lambda needs, given_back: asked.extend(needs))
+    # The second question is about one more checkpoint, which the rehearsal deletes again.
+    ask = lambda needs, given_back=None: asked.extend(needs if given_back else [])  # noqa: E731
+    monkeypatch.setattr("finetune.room.check_space", ask)
     check_settings(build_recipe(build_values(tmp_path, **SETTINGS)))
     written = sum(path.stat().st_size for path in unbroken.rglob("*") if path.is_file())
     assert written <= sum(need.num_bytes for need in asked) <= 1.5 * written

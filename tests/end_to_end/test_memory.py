@@ -105,9 +105,8 @@ def test_a_run_halved_on_the_way_resumes_as_if_never_stopped_and_says_so(tmp_pat
     with stopped_at_evaluation(2):
         run_small(tmp_path / "stopped", **settings)
     stopped = tmp_path / "stopped" / "small"
-    assert read_json(next(stopped.glob("checkpoints/*/training_memory.json"))) == {
-        "micro_batch_rows": 1, "eval_batch_rows": None
-    }  # fmt: skip
+    kept = read_json(next(stopped.glob("checkpoints/*/training_memory.json")))
+    assert (kept["micro_batch_rows"], kept["eval_batch_rows"], kept["is_news"]) == (1, None, False)
     run_small(tmp_path / "stopped", **settings, resume=True)
 
     assert [line.get("micro_batch_rows") for line in read_lines(whole)] == [None, None, 1, None, None]
@@ -174,14 +173,62 @@ def test_what_does_not_fit_is_found_before_there_is_a_run(tmp_path, monkeypatch,
     assert not (tmp_path / "small").exists()
 
 
-def test_sampled_answers_are_not_rehearsed(tmp_path, capsys):
-    run_small(
-        tmp_path,
-        objective="rloo",
-        rewards=[{"function": "length", "max_tokens": 4}],
-        adapter__lora_dropout=0.0,
-        training__max_steps=1,
-        training__max_completion_length=8,
-        training__num_generations=2,
-    )
-    assert "Rehearsal" not in capsys.readouterr().err
+def test_where_answers_are_sampled_states_and_a_checkpoint_are_rehearsed_and_change_nothing(tmp_path, capsys):
+    settings = {"objective": "rloo", "rewards": [{"function": "length", "max_tokens": 4}], "adapter__lora_dropout": 0.0}
+    settings |= {"training__max_steps": 1, "training__max_completion_length": 8, "training__num_generations": 2}
+    with_one = run_small(tmp_path / "with", **settings)
+    assert "Rehearsal: a checkpoint fits, and the optimizer's states: peak" in capsys.readouterr().err
+    without = run_small(tmp_path / "without", training__rehearsal=False, **settings)
+    assert read_figures(with_one) == read_figures(without)
+    assert read_weights(with_one) == read_weights(without)
+
+
+def test_an_update_that_the_host_has_no_memory_to_undo_is_left_out(tmp_path, monkeypatch, capsys):
+    table = tmp_path / "meminfo"
+    table.write_text("MemTotal:       16000000 kB\nMemAvailable:         12 kB\n")
+    monkeypatch.setattr("finetune.objectives.rehearsal._MEMORY_TABLE", table)
+    built = []
+    build = SupervisedTrainer.create_optimizer
+    monkeypatch.setattr(SupervisedTrainer, "create_optimizer", lambda self: built.append(1) or build(self))
+    run_small(tmp_path, training__max_steps=1)
+    said = capsys.readouterr().err
+    assert "Rehearsal: without an update, which would take" in said
+    assert "Rehearsal: the longest batch (2 rows, " in said
+    assert len(built) == 1, "the run's own"
+
+
+def test_an_optimizer_in_pages_is_built_once_since_its_pages_are_never_given_back(tmp_path, monkeypatch):
+    built = []
+
+    def build(self: SupervisedTrainer) -> Any:
+        built.append(self.args.optim)
+        self.optimizer = torch.optim.SGD([value for value in self.model.parameters() if value.requires_grad])
+        return self.optimizer
+
+    monkeypatch.setattr(SupervisedTrainer, "create_optimizer", build)
+    run_small(tmp_path, training__max_steps=1, training__optim="paged_adamw_32bit")
+    assert built == ["paged_adamw_32bit"]
+
+
+def test_memory_that_runs_out_outside_of_forward_and_backward_is_told_in_words(tmp_path, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def fail_at_states(self: torch.optim.AdamW, state: dict[str, Any]) -> None:
+        if state["state"]:  # accelerate has a new optimizer take up its own, which are none
+            fail()
+
+    settings = EVALUATED | {"training__max_steps": 4, "training__rehearsal": False}
+    with monkeypatch.context() as patch, pytest.raises(PlaceError, match=r"^Memory ran out \(CUDA out of memory"):
+        patch.setattr("finetune.train.load_base", fail)
+        run_small(tmp_path, **settings)
+    with monkeypatch.context() as patch, pytest.raises(PlaceError, match=r"^Memory ran out \(CUDA out of memory"):
+        patch.setattr(torch.optim.AdamW, "step", fail)
+        run_small(tmp_path, **settings)
+    assert read_json(tmp_path / "small" / "status.json")["status"] == "failed"
+    with stopped_at_evaluation(2):
+        run_small(tmp_path, resume=True, **settings)
+    with monkeypatch.context() as patch, pytest.raises(PlaceError, match=r"optimizer\.json: memory ran out while"):
+        patch.setattr(torch.optim.AdamW, "load_state_dict", fail_at_states)
+        run_small(tmp_path, resume=True, **settings)
+    assert list((tmp_path / "small" / "checkpoints").glob("checkpoint-2")), "it is not called damaged"

@@ -179,9 +179,14 @@ def test_the_mean_loss_of_a_line_is_that_of_the_steps_that_were_trained(tmp_path
         means.append(sum(trained) / len(trained))
     lines = [line for line in read_lines(double) if "loss" in line]
     assert [line["loss"] for line in lines] == pytest.approx(means)
-    assert [line.get("skipped", False) for line in lines] == [any(line.get("skipped") for line in p) for p in pairs]
+    assert [line.get("skipped", 0) for line in lines] == [sum(line.get("skipped", 0) for line in p) for p in pairs]
     trained = [line["loss"] for line in single if line["loss"] is not None]
-    assert read_json(tmp_path / "one" / "small" / "summary.json")["train_loss"] == pytest.approx(sum(trained) / 3)
+    triple = run_rows(tmp_path / "three", rows, **settings, training__logging_steps=3)
+    assert [line["step"] for line in read_lines(triple) if "loss" in line] == [3, 4], "the last step is logged too"
+    summaries = [read_json(tmp_path / name / "small" / "summary.json") for name in ("one", "two", "three")]
+    for summary in summaries:
+        assert summary["train_loss"] == pytest.approx(sum(trained) / 3)
+        assert summary["tokens"] == summaries[0]["tokens"]
 
 
 def test_a_run_without_a_checkpoint_yet_says_so(tmp_path, rows, spoil):

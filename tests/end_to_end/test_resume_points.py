@@ -73,7 +73,7 @@ def test_from_every_checkpoint_the_run_ends_in_the_same_figures_and_bytes(whole,
     assert read_figures(resumed) == read_figures(whole)
     assert read_weights(resumed) == read_weights(whole)
     assert read_json(resumed / "summary.json")["resumed_from"] == [step]
-    assert [line["step"] for line in read_lines(whole) if "loss" in line] == [3, 6]
+    assert [line["step"] for line in read_lines(whole) if "loss" in line] == [3, 6, 7]
 
 
 def test_no_file_of_a_run_is_a_pickle(whole):
@@ -213,3 +213,27 @@ def test_a_moved_run_whose_best_checkpoint_is_gone_ends_with_its_last_step_and_a
     assert f"checkpoint-{best} is not used: it is gone" in caplog.text
     assert read_json(gone / "summary.json")["best_step"] is None
     assert read_json(gone / "status.json")["status"] == "done"
+
+
+def test_a_kill_right_behind_an_accepted_setting_leaves_the_same_command_as_the_way_on(whole, tmp_path, monkeypatch):
+    run = copy_up_to(whole, tmp_path, 6)
+    again = STEPS | {"training__learning_rate": 5e-2}
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("finetune.train.read_environment", killed)
+        run_small(tmp_path, resume=True, allow_mismatch=["training.learning_rate"], **again)
+    run_small(tmp_path, resume=True, allow_mismatch=["training.learning_rate"], **again)
+    (accepted,) = read_json(run / "summary.json")["accepted_mismatches"]
+    assert (accepted["key"], accepted["now"]) == ("training.learning_rate", "0.05")
+
+
+def test_a_finished_run_is_told_to_be_complete_on_a_disk_that_is_full_and_without_its_base(whole, monkeypatch, capsys):
+    def refuse(*args: object) -> None:
+        raise AssertionError("nothing of a finished run's place matters any more")
+
+    monkeypatch.setattr("finetune.train.check_settings", refuse)
+    run_small(whole.parent, resume=True, **STEPS)
+    assert "already complete" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from tests.faults.measures import Outcome, Rig, register
-from tests.faults.reference import build_place, find_reference, keep_evidence
+from tests.faults.reference import UnmadeReference, build_place, find_reference, keep_evidence
 from tests.faults.runs import Moment, Place, find_differences, hold, says
 
 __all__ = ["WAYS", "alter"]
@@ -59,7 +59,8 @@ def find_stopped_run(rig: Rig) -> Place:
         if not (folder / "stopped").exists():
             shutil.rmtree(folder, ignore_errors=True)
             process = build_place(folder, _KIND, rig).start()
-            assert process.strike(Moment("step", 18, 0.0), signal.SIGKILL), process.read_said()
+            if not process.strike(Moment("step", 18, 0.0), signal.SIGKILL):
+                raise UnmadeReference(f"the run to alter ended before step 18:\n{process.read_said()}")
             process.wait()
             (folder / "stopped").touch()
     return Place.make(folder, _KIND)

@@ -21,7 +21,16 @@ from tests.faults.kills import find_torn
 from tests.faults.measures import Outcome, Rig, register
 from tests.faults.recipes import SAVE_STEPS, STEPS
 from tests.faults.reference import find_reference, keep_evidence
-from tests.faults.runs import Moment, Place, Process, find_differences
+from tests.faults.runs import (
+    Moment,
+    Place,
+    Process,
+    find_differences,
+    find_lost,
+    find_whole_steps,
+    find_wrong_start,
+    judge_message,
+)
 
 __all__ = ["FullDisk"]
 
@@ -86,6 +95,8 @@ class FullDisk:
                     (folder / "run").symlink_to(disk / "run")
                     faults = fill_and_resume(place, moment, disk, rest_bytes)
                     faults = faults or find_differences(reference.place, place)
+                    if faults:  # what is unmounted is gone
+                        shutil.copytree(disk, folder / "disk_copy", symlinks=True)
             else:
                 place = Place.make(folder, _KIND)
                 faults = limit_and_resume(place, moment, rest_bytes) or find_differences(reference.place, place)
@@ -99,8 +110,9 @@ def fill_and_resume(place: Place, moment: Moment, disk: Path, rest_bytes: int) -
     process = place.start()
     if process.wait_for_mark(moment) is None:
         return [f"ended before its disk was made small: {process.read_said(6)}"]
+    before = find_whole_steps(place.checkpoints)
     resize(disk, (read_used_bytes(disk) // _PAGE_BYTES + rest_bytes // _PAGE_BYTES + 1) * _PAGE_BYTES)
-    faults = judge_full(place, process)
+    faults = judge_full(place, process, before)
     resize(disk, _ROOMY_BYTES)
     return faults + resume(place)
 
@@ -110,20 +122,21 @@ def limit_and_resume(place: Place, moment: Moment, rest_bytes: int) -> list[str]
     process = place.start()
     if process.wait_for_mark(moment) is None:
         return [f"ended before its files were limited: {process.read_said(6)}"]
+    before = find_whole_steps(place.checkpoints)
     limit = max(rest_bytes // 10, _PAGE_BYTES)  # below the size of the largest file
     resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (limit, limit))
-    return judge_full(place, process, names_sizes=False) + resume(place)
+    return judge_full(place, process, before, names_sizes=False) + resume(place)
 
 
-def judge_full(place: Place, process: Process, *, names_sizes: bool = True) -> list[str]:
-    """Judge how a run ended whose disk is full."""
+def judge_full(place: Place, process: Process, whole_before: list[int], *, names_sizes: bool = True) -> list[str]:
+    """Judge how a run ended whose disk is full, and that it lost no checkpoint it had."""
     code = process.wait()
-    said = process.read_said(15)
+    said = process.read_said()
     if code != 4:
         return [f"exit {code}: {said}"]
-    faults = []
-    if "Traceback" in said:
-        faults.append(f"a traceback: {said}")
+    faults = judge_message(process)
+    lost = find_lost(whole_before, find_whole_steps(place.checkpoints))
+    faults += [f"checkpoint {step} is gone" for step in lost]
     if names_sizes and not _NEEDED_AND_FREE.search(said):
         faults.append(f"does not name needed and free bytes: {said}")
     if torn := find_torn(place.checkpoints):
@@ -133,9 +146,11 @@ def judge_full(place: Place, process: Process, *, names_sizes: bool = True) -> l
 
 def resume(place: Place) -> list[str]:
     """Let a run go on to its end; what was wrong with that."""
+    whole = find_whole_steps(place.checkpoints)
     process = place.start()
     code = process.wait()
-    faults = [f"resumed: exit {code}: {process.read_said(6)}"] if code else []
+    faults = find_wrong_start(process, whole, ran_to_its_end=True)
+    faults += [f"resumed: exit {code}: {process.read_said(6)}"] if code else []
     if broken := [path.name for path in place.checkpoints.glob("*.broken")]:
         faults.append(f"earlier checkpoints were not whole: {broken}")
     return faults

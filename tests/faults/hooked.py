@@ -2,8 +2,8 @@
 
 Goes in: a plan. Comes out: the verb, unchanged but for a trace of what it does (one JSON object a line, with the
 monotonic clock that all processes share), and for what the plan asks: to die of SIGKILL at a given file operation of a
-given save, or to take longer over a step. Only the fault programme loads this; the package knows nothing of it. Nothing
-heavy is imported here: a library's module is wrapped right after the verb itself has imported it.
+given save, or to take longer over a step's first micro-batch. Only the fault programme loads this; the package knows
+nothing of it. Nothing heavy is imported here: a library's module is wrapped right after the verb has imported it.
 
 A plan's keys: `trace`, the file written; `checkpoints`, the folder whose file operations count; and if wanted `events`
 (true: every counted operation is traced), `kill` {"step", "event"}, `slow` {"step", "seconds"}, `step_seconds`.
@@ -24,7 +24,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree"}
+# What changes the disk: before each of these it is in another state than before the last one.
+_FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # One data loader's rows: what names the rows of a batch, whatever its objective.
 _IDS = "input_ids"
 
@@ -106,6 +108,8 @@ class Hook:
         rows = f"{tuple(ids.shape)}".encode() + ids.cpu().numpy().tobytes()
         self.mark("step", step=step, micro=self._micro, ids=hashlib.sha256(rows).hexdigest()[:16])
         slow = self._plan.get("slow") or {}
+        if self._micro:
+            return
         time.sleep(slow.get("seconds", 0) if slow.get("step") == step else self._plan.get("step_seconds", 0))
 
     def _begin_save(self, step: int) -> None:
@@ -135,8 +139,15 @@ class Hook:
         path = args[0]
         if not isinstance(path, str | os.PathLike):
             return False
+        if event == "open" and not args[2] & _WRITES:
+            return False
+        if (event == "os.mkdir" and os.path.lexists(path)) or (event == "os.remove" and self._is_missing(path)):
+            return False  # asked for again, or never there: nothing changes
         # A tree is deleted by names relative to open folders, which cannot be told from here.
         return not os.path.isabs(path) or os.path.abspath(path).startswith(self._checkpoints)  # noqa: PTH100, PTH117
+
+    def _is_missing(self, path: str | os.PathLike[str]) -> bool:
+        return os.path.isabs(path) and not os.path.lexists(path)  # noqa: PTH117
 
     def _describe(self, event: str, args: tuple[Any, ...]) -> str:
         path = str(args[0]).removeprefix(f"{self._checkpoints}/")

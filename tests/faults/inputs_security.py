@@ -1,18 +1,14 @@
-"""Rows 37 and 38: files that would run code offered to every loader, and secrets looked for in all that a run leaves.
+"""Rows 37 and 39: files that would run code, offered to every loader.
 
-A trap is a file that a pickle, a template or a repository's Python would make if anything of it were executed. A
-canary is a made-up secret of a known form; it is looked for, byte by byte, in every file and both streams of a run.
+A trap is a file that a pickle, a template or a repository's Python would make if anything of it were executed.
 """
 
 import contextlib
 import io
 import json
-import os
 import pickle
-import resource
 import shutil
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -20,20 +16,12 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 from finetune.errors import FinetuneError
+from tests.faults.inputs_recipes import peak_bytes
 from tests.faults.measures import Outcome, Rig, register
 
-__all__ = [
-    "CANARY_PLACES",
-    "MALICIOUS",
-    "Canaries",
-    "MaliciousFiles",
-    "judge_canary",
-    "judge_malicious",
-    "write_victim",
-]
+__all__ = ["MALICIOUS", "MaliciousFiles", "judge_malicious", "write_victim"]
 
 MAX_BYTES = 300_000_000
 _STEPS = 4
@@ -227,7 +215,7 @@ MALICIOUS: dict[str, tuple[Plant, Callable[[Path], None], bool]] = {
 }
 
 
-def judge_malicious(kind: str, victim: Path, folder: Path, dice: Random) -> str:
+def judge_malicious(kind: str, victim: Path, folder: Path, dice: Random, *, baseline_bytes: int | None = None) -> str:
     """Plant one thing into a copy of a run and open it; what is wrong with that, "" where nothing is.
 
     Args:
@@ -235,12 +223,14 @@ def judge_malicious(kind: str, victim: Path, folder: Path, dice: Random) -> str:
         victim: a finished run of `write_victim`.
         folder: an empty one.
         dice: draws what is planted.
+        baseline_bytes: this process's peak before the first case, which later ones are held against too: a peak never
+            falls, so that of the case before would hide as much again. By default that before this one.
     """
     plant, open_it, is_refused = MALICIOUS[kind]
     run, trap = folder / victim.name, folder / "executed"
     shutil.copytree(victim, run)
     plant(run, trap, dice)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes() if baseline_bytes is None else baseline_bytes
     wrong = ""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -250,7 +240,7 @@ def judge_malicious(kind: str, victim: Path, folder: Path, dice: Random) -> str:
         wrong = f"{len(str(error).splitlines())} lines: {error}" if len(str(error).splitlines()) > 15 else ""
     except Exception as error:  # the traceback that must not be
         wrong = f"{type(error).__name__}: {error}"[:300]
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    grown = peak_bytes() - before
     if trap.exists():
         return "executed"
     return wrong or (f"took {grown / 1e6:.0f} MB" if grown > MAX_BYTES else "")
@@ -271,104 +261,13 @@ class MaliciousFiles:
         with TemporaryDirectory() as folder:
             victim = write_victim(Path(folder))
             kinds = list(MALICIOUS)
-            for case in _until(first_case, deadline):
+            baseline_bytes = peak_bytes()
+            for case in count(first_case):
+                if time.monotonic() >= deadline:
+                    return
                 kind = kinds[case % len(kinds)]
                 with TemporaryDirectory() as place:
-                    wrong = judge_malicious(kind, victim, Path(place), rig.draw(self.name, case))
+                    dice = rig.draw(self.name, case)
+                    wrong = judge_malicious(kind, victim, Path(place), dice, baseline_bytes=baseline_bytes)
                 figures = {"executed": int(wrong == "executed")}
                 yield Outcome(case, passed=not wrong, drawn={"kind": kind}, detail=wrong, figures=figures)
-
-
-def _until(first_case: int, deadline: float) -> Iterator[int]:
-    for case in count(first_case):
-        if time.monotonic() >= deadline:
-            return
-        yield case
-
-
-_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-# Prefix, and how many characters follow.
-_FORMS = (("hf_", 34), ("sk-", 48), ("ghp_", 36), ("wandb_v1_", 40), ("", 40))
-_VARIABLES = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "MY_PASSWORD", "GITHUB_TOKEN")
-CANARY_PLACES = ("environment", "argument", "failing run", "recipe comment", "recipe value", "override")
-
-
-def _draw_canary(dice: Random, *, known: bool) -> str:
-    prefix, length = dice.choice(_FORMS[:-1] if known else _FORMS)
-    return prefix + "".join(dice.choices(_ALPHABET, k=length))
-
-
-def judge_canary(place: str, folder: Path, dice: Random) -> tuple[str, int]:
-    """Run, or be refused, with a canary in one place; what is wrong with that, and in how many places it was found.
-
-    Args:
-        place: one of `CANARY_PLACES`.
-        folder: an empty one.
-        dice: draws the canary.
-    """
-    # Outside the environment only its form says what it is.
-    canary = _draw_canary(dice, known=place not in ("environment", "failing run"))
-    variable = dice.choice(_VARIABLES)
-    environment = {variable: canary} if place in ("environment", "failing run") else {}
-    flag = dice.choice((["--hub-token", canary], [f"--api-key={canary}"], [canary], [f"training.x={canary}"]))
-    arguments = ["finetune", "recipe.yaml", *(flag if place == "argument" else [])]
-    streams = io.StringIO()
-    with (
-        patch.dict(os.environ, environment),
-        patch.object(sys, "argv", arguments),
-        contextlib.redirect_stdout(streams),
-        contextlib.redirect_stderr(streams),
-    ):
-        wrong = _run_with_canary(place, canary, folder, streams)
-    told = [path for path in folder.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
-    told = [path for path in told if path.parent != folder]  # the recipe itself, which the person wrote
-    found = len(told) + (canary in streams.getvalue())
-    if found:
-        names = [str(path.relative_to(folder)) for path in told]
-        return f"found in {names}{' and in what was said' if canary in streams.getvalue() else ''}", found
-    return wrong, 0
-
-
-def _run_with_canary(place: str, canary: str, folder: Path, streams: io.StringIO) -> str:
-    """Run the small recipe with the canary in the recipe, or with whatever the environment holds."""
-    import yaml
-
-    from finetune.cli import _say
-    from finetune.recipe.reading import read_recipe_with_notices
-    from tests.end_to_end.small_runs import build_values, run_small
-
-    try:
-        if place in ("environment", "argument"):
-            run_small(folder, training__max_steps=1)
-            return ""
-        if place == "failing run":
-            run_small(folder, training__max_steps=1, data__train={"path": str(folder / f"{canary}.jsonl")})
-            return "a run without rows went through"
-        values = build_values(folder, **({"adapter__init_from": f"x/{canary}"} if place == "recipe value" else {}))
-        text = yaml.safe_dump(values, width=200) + (f"# token: {canary}\n" if place == "recipe comment" else "")
-        (folder / "recipe.yaml").write_text(text)
-        overrides = [f"model.model_name_or_path={canary}"] if place == "override" else []
-        read_recipe_with_notices(folder / "recipe.yaml", overrides)
-    except FinetuneError as error:
-        _say(str(error))
-        return "" if place not in ("environment", "argument") else f"refused: {str(error).splitlines()[0]}"
-    return "a recipe with a secret was accepted"
-
-
-@register
-class Canaries:
-    """Made-up secrets in the environment, on the command line and in the recipe."""
-
-    name = "canary_secrets"
-    title = "canary secrets found in no file and no stream of a run"
-    row = "38"
-    target = 60
-    baseline_of = None
-
-    def run_some(self, rig: Rig, first_case: int, deadline: float) -> Iterator[Outcome]:
-        """Run cases until the deadline."""
-        for case in _until(first_case, deadline):
-            place = CANARY_PLACES[case % len(CANARY_PLACES)]
-            with TemporaryDirectory() as folder:
-                wrong, found = judge_canary(place, Path(folder), rig.draw(self.name, case))
-            yield Outcome(case, passed=not wrong, drawn={"place": place}, detail=wrong, figures={"found": found})

@@ -18,7 +18,15 @@ from typing import Any
 from tests.faults.measures import Outcome, Rig, register
 from tests.faults.recipes import SAVE_STEPS
 from tests.faults.reference import Reference, build_place, draw_moments, find_reference, keep_evidence
-from tests.faults.runs import Moment, Place, Process, find_differences
+from tests.faults.runs import (
+    Moment,
+    Place,
+    Process,
+    find_differences,
+    find_lost,
+    find_whole_steps,
+    find_wrong_start,
+)
 
 __all__ = ["Chain", "count_repeated", "judge_chain", "kill_in_chain"]
 
@@ -46,12 +54,13 @@ def kill_in_chain(place: Place, moments: list[Moment]) -> Chain:
     for moment in moments:
         process = place.start()
         chain.processes.append(process)
-        process.strike(moment, signal.SIGKILL)
+        before = find_whole_steps(place.checkpoints)
+        struck = process.strike(moment, signal.SIGKILL)
         code = process.wait()
-        if code != -signal.SIGKILL:
-            if code != 0:
-                chain.faults.append(f"before a kill it ended by itself with {code}: {process.read_said(4)}")
-                return chain
+        if code != (-signal.SIGKILL if struck else 0) and code != 0:
+            chain.faults.append(f"died or hung before the kill, with {code}: {process.read_said(4)}")
+            return chain
+        if code == 0:
             break  # it was done before the moment came
         chain.strikes.append(
             {
@@ -60,6 +69,8 @@ def kill_in_chain(place: Place, moments: list[Moment]) -> Chain:
                 "phase": process.find_phase(),
                 "steps_done": place.read_steps_done(),
                 "torn": find_torn(place.checkpoints) if place.has_records else "no records",
+                "whole_before": before,
+                "whole": find_whole_steps(place.checkpoints),
             }
         )
     last = place.start()
@@ -83,9 +94,7 @@ def count_repeated(chain: Chain) -> list[int | None]:
 
     A kill during a start counts nothing: what it cost is counted with the kill before it.
     """
-    first_steps = [
-        next((mark["step"] for mark in process.marks if mark["mark"] == "step"), None) for process in chain.processes
-    ]
+    first_steps = [process.find_first_step() for process in chain.processes]
     repeated: list[int | None] = []
     for strike in chain.strikes:
         if first_steps[strike["process"]] is None:
@@ -97,7 +106,7 @@ def count_repeated(chain: Chain) -> list[int | None]:
 
 
 def judge_chain(chain: Chain, reference: Reference, place: Place) -> list[str]:
-    """Judge a chain's end: what differs from the unbroken run, and what was trained again that need not be."""
+    """Judge a chain's end: what differs from the unbroken run, what was lost, and what was trained again needlessly."""
     faults = list(chain.faults)
     if not faults:
         faults += find_differences(reference.place, place)
@@ -107,7 +116,18 @@ def judge_chain(chain: Chain, reference: Reference, place: Place) -> list[str]:
             allowed = (strike["steps_done"] - 1) % SAVE_STEPS + 1
             if repeated is not None and strike["steps_done"] and repeated > allowed:
                 faults.append(f"{repeated} steps repeated after the kill behind step {strike['steps_done']}")
+            faults += judge_strike(chain, strike)
     return faults
+
+
+def judge_strike(chain: Chain, strike: dict[str, Any]) -> list[str]:
+    """Judge what a fault left of the checkpoints, and that the next process goes on right behind the newest whole."""
+    where = f"after the kill behind step {strike['steps_done']}"
+    number = strike["process"] + 1
+    is_last = number == len(chain.processes) - 1
+    faults = [f"{where}: checkpoint {step} is gone" for step in find_lost(strike["whole_before"], strike["whole"])]
+    wrong = find_wrong_start(chain.processes[number], strike["whole"], ran_to_its_end=is_last)
+    return faults + [f"{where}: {fault}" for fault in wrong]
 
 
 class _Kills:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 __all__ = [
+    "KEPT",
     "KINDS",
     "ROOT",
     "RUN_NAME",
@@ -25,6 +26,7 @@ __all__ = [
 
 STEPS = 30
 SAVE_STEPS = 5
+KEPT = 2  # checkpoints
 RUN_NAME = "run"
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "data" / "tiny_base"
@@ -67,7 +69,7 @@ BASE: dict[str, Any] = {
     "training": {
         "max_steps": STEPS,
         "save_steps": SAVE_STEPS,
-        "save_total_limit": 2,
+        "save_total_limit": KEPT,
         "logging_steps": 1,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,

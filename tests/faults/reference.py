@@ -10,15 +10,19 @@ from random import Random
 from typing import Any
 
 from tests.faults.measures import Rig
-from tests.faults.runs import Moment, Place, hold, read_lines
+from tests.faults.recipes import STEPS
+from tests.faults.runs import Moment, Place, find_differences, hold, read_lines, read_trace
 
-__all__ = ["Reference", "draw_moments", "find_reference", "keep_evidence", "sort_moments"]
+__all__ = ["Reference", "UnmadeReference", "draw_moments", "find_reference", "keep_evidence", "sort_moments"]
 
 # Of these a moment's mark is made; the marks inside a step are left out.
 _MARKS = ("step", "save", "evaluation", "preparation", "prepared", "evaluated", "trained")
-_FROM_THE_START = (
-    0.1  # share of moments drawn from all before the end of training, imports included; and as many behind it
-)
+# Share of moments drawn from all before the end of training, imports included; and as many behind it.
+_FROM_THE_START = 0.1
+
+
+class UnmadeReference(RuntimeError):
+    """There is no unbroken run to hold others against: no fault of a case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def find_reference(rig: Rig, kind: str) -> Reference:
     """Find a kind's unbroken run, making it where there is none yet.
 
     Raises:
-        RuntimeError: it does not run to its end, so that nothing can be held against it.
+        UnmadeReference: it cannot be made, so that nothing can be held against it.
     """
     folder = rig.work_dir / "references" / kind
     with hold(folder.with_suffix(".lock")):
@@ -87,12 +91,44 @@ def build_place(folder: Path, kind: str, rig: Rig) -> Place:
 
 
 def make_reference(folder: Path, kind: str, rig: Rig) -> None:
-    """Run a kind once without a fault; every file operation of its saves is traced."""
-    process = build_place(folder, kind, rig).start(events=True)
+    """Run a kind twice without a fault: once with every file operation of its saves traced, once without the hook.
+
+    Raises:
+        UnmadeReference: one did not run to its end, has not all steps, or the two are not equal.
+    """
+    place = build_place(folder, kind, rig)
+    process = place.start(events=True)
+    code, ended_seconds = process.wait(), time.monotonic()
+    if code != 0:
+        raise UnmadeReference(f"the unbroken run of kind {kind} ended with {code}:\n{process.read_said()}")
+    check_is_full(place, kind)
+    second = folder.with_name(f"{kind}_second")
+    shutil.rmtree(second, ignore_errors=True)
+    other = build_place(second, kind, rig)
+    process = other.start(hooked=False)
     code = process.wait()
     if code != 0:
-        raise RuntimeError(f"the unbroken run of kind {kind} ended with {code}:\n{process.read_said()}")
-    (folder / "ended.json").write_text(json.dumps({"t": time.monotonic()}), encoding="utf-8")
+        raise UnmadeReference(f"the second unbroken run of kind {kind} ended with {code}:\n{process.read_said()}")
+    if differences := find_differences(place, other, is_traced=False):
+        raise UnmadeReference(f"two unbroken runs of kind {kind} differ: {'; '.join(differences)[:1000]}")
+    shutil.rmtree(second)
+    (folder / "ended.json").write_text(json.dumps({"t": ended_seconds, "is_equal": True}), encoding="utf-8")
+
+
+def check_is_full(place: Place, kind: str) -> None:
+    """Check that there is something to be equal to: each step's figures and rows, and an adapter.
+
+    Raises:
+        UnmadeReference: something is missing.
+    """
+    steps = list(range(1, STEPS + 1))
+    measured = [line["step"] for line in read_lines(place.run / "metrics.jsonl") if "loss" in line]
+    traced = sorted(read_trace(place))
+    if measured != steps or traced != steps or not (place.path / place.adapter).exists():
+        raise UnmadeReference(
+            f"the unbroken run of kind {kind} has losses of {len(measured)} steps, rows of {len(traced)} and "
+            f"{'an' if (place.path / place.adapter).exists() else 'no'} adapter; {STEPS} steps were asked for"
+        )
 
 
 def draw_moments(reference: Reference, random: Random, number: int) -> list[Moment]:

@@ -1,6 +1,6 @@
 """Where outcomes are kept, and what is made of them: the results of a machine and the table of docs/reliability.md.
 
-Goes in: outcomes, one at a time. Comes out: `outputs/faults/COMMIT.jsonl`, which grows from call to call;
+Goes in: outcomes, one at a time. Comes out: `outputs/faults/TREE.jsonl`, which grows from call to call;
 `benchmarks/results/reliability_MACHINE.json`; and the lines between the two markers of the page.
 """
 
@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,25 @@ from typing import Any
 from tests.faults.measures import Measure, Outcome
 from tests.faults.recipes import ROOT
 
-__all__ = ["Store", "read_tree", "render_table", "sum_up", "write_page", "write_results"]
+__all__ = [
+    "Store",
+    "Tree",
+    "find_fuller",
+    "find_references",
+    "read_tree",
+    "render_table",
+    "sum_up",
+    "write_page",
+    "write_results",
+]
 
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: begin, written by `make faults` -->", "<!-- faults: end -->"
 MAX_FAILURES = 20
-# What decides an outcome: results of one tree do not count for another.
-_COUNTED = ("finetune", "data", "tests/faults", "pyproject.toml", "constraints.txt")
+# What decides an outcome: all that measures run, read or import. Results of one tree do not count for another.
+_COUNTED = ("finetune", "data", "recipes", "tests/faults", "tests/data", "tests/quality", "tests/end_to_end",
+            "pyproject.toml", "constraints.txt")  # fmt: skip
+_NOT_COUNTED = {"__pycache__", ".pytest_cache", ".ruff_cache"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +42,28 @@ class Tree:
     """What was measured.
 
     Attributes:
+        name: of the store: a hash of the files that decide an outcome, whatever is committed beside them.
         commit: of the checkout; `none` without git.
         is_clean: whether the files that decide an outcome are as that commit has them.
-        name: of the store: the commit, and behind it a hash of what differs from it.
     """
 
+    name: str
     commit: str
     is_clean: bool
-    name: str
 
 
 def read_tree() -> Tree:
-    """Read the checkout's commit, and how far its files are from it."""
+    """Read the files that decide an outcome, and the checkout's commit."""
+    files = [path for name in _COUNTED for path in sorted((ROOT / name).rglob("*")) or [ROOT / name]]
+    whole = hashlib.sha256()
+    for path in files:
+        if path.is_file() and not _NOT_COUNTED & set(path.parts):
+            whole.update(f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    name = whole.hexdigest()[:16]
     if not (ROOT / ".git").exists():
-        return Tree("none", False, "none")
+        return Tree(name, "none", False)
     commit = _ask_git("rev-parse", "HEAD").decode().strip()
-    changed = _ask_git("diff", "HEAD", "--", *_COUNTED)
-    new = _ask_git("ls-files", "-z", "--others", "--exclude-standard", "--", *_COUNTED).decode().split("\0")
-    contents = [changed, *(name.encode() + (ROOT / name).read_bytes() for name in new if name)]
-    if not any(contents):
-        return Tree(commit, True, commit[:12])
-    return Tree(commit, False, f"{commit[:12]}-{hashlib.sha256(b''.join(contents)).hexdigest()[:8]}")
+    return Tree(name, commit, not _ask_git("status", "--porcelain", "--", *_COUNTED))
 
 
 def _ask_git(*arguments: str) -> bytes:
@@ -81,9 +94,10 @@ class Store:
         self._totals: dict[str, Total] = {}
         self._read_bytes = 0
 
-    def add(self, measure: str, seed: int, outcome: Outcome, seconds: float) -> None:
-        """Write an outcome down at once, in a single write."""
-        line = {"measure": measure, "seed": seed, **asdict(outcome), "seconds": round(seconds, 1)}
+    def add(self, measure: str, seed: int, outcome: Outcome, seconds: float, tree: Tree) -> None:
+        """Write an outcome down, in a single write."""
+        run_on = {"commit": tree.commit, "is_clean": tree.is_clean}
+        line = {"measure": measure, "seed": seed, **asdict(outcome), "seconds": round(seconds, 1), **run_on}
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             # Evidence is published with the results; where on this machine it was met is nobody's business.
@@ -140,6 +154,7 @@ def sum_up(lines: Iterable[Mapping[str, Any]], measures: Mapping[str, Measure]) 
             "passed": sum(line["weight"] for line in ours if line["passed"]),
             "runs": len(ours),
             "failed_runs": len(failures),
+            "failed_before": sum(not line["weight"] for line in failures),  # any fault was done to them
             "figures": figures,
             "seconds": round(sum(line["seconds"] for line in ours), 1),
             "failures": failures[:MAX_FAILURES],
@@ -148,7 +163,7 @@ def sum_up(lines: Iterable[Mapping[str, Any]], measures: Mapping[str, Measure]) 
 
 
 def render_table(sums: Mapping[str, Mapping[str, Any]], measured_on: str) -> str:
-    """Render the table: one row for each measure of ours that has a case, the baseline's beside it."""
+    """Render the table: one row for each measure of ours, the baseline's beside it."""
     lines = [
         measured_on,
         "",
@@ -156,16 +171,24 @@ def render_table(sums: Mapping[str, Mapping[str, Any]], measured_on: str) -> str
         "|---|---|---|---|",
     ]
     for name, ours in sums.items():
-        if ours["baseline_of"] is not None or not ours["cases"]:
+        if ours["baseline_of"] is not None:
             continue
-        baselines = [one for one in sums.values() if one["baseline_of"] == name and one["cases"]]
+        baselines = [one for one in sums.values() if one["baseline_of"] == name]
         column = "<br>".join(f"{_render_count(one)}{_render_figures(one)}" for one in baselines) or "–"
         lines.append(f"| {ours['row']} | {ours['title']} | {_render_count(ours)}{_render_figures(ours)} | {column} |")
     return "\n".join(lines)
 
 
 def _render_count(one: Mapping[str, Any]) -> str:
-    return f"{one['passed']:,} of {one['cases']:,}"
+    before = f", {one['failed_before']} failed before any fault" if one["failed_before"] else ""
+    if not one["cases"]:
+        return f"not measured (target {one['target']:,}){before}"
+    target = f" (target {one['target']:,})" if one["cases"] < one["target"] else ""
+    return f"{one['passed']:,} of {one['cases']:,}{target}{before}"
+
+
+def _render_references(values: Mapping[str, Any]) -> str:
+    return ", ".join(name for name, is_equal in values["references_equal"].items() if is_equal) or "none was made"
 
 
 def _render_figures(one: Mapping[str, Any]) -> str:
@@ -173,11 +196,54 @@ def _render_figures(one: Mapping[str, Any]) -> str:
     return f"<br>{shown}" if shown else ""
 
 
-def write_results(sums: Mapping[str, Mapping[str, Any]], tree: Tree, seeds: list[int]) -> Path:
-    """Write the results beside the machine's and the libraries' names; the file."""
+def find_fuller(sums: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Find the measures of which this machine's published results have more cases, up to the target, than these."""
+    from benchmarks.recording import RESULTS_DIR, find_emulation, read_environment
+
+    cpu = read_environment()["cpu"]
+    machine = f"{cpu['model']} {cpu['cores_usable']} cores"
+    fuller = []
+    for path in RESULTS_DIR.glob("reliability_*.json"):
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if (there["machine"], there["emulation"]) == (machine, find_emulation()):
+            fuller += [name for name, one in there["measures"].items()
+                       if name in sums and sums[name]["cases"] < min(one["cases"], sums[name]["target"])]  # fmt: skip
+    return fuller
+
+
+def find_references(work_dir: Path) -> dict[str, bool]:
+    """Find of each kind's unbroken run whether it and a second one, without the hook, ended equal."""
+    paths = sorted((work_dir / "references").glob("*/ended.json"))
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8"))["is_equal"] for path in paths}
+
+
+def write_results(
+    sums: Mapping[str, Mapping[str, Any]],
+    lines: Sequence[Mapping[str, Any]],
+    tree: Tree,
+    references_equal: Mapping[str, bool],
+) -> Path:
+    """Write the results beside the machine's and the libraries' names; the file.
+
+    The commit named is the first one that had these very files when a case was run; where they were committed only
+    afterwards, the one that has them now.
+    """
     from benchmarks.recording import write_result
 
-    figures = {"commit": tree.commit, "tree_is_clean": tree.is_clean, "seeds": seeds, "measures": dict(sums)}
+    run_on: dict[str, int] = {}
+    for line in lines:
+        name = line["commit"] if line["is_clean"] else f"{line['commit']} with changes"
+        run_on[name] = run_on.get(name, 0) + 1
+    clean = [line["commit"] for line in lines if line["is_clean"]] + [tree.commit] * tree.is_clean
+    figures = {
+        "commit": (clean or [tree.commit])[0],
+        "tree_is_clean": bool(clean),
+        "tree": tree.name,
+        "run_on": run_on,
+        "seeds": sorted({line["seed"] for line in lines}),
+        "references_equal": dict(references_equal),
+        "measures": dict(sums),
+    }
     return write_result("reliability", figures)
 
 
@@ -196,7 +262,8 @@ def write_page(results: Path) -> None:
     state = "" if values["tree_is_clean"] else ", with changes that are not in it"
     measured_on = (
         f"Measured on {values['machine']} with {versions}, at commit `{values['commit'][:12]}`{state}; "
-        f"failures and draws in [{results.name}](../{results.relative_to(ROOT)})."
+        f"failures and draws in [{results.name}](../{results.relative_to(ROOT)}). "
+        f"Two unbroken runs, one of them without the hook, were equal: {_render_references(values)}."
     )
     table = render_table(values["measures"], measured_on)
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,14 +20,18 @@ from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
-from tests.faults.recipes import ROOT, RUN_NAME, find_verb, write_recipe
+from tests.faults.recipes import KEPT, ROOT, RUN_NAME, STEPS, find_verb, write_recipe
 
 __all__ = [
     "Moment",
     "Place",
     "Process",
     "find_differences",
+    "find_lost",
+    "find_whole_steps",
+    "find_wrong_start",
     "hold",
+    "judge_message",
     "read_figures",
     "read_lines",
     "read_trace",
@@ -35,6 +40,9 @@ __all__ = [
 
 POLL_SECONDS = 0.003
 MOST_SECONDS = 300.0  # a run takes about 12; what takes this long hangs
+MOST_LINES = 15  # of a message, as the house promises
+# Lines that say how far the run is, and nothing of how it ended.
+_PROGRESS = re.compile(r"(step \d+ of \d+|before the first step|Rehearsal:|training:|evaluation:|  lengths:)")
 # What the clock and the memory decide.
 _OF_THE_MACHINE = ("seconds", "tokens_per_second", "peak_memory_bytes", "step_time", "profiling/total", "runtime")
 
@@ -87,8 +95,8 @@ class Place:
         """What the hook wrote, all processes of the run one behind the other."""
         return self.path / "trace.jsonl"
 
-    def start(self, *, env: dict[str, str] | None = None, **plan: Any) -> "Process":
-        """Start the command in a new process with a plan for its hook."""
+    def start(self, *, env: dict[str, str] | None = None, hooked: bool = True, **plan: Any) -> "Process":
+        """Start the command in a new process with a plan for its hook; without one it is the bare command."""
         checkpoints = self.checkpoints.resolve()
         plan_path = self.path / "plan.json"
         values = {"trace": str(self.trace), "checkpoints": str(checkpoints), **plan}
@@ -96,9 +104,10 @@ class Place:
         offset = self.trace.stat().st_size if self.trace.exists() else 0
         said = self.path / f"said_{len(list(self.path.glob('said_*.txt')))}.txt"
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | (env or {})
+        hook = ["-m", "tests.faults.hooked", str(plan_path)] if hooked else []
         with said.open("wb") as file:
             popen = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.hooked", str(plan_path), "-m", self.module, *self.arguments],
+                [sys.executable, *hook, "-m", self.module, *self.arguments],
                 cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             )  # fmt: skip
         return Process(popen, self.trace, offset, said)
@@ -129,6 +138,20 @@ class Process:
     def read_said(self, max_lines: int = 15) -> str:
         """Read the end of what it said."""
         return "\n".join(self.said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-max_lines:])
+
+    def read_message(self) -> list[str]:
+        """Read what it said behind its last progress line: the message it ended with, line by line."""
+        lines = self.said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = max((number for number, line in enumerate(lines) if _PROGRESS.match(line)), default=-1)
+        return lines[last + 1 :]
+
+    def find_first_step(self) -> int | None:
+        """Find the first step it trained; None where it came to none."""
+        return next((mark["step"] for mark in self.marks if mark["mark"] == "step"), None)
+
+    def find_last_step(self) -> int | None:
+        """Find the last step it began; None where it came to none."""
+        return next((mark["step"] for mark in reversed(self.marks) if mark["mark"] == "step"), None)
 
     def follow(self) -> None:
         """Read what the trace has got since the last time."""
@@ -268,30 +291,72 @@ def read_trace(place: Place) -> dict[int, list[str]]:
     return rows
 
 
-def find_differences(reference: Place, other: Place) -> list[str]:
-    """Find what differs between an unbroken run and another, in words: figures, row order, adapter."""
-    found = []
-    figures, others = (read_figures(place.run / "metrics.jsonl") for place in (reference, other))
-    for step in sorted(figures.keys() | others.keys()):
-        for key in sorted(figures.get(step, {}).keys() | others.get(step, {}).keys()):
-            expected, got = figures.get(step, {}).get(key), others.get(step, {}).get(key)
-            if expected != got:
-                found.append(f"{key} of step {step}: {got} instead of {expected}")
-    rows, other_rows = read_trace(reference), read_trace(other)
-    found += [f"rows of step {step} differ" for step in sorted(rows.keys() | other_rows.keys())
-              if rows.get(step) != other_rows.get(step)]  # fmt: skip
+def find_differences(reference: Place, other: Place, *, is_traced: bool = True) -> list[str]:
+    """Find what differs between an unbroken run and another, in words: figures, row order, adapter.
+
+    Args:
+        reference: the unbroken run.
+        other: the other one.
+        is_traced: whether the other one ran with the hook, which notes its rows.
+    """
+    lines, others = (read_figures(place.run / "metrics.jsonl") for place in (reference, other))
+    steps, other_steps = ([line["step"] for line in each] for each in (lines, others))
+    found = [] if steps == other_steps else [f"metrics.jsonl has the steps {other_steps} instead of {steps}"]
+    by_step = {line["step"]: line for line in others}
+    for line in lines:
+        got = by_step.get(line["step"], {})
+        found += [f"{key} of step {line['step']}: {got.get(key)} instead of {line.get(key)}"
+                  for key in sorted(line.keys() | got.keys()) if got.get(key) != line.get(key)]  # fmt: skip
+    if is_traced:
+        rows, other_rows = read_trace(reference), read_trace(other)
+        found += [f"rows of step {step} differ" for step in sorted(rows.keys() | other_rows.keys())
+                  if rows.get(step) != other_rows.get(step)]  # fmt: skip
     if _hash(reference.path / reference.adapter) != _hash(other.path / other.adapter):
         found.append("the adapter's bytes differ")
     return found
 
 
-def read_figures(path: Path) -> dict[int, dict[str, Any]]:
-    """Read what each step measured, without what the clock and the memory decide."""
-    by_step: dict[int, dict[str, Any]] = {}
-    for line in read_lines(path):
-        kept = {key: value for key, value in line.items() if not key.endswith(_OF_THE_MACHINE)}
-        by_step.setdefault(line["step"], {}).update(kept)
-    return by_step
+def read_figures(path: Path) -> list[dict[str, Any]]:
+    """Read what each line measured, in the file's order, without what the clock and the memory decide."""
+    return [
+        {key: value for key, value in line.items() if not key.endswith(_OF_THE_MACHINE)} for line in read_lines(path)
+    ]
+
+
+def find_whole_steps(checkpoints: Path) -> list[int]:
+    """Find the steps of the checkpoints that have their record, in order."""
+    names = [path.parent.name.removeprefix("checkpoint-") for path in checkpoints.glob("checkpoint-*/COMPLETE.json")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def find_lost(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """Find the checkpoints that were whole and are gone although the rotation keeps the two newest."""
+    return [step for step in sorted({*before, *after})[-KEPT:] if step not in after]
+
+
+def find_wrong_start(process: Process, whole: Sequence[int], *, ran_to_its_end: bool) -> list[str]:
+    """Find whether a process began anywhere but at the step behind the newest whole checkpoint.
+
+    Args:
+        process: the one that took the run up.
+        whole: steps of the checkpoints it found.
+        ran_to_its_end: whether nothing ended it before it could come to a step.
+    """
+    first, expected = process.find_first_step(), max(whole, default=0) + 1
+    if first is None and (not ran_to_its_end or expected > STEPS):
+        return []
+    return [] if first == expected else [f"went on at step {first} and not at {expected}, with {list(whole)} whole"]
+
+
+def judge_message(process: Process) -> list[str]:
+    """Judge what a process said as it ended: no traceback anywhere, and a message of at most 15 lines."""
+    faults = []
+    if "Traceback" in process.said.read_text(encoding="utf-8", errors="replace"):
+        faults.append(f"a traceback: {process.read_said()}")
+    message = process.read_message()
+    if len(message) > MOST_LINES:
+        faults.append(f"{len(message)} lines as it ended: {message[0]}")
+    return faults
 
 
 def _hash(path: Path) -> str | None:

@@ -19,14 +19,24 @@ from tests.faults.kills import Chain, count_repeated, find_torn
 from tests.faults.measures import Outcome, Rig, register
 from tests.faults.recipes import STEPS
 from tests.faults.reference import Reference, build_place, find_reference, keep_evidence, sort_moments
-from tests.faults.runs import Moment, Place, find_differences, read_lines
+from tests.faults.runs import (
+    Moment,
+    Place,
+    Process,
+    find_differences,
+    find_lost,
+    find_whole_steps,
+    find_wrong_start,
+    judge_message,
+    read_lines,
+)
 
 __all__ = ["PHASES", "interrupt_in_chain"]
 
 KIND = "evaluated"
 PHASES = ("step", "evaluation", "save", "preparation")
 IN_A_CHAIN = 4
-# docs/runs.md: before the first step there is nothing to save, and such an end leaves everything as it was.
+# docs/runs.md: before the first step there is nothing to save; the status may stay that of the process before.
 _BEFORE_TRAINING = ("start-up", "preparation")
 
 
@@ -34,7 +44,7 @@ def interrupt_in_chain(place: Place, moments: list[Moment], number: signal.Signa
     """Interrupt a run at one moment after the other, look at what each leaves, and let it run to its end."""
     chain = Chain()
     for moment in moments:
-        status_before = _read_status(place)
+        status_before, whole_before = _read_status(place), find_whole_steps(place.checkpoints)
         with tempfile.TemporaryDirectory(prefix="cache_") as cache:
             process = place.start(env={"HF_DATASETS_CACHE": cache} if moment.mark == "preparation" else None)
             chain.processes.append(process)
@@ -45,15 +55,20 @@ def interrupt_in_chain(place: Place, moments: list[Moment], number: signal.Signa
                 chain.faults.append(f"before a signal it ended by itself with {code}: {process.read_said(4)}")
                 return chain
             break  # it was done before the moment came
+        if code == 0 and process.find_phase() == "after training" and _read_status(place) == "done":
+            break  # docs/runs.md: once the status says that it is done, there is nothing left to stop
         strike: dict[str, Any] = {
             **moment.to_json(),
             "process": len(chain.processes) - 1,
             "phase": process.find_phase(),
             "steps_done": place.read_steps_done(),
             "exit_code": code,
+            "last_step_begun": process.find_last_step(),
+            "whole_before": whole_before,
+            "whole": find_whole_steps(place.checkpoints),
         }
         chain.strikes.append(strike)
-        chain.faults += _judge_stop(place, strike, code, number, status_before, process.read_said(4))
+        chain.faults += _judge_stop(place, process, strike, number, status_before)
     last = place.start()
     chain.processes.append(last)
     code = last.wait()
@@ -63,21 +78,21 @@ def interrupt_in_chain(place: Place, moments: list[Moment], number: signal.Signa
 
 
 def _judge_stop(
-    place: Place, strike: dict[str, Any], code: int, number: signal.Signals, status_before: str | None, said: str
+    place: Place, process: Process, strike: dict[str, Any], number: signal.Signals, status_before: str | None
 ) -> list[str]:
     """Judge what an interrupted process left: exit code, status, no result, a whole checkpoint of its last step."""
     faults = []
     where = f"after {number.name} in {strike['phase']} at step {strike['steps_done']}"
-    if code != 128 + number:
-        faults.append(f"{where}: exit {code}: {said}")
+    if strike["exit_code"] != 128 + number:
+        faults.append(f"{where}: exit {strike['exit_code']}: {process.read_said(4)}")
     status = _read_status(place)
     expected = {"interrupted"} if strike["phase"] not in _BEFORE_TRAINING else {"interrupted", status_before}
     if status not in expected:
         faults.append(f"{where}: status {status}")
     if place.run.joinpath("adapter").exists():
         faults.append(f"{where}: adapter/ is there")
-    if "Traceback" in said:
-        faults.append(f"{where}: a traceback: {said}")
+    faults += [f"{where}: {fault}" for fault in judge_message(process)]
+    faults += [f"{where}: checkpoint {step} is gone" for step in find_lost(strike["whole_before"], strike["whole"])]
     if torn := find_torn(place.checkpoints):
         faults.append(f"{where}: {torn} without a record")
     return faults
@@ -91,8 +106,17 @@ def _read_status(place: Place) -> str | None:
 def judge_end(chain: Chain, reference: Reference, place: Place) -> tuple[list[str], int]:
     """Judge an interrupted run's end: what differs from the unbroken run, and how many steps were trained twice."""
     repeated = [steps or 0 for steps in count_repeated(chain)]
-    faults = chain.faults or find_differences(reference.place, place)
+    faults = list(chain.faults) or find_differences(reference.place, place)
     faults += [f"{steps} steps lost with signal {number + 1}" for number, steps in enumerate(repeated) if steps]
+    for strike in chain.strikes:
+        number = strike["process"] + 1
+        if number == len(chain.processes):
+            continue  # ended by itself with a fault of its own
+        # A step under way when the signal came is finished and saved: the next process begins behind it.
+        saved = strike["whole"] if strike["last_step_begun"] is None else [strike["last_step_begun"]]
+        is_last = number == len(chain.processes) - 1
+        wrong = find_wrong_start(chain.processes[number], saved, ran_to_its_end=is_last)
+        faults += [f"after the signal in {strike['phase']} at step {strike['steps_done']}: {fault}" for fault in wrong]
     return faults, sum(repeated)
 
 
@@ -186,9 +210,11 @@ class CtrlCTwice:
             place = build_place(folder, "sft", rig)
             step = random.randint(7, STEPS - 1)
             process = place.start(slow={"step": step, "seconds": 30.0})
-            faults, seconds = [], 0.0
+            faults: list[str] = []
+            seconds = 0.0
             if process.strike(Moment("step", step, random.uniform(0.0, 0.5)), signal.SIGINT):
                 time.sleep(random.uniform(0.7, 1.5))  # what comes within half a second is one key press
+                whole_before = find_whole_steps(place.checkpoints)
                 pressed = time.monotonic()
                 process.popen.send_signal(signal.SIGINT)
                 code = process.wait()
@@ -197,12 +223,17 @@ class CtrlCTwice:
                     faults.append(f"exit {code}: {process.read_said(4)}")
                 if process.marks[-1]["step"] != step or process.marks[-1]["mark"] != "step" or seconds > 20:
                     faults.append(f"left {seconds:.1f} seconds after the second Ctrl-C, at {process.marks[-1]}")
+                faults += judge_message(process)
+                lost = find_lost(whole_before, find_whole_steps(place.checkpoints))
+                faults += [f"checkpoint {step} is gone" for step in lost]
                 if find_torn(place.checkpoints) or (place.run / "adapter").exists():
                     faults.append("left something that looks finished or is torn")
             else:
                 faults.append(f"ended before: {process.read_said(4)}")
+            whole = find_whole_steps(place.checkpoints)
             again = place.start()
             code = again.wait()
+            faults += find_wrong_start(again, whole, ran_to_its_end=True)
             faults += [f"resumed: {code}: {again.read_said(4)}"] if code else find_differences(reference.place, place)
             keep_evidence(rig, self.name, case, folder, passed=not faults)
             drawn = {"step": step, "left_after_seconds": round(seconds, 2)}
@@ -214,7 +245,7 @@ class Stopped:
     """SIGSTOP and SIGCONT, as a batch system or a closed laptop does."""
 
     name = "stopped"
-    title = "SIGSTOP and SIGCONT three times: ends by itself, equal, no negative durations"
+    title = "SIGSTOP and SIGCONT, up to three times a run: ends by itself, equal, no negative durations"
     row = "10"
     target = 8
     baseline_of = None
@@ -239,9 +270,17 @@ class Stopped:
             faults = (
                 [f"ended with {code}: {process.read_said(4)}"] if code else find_differences(reference.place, place)
             )
+            if not stops:
+                faults.append("it ended before it could be stopped")
             lines = read_lines(place.run / "metrics.jsonl")
             times = [value for line in lines for key, value in line.items() if key.endswith("seconds")]
             if any(value is not None and value < 0 for value in times):
                 faults.append("a negative duration in metrics.jsonl")
             keep_evidence(rig, self.name, case, folder, passed=not faults)
-            yield Outcome(case, passed=not faults, drawn={"stops": stops}, detail="; ".join(faults)[:1500])
+            yield Outcome(
+                case,
+                passed=not faults,
+                drawn={"stops": stops},
+                detail="; ".join(faults)[:1500],
+                figures={"stops": len(stops)},
+            )

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from finetune.recipe.reading import read_recipe
+from tests.faults.inputs_canaries import judge_canary
 from tests.faults.inputs_fuzzing import draw_recipe
 from tests.faults.inputs_hostile import KINDS as HOSTILE
 from tests.faults.inputs_hostile import build_hostile
 from tests.faults.inputs_planting import draw_rows, list_kinds
 from tests.faults.inputs_recipes import judge_hostile, judge_recipe
 from tests.faults.inputs_rows import cache_in, judge_rows
-from tests.faults.inputs_security import judge_canary, judge_malicious, write_victim
+from tests.faults.inputs_security import judge_malicious, write_victim
 from tests.faults.inputs_typos import KINDS, Key, Typo, judge, list_typos
 from tests.faults.inputs_values import CASES, judge_value
 from tests.faults.measures import Rig
@@ -28,16 +29,16 @@ def only(wrong: Iterable[tuple[object, str]]) -> list[tuple[object, str]]:
     return [(case, said) for case, said in wrong if said]
 
 
-def test_150_fuzzed_recipes_are_read_and_read_again_or_told_in_one_message(tmp_path):
+def test_100_fuzzed_recipes_are_read_and_read_again_or_told_in_one_message(tmp_path):
     verdicts = []
-    for case in range(150):
+    for case in range(100):
         drawn = draw_recipe(RIG.draw("fuzzed_recipes", case))
         (tmp_path / "recipe.yaml").write_bytes(drawn.content)
         verdicts.append((drawn, judge_recipe(tmp_path / "recipe.yaml", drawn.overrides)))
     assert not only((drawn, verdict.wrong) for drawn, verdict in verdicts)
     # Both ways are walked, or the fuzzing shows nothing.
-    assert 15 <= sum(verdict.accepted for _, verdict in verdicts) <= 100
-    assert sum(verdict.has_line for _, verdict in verdicts) >= 75
+    assert 10 <= sum(verdict.accepted for _, verdict in verdicts) <= 67
+    assert sum(verdict.has_line for _, verdict in verdicts) >= 50
 
 
 def test_of_200_typos_of_any_key_95_in_100_are_told_with_the_right_key_first(tmp_path):
@@ -100,10 +101,10 @@ def test_a_line_is_counted_as_an_editor_counts_it(tmp_path):
         read_recipe(tmp_path / "recipe.yaml")
 
 
-def test_100_files_with_a_fault_planted_are_told_by_file_line_and_reason_and_counted_where_skipped(tmp_path):
+def test_60_files_with_a_fault_planted_are_told_by_file_line_and_reason_and_counted_where_skipped(tmp_path):
     kinds = list_kinds()
     with cache_in(tmp_path / "cache"):
-        planted = [draw_rows(RIG.draw("rows", case), kinds[case % len(kinds)]) for case in range(100)]
+        planted = [draw_rows(RIG.draw("rows", case), kinds[case % len(kinds)]) for case in range(60)]
         assert not only(((one.kind, one.shape), judge_rows(one, tmp_path)) for one in planted)
 
 
@@ -141,7 +142,6 @@ def victim(tmp_path_factory) -> Path:
         "a pickle named safetensors, trained on",
         "malformed safetensors, opened to chat",
         "a template that breaks out",
-        "a pickle in a checkpoint, resumed",
         "a base in pickles that are allowed",
     ],
 )
@@ -149,6 +149,9 @@ def test_a_file_that_would_run_code_is_not_executed(kind, victim, tmp_path):
     assert judge_malicious(kind, victim, tmp_path, RIG.draw(kind, 0)) == ""
 
 
-@pytest.mark.parametrize("place", ["environment", "failing run", "recipe comment", "override"])
+_FAILING = "environment and argument, diverging, --debug"
+
+
+@pytest.mark.parametrize("place", [_FAILING, "environment and row, --debug", "recipe comment", "override, --debug"])
 def test_a_secret_is_in_no_file_and_no_stream_of_the_run(place, tmp_path):
     assert judge_canary(place, tmp_path, RIG.draw(place, 0)) == ("", 0)

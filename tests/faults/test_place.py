@@ -76,6 +76,7 @@ def test_a_place_that_takes_no_run_is_named_and_nothing_there_changes(tmp_path, 
 def test_a_folder_on_a_read_only_disk_is_named_and_a_finished_run_there_is_complete(tmp_path):
     with claim(tmp_path) as folder:
         folder.start()
+        folder.adapter_dir.mkdir()
         folder.write_status("done")
     if subprocess.run(["mount", "--bind", "-o", "ro", tmp_path, tmp_path], capture_output=True).returncode:
         pytest.skip("only root mounts")

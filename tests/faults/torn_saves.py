@@ -1,9 +1,10 @@
 """Row 2: `kill -9` inside a save, at every one of its file operations, before and after the record and in the rotation.
 
 A hook counts the operations on the checkpoints' folder during a save and lets the process die right before the n-th.
-The saves of the unbroken run say how many there are; each is tried once: those of a save alone at steps 5 and 10, those
-of a save that removes an older checkpoint as well from step 15 on. A case is a chain with one torn save at each of the
-steps 5 to 30, so that a start of the process is paid once for each.
+The saves of the unbroken run say how many there are that change the disk; each is tried: those of a save alone at steps
+5 and 10, those of a save that removes an older checkpoint as well from step 15 on. A case is a chain with one torn save
+at each of the steps 5 to 30, so that a start of the process is paid once for each. Every fourth chain is killed at
+random moments of its saves instead: what C++ and Rust write is no operation that the hook hears, and is cut so.
 """
 
 import signal
@@ -12,18 +13,20 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from tests.faults.kills import Chain, find_torn, judge_chain
+from tests.faults.kills import Chain, find_torn, judge_chain, kill_in_chain
 from tests.faults.measures import Outcome, Rig, register
 from tests.faults.recipes import SAVE_STEPS, STEPS
-from tests.faults.reference import Reference, build_place, find_reference, keep_evidence
-from tests.faults.runs import Place, read_lines, says
+from tests.faults.reference import Reference, build_place, find_reference, keep_evidence, sort_moments
+from tests.faults.runs import Moment, Place, find_whole_steps, read_lines, says
 
-__all__ = ["count_operations", "plan_tears", "tear_in_chain"]
+__all__ = ["count_operations", "draw_in_saves", "plan_tears", "tear_in_chain"]
 
 # Two are kept, so from the third save on one is removed.
 _FIRST_ROTATION = 3 * SAVE_STEPS
+_IN_SAVES = 6  # moments in a chain of random ones
 
 
 def count_operations(reference: Reference, step: int) -> int:
@@ -46,6 +49,20 @@ def plan_tears(reference: Reference, case: int) -> list[tuple[int, int]]:
     ]
 
 
+def count_new(reference: Reference, case: int) -> int:
+    """Count the operations that a chain is the first one to tear, those of a save with and without rotation apart."""
+
+    def plan(number: int) -> set[tuple[bool, int]]:
+        return {(step >= _FIRST_ROTATION, operation) for step, operation in plan_tears(reference, number)}
+
+    return len(plan(case) - {tear for number in range(case) for tear in plan(number)})
+
+
+def draw_in_saves(reference: Reference, random: Random) -> list[Moment]:
+    """Draw a moment in each of some saves."""
+    return sort_moments([reference.draw_moment(random, phase="save") for _ in range(_IN_SAVES)])
+
+
 def tear_in_chain(place: Place, tears: list[tuple[int, int]], *, marks_broken: bool = True) -> Chain:
     """Tear one save after the other, look at what the next start makes of each, and let the run end.
 
@@ -58,6 +75,7 @@ def tear_in_chain(place: Place, tears: list[tuple[int, int]], *, marks_broken: b
     pending: dict[str, Any] | None = None
     log = place.run / "log.txt"
     for tear in [*tears, None]:
+        before = find_whole_steps(place.checkpoints)
         process = place.start(**({} if tear is None else {"kill": {"step": tear[0], "event": tear[1]}}))
         chain.processes.append(process)
         code = process.wait()
@@ -73,7 +91,10 @@ def tear_in_chain(place: Place, tears: list[tuple[int, int]], *, marks_broken: b
                 chain.faults.append(f"before the save of step {tear[0]} it ended with {code}: {process.read_said(4)}")
                 return chain
             continue  # the save had fewer operations, and the run was over before the next tear
-        died = next(mark for mark in process.marks if mark["mark"] == "killed")
+        died = next((mark for mark in process.marks if mark["mark"] == "killed"), None)
+        if died is None:
+            chain.faults.append(f"died or hung before the save of step {tear[0]}: {process.read_said(4)}")
+            return chain
         pending = {
             "process": len(chain.processes) - 1,
             "step": tear[0],
@@ -83,15 +104,11 @@ def tear_in_chain(place: Place, tears: list[tuple[int, int]], *, marks_broken: b
             "steps_done": place.read_steps_done(),
             "log_bytes": log.stat().st_size if log.exists() else 0,
             "torn": find_torn(place.checkpoints) if place.has_records else "no records",
-            "whole": find_whole(place.checkpoints),
+            "whole_before": before,
+            "whole": find_whole_steps(place.checkpoints),
         }
         chain.strikes.append(pending)
     return chain
-
-
-def find_whole(checkpoints: Path) -> list[str]:
-    """Find the checkpoints that have their record; nothing but a kill has touched them."""
-    return sorted((path.parent.name for path in checkpoints.glob("checkpoint-*/COMPLETE.json")), key=len)
 
 
 def check_set_aside(place: Place, strike: dict[str, Any]) -> list[str]:
@@ -103,7 +120,7 @@ def check_set_aside(place: Place, strike: dict[str, Any]) -> list[str]:
             faults.append(f"{name}, torn before `{strike['before']}`, was not set aside as .broken")
         if not says(log, [f"{name}.broken"], behind=behind):
             faults.append(f"{name}, torn before `{strike['before']}`, is not named in log.txt")
-    whole = [int(name.removeprefix("checkpoint-")) for name in strike["whole"] if name[-1].isdigit()]
+    whole = strike["whole"]
     used = f"Continuing after step {max(whole)}." if whole else "No checkpoint yet"
     if not says(log, [used], behind=behind):
         faults.append(f"after the save torn before `{strike['before']}` the log has no line `{used}`")
@@ -120,20 +137,27 @@ class TornSaves:
         "the one before used, end equal"
     )
     row = "2"
-    target = 138
+    target = 114  # 14 chains tear each of the 74 operations of both kinds, and the fifth ones between them
     baseline_of = None
 
     def run_some(self, rig: Rig, first_case: int, deadline: float) -> Iterator[Outcome]:
         """Run chains, each with a torn save at every save."""
         kinds = ("sft", "nf4")
         for case in count(first_case):
-            kind = kinds[case % len(kinds)]
+            is_random, number = case % 4 == 3, case - case // 4  # `number` counts the chains of operations alone
+            kind = kinds[(case // 4 if is_random else number) % len(kinds)]
             reference = find_reference(rig, kind)
             if time.monotonic() >= deadline:
                 return
             folder = Path(tempfile.mkdtemp(prefix="torn_"))
             place = build_place(folder, kind, rig)
-            chain = tear_in_chain(place, plan_tears(reference, case))
+            if is_random:
+                chain = kill_in_chain(place, draw_in_saves(reference, rig.draw(self.name, case)))
+                new = 0
+            else:
+                tears = plan_tears(reference, number // len(kinds))
+                chain = tear_in_chain(place, tears)
+                new = count_new(reference, number // len(kinds))
             faults = judge_chain(chain, reference, place)
             keep_evidence(rig, self.name, case, folder, passed=not faults)
             yield Outcome(
@@ -142,5 +166,9 @@ class TornSaves:
                 drawn={"kind": kind, "tears": chain.strikes},
                 detail="; ".join(faults)[:1500],
                 weight=max(len(chain.strikes), bool(faults)),  # what failed by itself counts too
-                figures={"folders_set_aside": sum(len(strike["torn"]) for strike in chain.strikes)},
+                figures={
+                    "distinct_operations": new,
+                    "at_random_moments": len(chain.strikes) * is_random,
+                    "folders_set_aside": sum(len(strike["torn"]) for strike in chain.strikes),
+                },
             )

@@ -60,6 +60,16 @@ def test_a_gpu_asked_for_where_there_is_none_says_how_to_run_without(machine):
         choose_device("cuda")
 
 
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_launcher_that_would_shard_the_model_is_refused(machine, monkeypatch, variable):
+    machine(num_gpus=2)
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(PlaceError, match=rf"{variable} asks for (?s:.*)torchrun --nproc_per_node"):
+        choose_device("auto")
+    monkeypatch.setenv(variable, "false")
+    assert choose_device("auto") == GPU
+
+
 def test_a_t4_computes_in_float16_though_torch_emulates_bfloat16_on_it(machine, monkeypatch):
     machine(num_gpus=1, capability=(7, 5), name="Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)

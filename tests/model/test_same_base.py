@@ -11,7 +11,7 @@ from finetune.errors import PlaceError, RecipeError
 from finetune.model.continuing import find_trained_adapter
 from finetune.model.identity import fingerprint_folder
 from finetune.model.loading import load_for_inference
-from finetune.model.same_base import check_base_weights, find_base_difference, note_base_weights
+from finetune.model.same_base import _order_metadata, check_base_weights, find_base_difference, note_base_weights
 from finetune.recipe.schema import ModelSettings
 from tests.model.saved_runs import write_base, write_run
 
@@ -115,3 +115,14 @@ def test_what_is_noted_leaves_the_adapter_as_peft_reads_it(run):
     header = path.read_bytes()[8:]
     assert header.startswith(b'{"__metadata__":{"finetune_base":"'), "in one order, or equal runs would differ in bytes"
     assert all(name.startswith("base_model.model.") for name in load_file(path))
+
+
+def test_a_header_that_would_reach_into_the_weights_is_not_written(tmp_path):
+    # 1e1 is written out as 10.0
+    header = b'{"w":{"dtype":"U8","shape":[1e1],"data_offsets":[0,10]},"__metadata__":{"b":"1","a":"2"}}'
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"weights 10")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"its header of \d+ bytes has \d+ when"):
+        _order_metadata(path)
+    assert path.read_bytes() == before

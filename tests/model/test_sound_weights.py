@@ -37,9 +37,23 @@ def test_zeros_are_told_from_an_output_side_of_zeros():
     assert not changes_nothing([(A, ZERO), (B, ONE), (B.replace("0", "1"), ZERO)]), "a start may have no input side"
 
 
-@pytest.mark.parametrize("beside", ["score", "lora_E", "lora_magnitude_vector"])
-def test_what_has_other_tensors_beside_lora_may_change_something(beside):
-    assert not changes_nothing([(A, ONE), (B, ZERO), (f"{LAYER}.{beside}.weight", ONE)])
+def test_what_has_other_tensors_beside_lora_may_change_something():
+    assert not changes_nothing([(A, ONE), (B, ZERO), (f"{LAYER}.score.weight", ONE)])
+
+
+@pytest.mark.parametrize("name", [f"{LAYER}.lora_magnitude_vector", f"{LAYER}.lora_magnitude_vector.default.weight"])
+def test_the_magnitudes_of_dora_change_nothing_beside_an_output_side_of_zeros(name):
+    assert changes_nothing([(A, ONE), (B, ZERO), (name, ONE)])
+    assert not changes_nothing([(A, ONE), (B, ONE), (name, ONE)])
+
+
+def test_adalora_without_singular_values_changes_nothing(tmp_path):
+    e = f"{LAYER}.lora_E"
+    assert changes_nothing([(A, ONE), (B, ONE), (e, ZERO)])
+    assert not changes_nothing([(A, ONE), (B, ONE), (e, ZERO), (e.replace("0", "1"), ONE)])
+    path = write(tmp_path / "pruned.safetensors", lora_A=ONE, lora_B=ONE, lora_E=ZERO)
+    with pytest.raises(PlaceError, match=r"the vector of singular values is all zeros, .*lora_E"):
+        check_sound(path, must_change=True)
 
 
 def test_a_file_is_refused_by_its_name_and_the_tensors(tmp_path):

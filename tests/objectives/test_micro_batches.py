@@ -1,11 +1,13 @@
 """Memory that runs out costs a repeated step and nothing else: loss, gradients and figures are those of the whole."""
 
+import json
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +25,8 @@ from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import dpo, kto, orpo, reward, supervised
 from finetune.objectives.batch_parts import count_rows, cut
 from finetune.objectives.building import RunArguments
-from finetune.objectives.micro_batches import is_out_of_memory
+from finetune.objectives.full_memory import is_out_of_memory
+from finetune.objectives.micro_batches import MicroBatches
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import AdapterSettings, DataSettings, ModelSettings, SourceSettings, TrainingSettings
 from tests.model.saved_runs import write_base
@@ -333,6 +336,25 @@ def test_an_error_that_is_not_about_memory_passes(folder, tokenizer, tmp_path):
         trainer.micro_batches.train(trainer.model, batch, None, super(StepMixin, trainer).training_step)
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(RuntimeError(ALLOCATOR_SAYS))
     assert not is_out_of_memory(RuntimeError("expected scalar type Float but found Double"))
+
+
+def test_a_limit_and_its_news_are_taken_up_on_the_same_device_and_forgotten_on_another(tmp_path, caplog):
+    def begin() -> MicroBatches:
+        return MicroBatches(SimpleNamespace(args=SimpleNamespace(device=torch.device("cpu"))))
+
+    halved, resumed, moved = begin(), begin(), begin()
+    halved.rows, halved.eval_rows, halved._is_news = 2, 1, True
+    halved.write(tmp_path)
+    resumed.read(tmp_path)
+    assert (resumed.rows, resumed.eval_rows) == (2, 1)
+    assert [resumed.take_news(), resumed.take_news()] == [{"micro_batch_rows": 2}, {}]
+
+    path = tmp_path / "training_memory.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"device": "NVIDIA T4, 15 GiB"}))
+    with caplog.at_level("INFO"):
+        moved.read(tmp_path)
+    assert (moved.rows, moved.eval_rows, moved.take_news()) == (None, None, {})
+    assert "Memory had run out on NVIDIA T4, 15 GiB" in caplog.text
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo", "orpo", "reward"])

@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import SchedulerType, get_scheduler
 
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, PlaceError
 from finetune.objectives.training_state import (
     build_random_state,
     check_no_pickle,
     put_random_state_back,
     read_state,
+    refused_as_state,
     write_state,
 )
 
@@ -238,6 +239,16 @@ def test_files_that_claim_more_than_there_can_be_are_not_read(written):
     os.truncate(written / "state.json", 2**40)
     with pytest.raises(CheckpointError, match=r"state\.json cannot be taken up: it has 1099511627776 bytes"):
         read_state(written, "state", max_bytes=MEBIBYTE)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=repr)
+def test_memory_that_runs_out_is_not_laid_to_the_checkpoint(written, error):
+    path = written / "optimizer.json"
+    with (
+        pytest.raises(PlaceError, match=r"memory ran out while it was taken up(?s:.*)not at fault"),
+        refused_as_state(path),
+    ):
+        raise error
 
 
 def test_a_missing_file_or_tensor_is_named(written):

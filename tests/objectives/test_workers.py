@@ -54,6 +54,10 @@ def test_a_killed_worker_ends_the_run_with_the_way_on(tiny_base: Path, tmp_path:
          "No space left on device (28)", "no shared memory left"),
         ("DataLoader worker (pid(s) 7) exited unexpectedly", "A data worker was killed"),
         ("Caught OSError in DataLoader worker process 0.\nOSError: [Errno 24] Too many open files", "ulimit -n"),
+        ("received 0 items of ancdata", "ulimit -n"),
+        ("Too many open files. Communication with the workers is no longer possible. Please increase the limit using "
+         "`ulimit -n` in the shell or change the sharing strategy by calling "
+         "`torch.multiprocessing.set_sharing_strategy('file_system')` at the beginning of your code", "ulimit -n"),
     ],
 )  # fmt: skip
 def test_what_torch_says_of_workers_is_said_with_its_ways_out(words, first):
@@ -67,5 +71,7 @@ def test_what_torch_says_of_workers_is_said_with_its_ways_out(words, first):
 def test_other_errors_pass_and_without_workers_so_do_these():
     with pytest.raises(RuntimeError, match="shape mismatch"), telling_dead_workers(2):
         raise RuntimeError("shape mismatch")
+    with pytest.raises(OSError, match="Too many open files"), telling_dead_workers(2):
+        raise OSError(24, "Too many open files")  # of no worker
     with pytest.raises(RuntimeError, match="exited unexpectedly"), telling_dead_workers(0):
         raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")

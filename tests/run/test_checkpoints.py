@@ -239,6 +239,16 @@ def test_rotation_keeps_the_best_and_what_is_not_recorded_does_not_count(tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in (1, 3, 4, 5)}
 
 
+def test_of_those_set_aside_the_newest_is_kept(tmp_path):
+    for name in ("checkpoint-9.broken", "checkpoint-10.broken", "checkpoint-8.broken"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("w")
+    remove_old(tmp_path, keep=2, best_name=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10.broken"]
+    remove_old(tmp_path, keep=2, best_name=None)
+    assert (tmp_path / "checkpoint-10.broken" / "weights").exists()
+
+
 def test_the_best_step_gets_a_checkpoint_of_its_own_where_saving_has_another_rhythm(build_trainer, tmp_path):
     folder = start_folder(tmp_path)
     trainer = build_trainer(

@@ -48,6 +48,29 @@ def test_what_lies_there_and_is_replaced_counts_as_free(tmp_path, with_free):
     check_space([Need("run", 500, tmp_path / "run")], given_back=Need("", find_size(tmp_path / "run"), tmp_path))
 
 
+def test_what_lies_behind_a_link_to_the_run_counts_and_what_was_set_aside_does_not(tmp_path):
+    for name in ("checkpoint-5", "checkpoint-9.broken"):
+        (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / name / "weights").write_bytes(b"x" * 300)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert find_size(tmp_path / "link") == find_size(tmp_path / "run") == 300
+    assert find_size(tmp_path / "nowhere") == 0
+
+
+def test_a_file_that_goes_while_they_are_counted_is_not_counted(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"x" * 300)
+    ask = Path.lstat
+
+    def ask_too_late(path: Path):
+        if path.name == "one":
+            path.unlink()
+        return ask(path)
+
+    monkeypatch.setattr(Path, "lstat", ask_too_late)
+    assert find_size(tmp_path) == 300
+
+
 @pytest.mark.parametrize(
     ("max_steps", "save_steps", "finds_best", "number"),
     [
@@ -56,6 +79,9 @@ def test_what_lies_there_and_is_replaced_counts_as_free(tmp_path, with_free):
         (1000, 200, True, 4),
         (100, 200, False, 1),
         (300, 200, False, 2),
+        (100, 200, True, 4),  # a best step is saved when it is found
+        (3, 200, True, 3),
+        (-1, 0.5, True, 4),
         (-1, 0.5, False, 2),
         (-1, 0.1, False, 3),
     ],

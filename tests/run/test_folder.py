@@ -1,5 +1,6 @@
 """Who may use a run folder, what a used one answers, and that nothing else is ever deleted."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -199,11 +202,129 @@ def test_resume_where_nothing_is_starts_fresh(tmp_path):
 
 def test_a_finished_run_that_is_resumed_is_left_as_it_is(tmp_path):
     path = leave_run(tmp_path, "done", 975)
+    (path / "adapter").mkdir()
     before = contents(path)
     with claim(tmp_path, resume=True) as folder:
         assert folder.finished
         assert folder.to_state() == "step 975 of 975, finished 2 hours ago"
     assert contents(path) == before
+
+
+def test_a_run_whose_result_is_gone_is_not_complete(tmp_path):
+    leave_run(tmp_path, "done", 975)
+    with claim(tmp_path, resume=True) as folder:
+        assert not folder.finished
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ({"updated_at": 5}, "step 400 of 975, stopped at an unknown time"),
+        ({"updated_at": "yesterday"}, "step 400 of 975, stopped at an unknown time"),
+        ({"updated_at": "2026-11-01T10:00:00"}, "step 400 of 975, stopped at an unknown time"),
+        ({"step": None}, "step unknown of 975, stopped 2 hours ago"),
+        ({"total_steps": "975"}, "stopped before its first step, 2 hours ago"),
+        ({"total_steps": True}, "stopped before its first step, 2 hours ago"),
+        ({"resumed_from": 3}, "step 400 of 975, stopped 2 hours ago"),
+        ({"resumed_from": None}, "step 400 of 975, stopped 2 hours ago"),
+        ({"resumed_from": [3, "x"]}, "step 400 of 975, stopped 2 hours ago"),
+        ({"status": ["done"]}, "step 400 of 975, stopped 2 hours ago"),
+        ({"status": {}}, "step 400 of 975, stopped 2 hours ago"),
+        ({"note": float("nan"), "other": "\ud800"}, "step 400 of 975, stopped 2 hours ago"),
+    ],
+    ids=str,
+)
+def test_a_status_that_somebody_garbled_is_read_as_far_as_it_is_sound(tmp_path, written, words):
+    path = leave_run(tmp_path)
+    (path / "status.json").write_text(json.dumps(json.loads((path / "status.json").read_text()) | written))
+    with pytest.raises(RecipeError, match=re.escape(f"({words})")):
+        claim(tmp_path)
+    garbled = (path / "status.json").read_bytes()
+    with claim(tmp_path, resume=True) as folder:
+        assert (folder.resumed_from, folder.finished) == ([], False)
+        folder.note_resumed(400)
+        folder.start()
+        folder.write_status("running")
+        assert folder.read_status()["resumed_from"] == [400]
+    (path / "status.json").write_bytes(garbled)
+    with claim(tmp_path, overwrite=True) as folder:
+        folder.start()
+        assert [entry.name for entry in path.iterdir()] == [".lock"]
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+@contextlib.contextmanager
+def killed_before(operation: int) -> Iterator[list[str]]:
+    """End whatever runs inside before its n-th change of the disk, the deletion of a folder in its middle."""
+    done: list[str] = []
+
+    def strike(name: str, change: Callable[..., object]) -> Callable[..., object]:
+        def changed(place: Path, *arguments: object, **options: object) -> object:
+            if len(done) == operation:
+                if name == "rmtree":
+                    next(path for path in Path(place).rglob("*") if path.is_file()).unlink()
+                patches.undo()
+                raise Killed
+            done.append(name)
+            return change(place, *arguments, **options)
+
+        return changed
+
+    patches = pytest.MonkeyPatch()
+    for owner, name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree"), (os, "unlink")):
+        patches.setattr(owner, name, strike(name, getattr(owner, name)))
+    try:
+        yield done
+    finally:
+        patches.undo()
+
+
+def test_a_kill_at_any_moment_of_a_replacement_leaves_what_the_same_command_replaces(tmp_path):
+    left = {".lock", "recipe.yaml", "status.json", "checkpoints", "adapter", "log.txt", "metrics.jsonl", "old.part"}
+    refused = 0
+    for operation in count():
+        output_dir = tmp_path / str(operation)
+        path = leave_run(output_dir, "done", 975)
+        for name in ("adapter/weights", "log.txt", "metrics.jsonl", "old.part"):
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).write_text("w")
+        with claim(output_dir, overwrite=True) as folder:
+            assert {entry.name for entry in path.iterdir()} == left
+            try:
+                with killed_before(operation) as done:
+                    folder.start()
+                break
+            except Killed:
+                pass
+        for flags in ({}, {"resume": True}):
+            try:
+                with claim(output_dir, **flags) as again:
+                    # As it was, or nothing left to continue from.
+                    kept = (path / "adapter" / "weights").exists() and (path / "checkpoints/checkpoint-400").exists()
+                    assert kept if again.finished else not (again.has_checkpoint or again.adapter_dir.exists())
+            except RecipeError as error:
+                assert "--overwrite" in str(error)
+                refused += "was being replaced" in str(error)
+        with claim(output_dir, overwrite=True) as again:
+            again.start()
+            assert [entry.name for entry in path.iterdir()] == [".lock"]
+    assert len(done) == operation >= 12
+    assert refused >= 6
+
+
+def test_a_replaced_run_makes_room_on_a_disk_that_takes_not_even_a_status(tmp_path, monkeypatch):
+    leave_run(tmp_path, "done", 975)
+
+    def refuse(path: Path, value: object) -> None:
+        raise PlaceError("no space")
+
+    with claim(tmp_path, overwrite=True) as folder:
+        monkeypatch.setattr("finetune.run.writing.write_json", refuse)
+        folder.start()
+        assert [entry.name for entry in folder.path.iterdir()] == [".lock"]
 
 
 def test_overwrite_deletes_this_folder_only_and_follows_no_link(tmp_path):

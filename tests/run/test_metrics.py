@@ -119,6 +119,19 @@ def test_after_a_resume_every_step_stands_once_and_seconds_go_on(arguments, tmp_
     assert seconds[-1] >= 60.0
 
 
+@pytest.mark.parametrize("garbage", ["[1]", "null", "3", '"step"', "{}", '{"step": "3"}', '{"step": 3, "loss": NaN}'])
+def test_a_line_that_is_no_object_with_its_step_ends_what_is_read(arguments, tmp_path, garbage):
+    folder = start_folder(tmp_path)
+    for step in (1, 2):
+        log(MetricsWriter(folder, resumed_step=step - 1), arguments, step, loss=1.0)
+    with folder.metrics_path.open("a") as file:
+        file.write(f"{garbage}\n")
+    assert steps(folder) == [1, 2]
+    assert read_totals(folder.metrics_path).steps == 2
+    log(MetricsWriter(folder, resumed_step=2), arguments, 3, loss=1.0)
+    assert steps(folder) == [1, 2, 3]
+
+
 def test_a_fresh_start_leaves_no_line_of_an_earlier_one(arguments, tmp_path):
     folder = start_folder(tmp_path)
     log(MetricsWriter(folder, resumed_step=None), arguments, 5, loss=1.0)
@@ -160,6 +173,17 @@ def test_a_loss_logged_every_third_step_weighs_three_steps(tmp_path):
     totals = read_totals(path)
     assert (totals.train_loss, totals.steps, totals.seconds, totals.peak_memory_bytes) == (1.5, 6, 3.0, 7)
     assert totals.tokens_per_second is None
+
+
+def test_steps_that_were_left_out_weigh_nothing_in_the_mean_loss(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [  # the steps trained have the losses 4, 1, 1, 1; 2 and 3 were left out, and so were 7 and 8
+        {"step": 3, "loss": 4.0, "skipped": 2, "seconds": 1.0, "peak_memory_bytes": 5},
+        {"step": 6, "loss": 1.0, "seconds": 3.0, "peak_memory_bytes": 6},
+        {"step": 8, "loss": None, "skipped": 2, "seconds": 3.0, "peak_memory_bytes": 6},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_totals(path).train_loss == 7 / 4
 
 
 def test_a_run_that_logged_nothing_has_empty_totals_and_no_plot(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from finetune.run.environment import name_device, read_environment
 from finetune.run.launch import count_processes, is_main_process
 from finetune.run.logging import log_to_console
+from finetune.run.non_finite import cut_non_finite_rows, write_non_finite_rows
 from finetune.run.progress import Progress, to_duration
 from finetune.run.samples import Sample, cut_samples, write_samples
 from finetune.run.summary import Summary, render_summary
@@ -166,6 +167,17 @@ def test_samples_behind_the_step_resumed_from_are_cut(tmp_path):
     assert "## Step 15" not in text
     cut_samples(folder.samples_path, None)
     assert not folder.samples_path.exists()
+
+
+def test_rows_of_steps_behind_the_step_resumed_from_are_cut(tmp_path):
+    folder = start_folder(tmp_path)
+    for step in (5, 10, 15):
+        write_non_finite_rows(folder, step, [{"step": step, "text": "one\u2028row"}, {"step": step, "text": ""}])
+    cut_non_finite_rows(folder.non_finite_path, 10)
+    lines = folder.non_finite_path.read_text(encoding="utf-8").split("\n")[:-1]
+    assert [json.loads(line)["step"] for line in lines] == [5, 5, 10, 10]
+    cut_non_finite_rows(folder.non_finite_path, 4)
+    assert not folder.non_finite_path.exists()
 
 
 def test_without_samples_no_section_is_written_and_a_second_one_replaces_the_first(tmp_path):

@@ -14,7 +14,7 @@ from finetune.run.logging import log_to_console
 from finetune.run.secrets import mask_arguments, mask_text, refuse_known_secrets
 from tests.run.folders import start_folder
 
-HUB = "hf_" + "Canary" * 4
+HUB = "hf_" + "Canary" * 5
 VALUES = {"WANDB_API_KEY": "c0ffee" * 6, "AWS_SECRET_ACCESS_KEY": "canary/secret+access/key", "HF_TOKEN": HUB}
 TYPED = [
     HUB,
@@ -40,7 +40,7 @@ def holds_canary(text: str) -> bool:
     ("typed", "kept"),
     [
         ("data.train.path=https://me:s3cret@host/x", "data.train.path=https://***@host/x"),
-        ("model.model_name_or_path=hf_AbCdEfGh12345678", "model.model_name_or_path=***"),
+        ("model.model_name_or_path=hf_AbCdEfGhIjKlMnOpQrStUvWxYzAbCdEfGh", "model.model_name_or_path=***"),
         ("adapter.init_from=models/hf_mistral_7b_instruct", "adapter.init_from=models/hf_mistral_7b_instruct"),
         ("data.special_tokens_in_data=allow", "data.special_tokens_in_data=allow"),
         ("evaluation.max_new_tokens=8", "evaluation.max_new_tokens=8"),
@@ -132,6 +132,42 @@ def test_a_recipe_that_repeats_a_secret_of_the_environment_is_refused_by_the_var
     with pytest.raises(RecipeError, match="the value of the variable WANDB_API_KEY") as refusal:
         refuse_known_secrets("name: mine", f"run_name: {VALUES['WANDB_API_KEY']}")
     assert not holds_canary(str(refusal.value))
+
+
+LETTERS = "aB3dE5gH7jK9mN1pQ2sT4vW6yZ8"  # 27, drawn as makers draw them: digits and both cases
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        f"hf_{LETTERS}abcdefg", f"hf_oauth_{LETTERS}abcdefg", f"sk-{LETTERS}T3BlbkFJ{LETTERS}", f"sk-{'0a1f' * 8}",
+        f"sk-proj-{LETTERS}_{LETTERS}-x", f"sk-ant-api03-{LETTERS}", f"sk-or-v1-{'0a1f' * 16}",
+        f"sk-svcacct-{LETTERS}", f"gho_{LETTERS}abcdefghi", f"github_pat_{LETTERS}_{LETTERS}", f"glpat-{LETTERS[:20]}",
+        f"AIza{LETTERS}-abcdefg", f"xoxb-123456789012-1234567890123-{LETTERS[:24]}", f"wandb_v1_{LETTERS}_{LETTERS}",
+        "https://host/rows?Token=abcdefgh",
+    ],
+)  # fmt: skip
+def test_a_token_of_any_maker_is_found(token):
+    assert len(find_typed_secrets(f"path: {token}", "r.yaml", [token])) == 2
+    assert "***" in mask_text(f"told of {token}")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "data/sk-alpaca-instructions-cleaned.json", "user/opus-en-sk-parallel-sentences-2024",
+        "slovak/sk-SQuAD-translated-v2-cleaned", "models/sk-learn-docs-instruct-7b",
+        "opus-sk-or-parallel-sentences-from-2024", "hf_internaltestingmodels", "hf_transformersinternal/x",
+        "hf_" + "internaltestingmodels" * 2, "wandb_v2_mistral_alpaca_long",
+        "wandb_v2_Mistral_7B_Instruct_v02_alpaca_long",
+        "asiapacificnewsdata1.json", "data/asiapacificnewsda1", "data/aizanamidatasetofkoreansentences2024.json",
+        "~/xoxo-love-letters-cleaned", "xoxp-love-letters-cleaned-again", "gho_data_instructions_for_alpaca",
+        "/home/me/task-instructions-and-answers-v2", "hf://datasets/a/b@refs/convert/parquet", "s3://bucket/prefix/a@b",
+    ],
+)  # fmt: skip
+def test_names_of_models_folders_and_runs_are_no_secrets(value):
+    assert find_typed_secrets(f"path: {value}", "r.yaml", [f"training.run_name={value}"]) == []
+    assert mask_text(f"reading {value}") == f"reading {value}"
 
 
 def test_the_recipes_that_come_with_this_hold_none():
