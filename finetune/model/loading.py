@@ -12,6 +12,7 @@ from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
+from torch import OutOfMemoryError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import finetune.model.own_methods  # noqa: F401 - from here on PEFT knows the methods that are ours
@@ -202,7 +203,7 @@ def attach_saved_adapter(
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:
             attached = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=is_trainable)
-        except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of the adapter
+        except OutOfMemoryError:  # a RuntimeError too, and no fault of the adapter
             raise
         except (KeyError, RuntimeError, ValueError) as error:
             # torch's words for a tensor of another size, PEFT's for modules that the base has not got.
