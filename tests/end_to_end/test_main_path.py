@@ -103,6 +103,7 @@ def test_chat_answers_from_a_pipe_with_the_adapter_or_on_request_without_it(run)
     assert "lora" not in base.stderr
 
 
+@pytest.mark.slow
 def test_without_the_weights_and_offline_the_mistral_recipe_names_the_ways_out(tmp_path):
     result = finetune("sft", "recipes/mistral_alpaca.yaml", f"output_dir={tmp_path}", env={"HF_HOME": str(tmp_path)})
     assert result.returncode == 4

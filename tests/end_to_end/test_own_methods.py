@@ -59,7 +59,7 @@ QUESTIONS = {"path": str(ROOT / "data" / "tiny_world" / "test.json"), "limit": 3
 EVERY_TWO = {"data__eval": {"fraction": 0.1}, "training__eval_steps": 2, "training__save_steps": 2}
 
 
-LASTING = {"pfeiffer", "bitfit", "lora+tokens"}  # each is part of another one, or the same code
+LASTING = {"pfeiffer", "bitfit", "lora+tokens", "hypernetwork"}  # each is part of another one, or the same code
 
 
 @pytest.mark.parametrize(

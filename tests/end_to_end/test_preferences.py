@@ -148,8 +148,7 @@ def test_the_frozen_reference_shares_the_base_and_answers_as_the_trained_adapter
     "settings",
     [
         DPO,
-        KTO,
-        *(pytest.param(one, marks=pytest.mark.slow) for one in (DPO | CACHED, ORPO, DPO | {"adapter": "trained"})),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (KTO, DPO | CACHED, ORPO, DPO | {"adapter": "trained"})),
     ],
     ids=["dpo", "kto", "cached", "orpo", "continued"],
 )

@@ -40,6 +40,7 @@ def run_real(shared_data: Path, output_dir: Path, objective: str, file: str, **d
     return train(build_recipe(values), recipe_text=yaml.safe_dump(values))
 
 
+@pytest.mark.slow
 def test_the_dialogues_of_anthropic_train_and_their_faulty_pairs_are_counted(shared_data, tmp_path):
     run = run_real(shared_data, tmp_path, "dpo", "hh_harmless_base_test.jsonl.gz", too_long="truncate")
     report = read_json(run / "data_report.json")["train"]
@@ -63,6 +64,7 @@ def test_pairs_in_openais_form_train(shared_data, tmp_path, objective):
     assert all(math.isfinite(line["loss"]) for line in read_lines(run)[1:])
 
 
+@pytest.mark.slow
 def test_answers_that_people_judged_train(shared_data, tmp_path):
     run = run_real(shared_data, tmp_path, "kto", "kto_en_demo.json", too_long="truncate")
     report = read_json(run / "data_report.json")["train"]

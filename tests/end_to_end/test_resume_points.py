@@ -137,6 +137,7 @@ def rates(run: Path) -> dict[int, float]:
 EVERY_STEP = STEPS | {"training__logging_steps": 1}
 
 
+@pytest.mark.slow
 def test_an_accepted_learning_rate_counts_from_the_next_step(tmp_path):
     faster = EVERY_STEP | {"training__learning_rate": 5e-2}
     with stopped_at_evaluation(5):

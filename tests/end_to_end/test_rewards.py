@@ -81,6 +81,7 @@ def test_a_reward_model_tells_held_out_pairs_apart_in_its_summary(judge):
     assert all(watched <= line.keys() for line in read_lines(judge)[1:])
 
 
+@pytest.mark.slow
 def test_a_fresh_process_scores_as_this_one_does(judge):
     here = load_scorer(str(judge), device="cpu").score(ROWS)
     command = [sys.executable, "-c", SCORE, str(judge / "adapter"), json.dumps(ROWS)]

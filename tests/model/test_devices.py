@@ -119,9 +119,8 @@ def test_a_cpu_computes_in_bfloat16_where_its_instructions_do(monkeypatch, capab
     assert choose_compute_dtype("auto", torch.device("cpu")) == expected
 
 
-@pytest.mark.parametrize(
-    "lowered", [{"ATEN_CPU_CAPABILITY": "avx2"}, pytest.param({"ONEDNN_MAX_CPU_ISA": "AVX2"}, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("lowered", [{"ATEN_CPU_CAPABILITY": "avx2"}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}])
 def test_a_cpu_told_to_be_a_plain_laptop_computes_in_float32(lowered):
     asked = (
         "import torch; from finetune.model.devices import has_fast_bfloat16;"

@@ -186,6 +186,7 @@ def test_temperature_zero_repeats_itself_and_a_high_one_does_not(model, tokenize
     assert len(answers(5.0)) == 4
 
 
+@pytest.mark.slow
 def test_240_questions_take_a_5m_model_less_than_ten_seconds(tokenizer):
     model = build_model(hidden_size=256, intermediate_size=704, num_hidden_layers=6, vocab_size=2048)
     prompts = [[0, *(4 + (index * step) % 60 for step in range(30 + index % 40))] for index in range(240)]

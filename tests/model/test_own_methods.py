@@ -168,6 +168,7 @@ for folder in sorted(runs.iterdir()):
 """
 
 
+@pytest.mark.slow
 def test_what_was_trained_opens_in_a_fresh_process_to_identical_logits_and_not_with_plain_peft(tiny_model, tmp_path):
     expected = {"plain PEFT: 'BITFIT'"}
     for method in METHODS:
