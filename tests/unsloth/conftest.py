@@ -17,6 +17,7 @@ STEPS = 20
 TWENTY_STEPS = {
     "data__eval": {"fraction": 0.1},
     "training__max_steps": STEPS,
+    "training__rehearsal": False,  # its batch is no step's
     "training__eval_steps": 10,
     "training__learning_rate": 2e-3,
     "evaluation__num_samples": 1,

@@ -60,7 +60,7 @@ def _start(folder: Path, recipe: Path) -> subprocess.Popen[str]:
 
 def _stop(process: subprocess.Popen[str], metrics: Path, number: signal.Signals) -> tuple[int, str, str]:
     """Send a signal in the third step or soon after it; exit code, standard output and standard error."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
         if metrics.exists() and '"step": 3' in metrics.read_text(encoding="utf-8"):
             process.send_signal(number)

@@ -24,6 +24,7 @@ FOUR_STEPS = {
     "adapter__lora_dropout": 0.0,
     "evaluation__num_samples": 1,
     "training__max_steps": STEPS,
+    "training__rehearsal": False,  # its batch is no step's
     "training__eval_steps": 2,
     "training__learning_rate": 2e-3,
     "training__per_device_train_batch_size": 4,
