@@ -36,9 +36,8 @@ log = logging.getLogger("finetune.objectives.rehearsal")
 _MEMORY_TABLE = Path("/proc/meminfo")
 # A name that a run's folder may be left with by a kill.
 _FOLDER = ".rehearsal.part"
-# Optimizers that update inside the backward pass, or whose states are hung to the weights when they are built; and
-# those in pages, whose buffers bitsandbytes (0.50) lists for ever, so that a second optimizer would double them.
-_LEAVES_SOMETHING = ("lomo", "layerwise", "paged")
+# Optimizers in pages: bitsandbytes (0.50) lists their buffers for ever, so that a second optimizer would double them.
+_IN_PAGES = "paged"
 # Of what is trained, in the host's memory: the weights to be put back, and Adam's two states for the checkpoint.
 _HOST_COPIES = 3
 # What dpo and kto are given beside a row once the reference was taken, which is later.
@@ -95,7 +94,7 @@ def _find_longest(trainer: StepMixin, dataset: Dataset, num_rows: int) -> list[d
 
 def _may_update(trainer: StepMixin) -> bool:
     """Whether an update can be undone: nothing of the optimizer stays behind, and the host holds the weights twice."""
-    if any(kind in trainer.args.optim for kind in _LEAVES_SOMETHING):
+    if _IN_PAGES in trainer.args.optim:
         return False
     trained = (value for value in trainer.model.parameters() if value.requires_grad)
     needed_bytes = _HOST_COPIES * sum(value.numel() * value.element_size() for value in trained)
@@ -150,15 +149,16 @@ def _evaluate(trainer: StepMixin) -> None:
 
 
 def _save(trainer: StepMixin, folder: Path, *, with_optimizer: bool) -> None:
-    """Write what fills the disk in a checkpoint: weights and optimizer states."""
+    """Write what fills the disk in a checkpoint: weights and optimizer states; of several processes the first alone."""
+    if not trainer.args.should_save:
+        return  # nor clear away what the first is writing
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        if trainer.args.should_save:
-            folder.mkdir()
-            trainer._save(str(folder))
-            if with_optimizer:
-                trainer.create_scheduler(num_training_steps=1)
-                trainer._save_optimizer_and_scheduler(str(folder))
+        folder.mkdir()
+        trainer._save(str(folder))
+        if with_optimizer:
+            trainer.create_scheduler(num_training_steps=1)
+            trainer._save_optimizer_and_scheduler(str(folder))
     except (OSError, SafetensorError) as error:
         raise PlaceError(
             f"Before the first step: a checkpoint cannot be written ({first_line(error)}).\n"
