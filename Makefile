@@ -7,6 +7,7 @@
 #   make docs         write everything that is generated: recipe schema, catalogue, verb pages, notebook
 #   make test-slow    the tests that take half a minute and more each: the quickstart as promised, grids, the notebook
 #   make faults       the fault programme for MINUTES=40: kills, torn saves, full disks; writes docs/reliability.md's table
+#   make bench        ours beside plain TRL and Unsloth on this machine's CPU for MINUTES=20: benchmarks/results/speed_*.md
 #   make audit        known vulnerabilities of the packages in constraints.txt, by pip-audit; needs network
 #   make test-unsloth the tests of `backend: unsloth`, in a .venv-unsloth of their own; no GPU is needed
 #   make test-gpu     the tests that need a CUDA device
@@ -24,7 +25,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 INSTALL_FROM := pyproject.toml constraints.txt
 
-.PHONY: help quickstart test check docs test-slow faults audit test-unsloth test-gpu clean
+.PHONY: help quickstart test check docs test-slow faults bench audit test-unsloth test-gpu clean
 help:
 	@sed -n 's/^#   make /  make /p' Makefile
 
@@ -57,6 +58,11 @@ test-slow: $(VENV)/.stamp-dev
 faults: MINUTES ?= 40
 faults: $(VENV)/.stamp-dev
 	$(RUN) -m tests.faults --minutes $(MINUTES)
+
+# On all cores, and nothing else should run beside it. What was measured of this code on this machine is gone on with.
+bench: MINUTES ?= 20
+bench: $(VENV)/.stamp-dev
+	$(RUN) -m benchmarks.speed --minutes $(MINUTES)
 
 # Each pin as it stands, nothing installed; pip-audit lives in an environment of its own. No network is told, and is no pass.
 audit: .venv-audit/.stamp-made

@@ -17,7 +17,8 @@ INDEX = ROOT / "docs" / "README.md"
 LIST_STARTS = "## Verbs\n"
 # The files in the root of the package that are no verbs.
 NOT_VERBS = frozenset(
-    {"__init__", "__main__", "cli", "errors", "measuring", "origin", "prepare", "reference", "result", "room", "train"}
+    {"__init__", "__main__", "cli", "errors", "estimate", "measuring", "origin", "predicting", "prepare", "reference"}
+    | {"result", "room", "train"}
 )
 
 

@@ -17,7 +17,7 @@ __all__ = ["VERBS", "find_summaries", "main"]
 
 # In the order of a run.
 VERBS = (
-    "preview", "sft", "dpo", "kto", "orpo", "reward", "rloo", "grpo", "classify", "chat", "compose", "compare",
+    "plan", "preview", "sft", "dpo", "kto", "orpo", "reward", "rloo", "grpo", "classify", "chat", "compose", "compare",
     "export",
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
+from finetune.estimate import Plan
 from finetune.measuring import Gauge, Measured, to_summary, to_words
 from finetune.model.adapters import adapter_bytes, count_parameters, find_method
 from finetune.model.base import BaseModel
@@ -16,6 +17,7 @@ from finetune.model.heads import write_labels
 from finetune.model.same_base import note_base_weights
 from finetune.objectives.answers import Answered, render_answers
 from finetune.objectives.trainer import StepMixin
+from finetune.predicting import keep_speed, to_prediction
 from finetune.prepare import Prepared
 from finetune.recipe.own_methods import WHOLE_METHODS
 from finetune.recipe.schema import Recipe
@@ -43,6 +45,7 @@ def leave_result(
     prepared: Prepared,
     gauge: Gauge,
     before: Measured,
+    plan: Plan | None,
 ) -> None:
     """Measure the best step's weights, save them, and sum the run up; it is done when this returns.
 
@@ -54,13 +57,14 @@ def leave_result(
         prepared: rows, questions and tokenizer.
         gauge: what `before` was measured with.
         before: what the start was worth.
+        plan: what the run was expected to need, printed beside what it did; None: there was none.
     """
     best_step = put_best_back(folder, trainer)
     after = gauge.measure()
     write_answers(folder, best_step or trainer.state.global_step, after.samples)
     write_predictions(folder, prepared, trainer)
     result = save_result(folder, recipe, base, trainer, prepared, before, after)
-    summary = build_summary(folder, base, trainer, prepared, before, after, best_step, result)
+    summary = build_summary(folder, base, trainer, prepared, before, after, best_step, result, plan)
     folder.write_json(folder.summary_path, summary.to_json())
     if folder.writes:
         write_loss_plot(folder.metrics_path, folder.loss_plot_path)
@@ -153,9 +157,11 @@ def build_summary(
     after: Measured,
     best_step: int | None,
     result: Path,
+    plan: Plan | None,
 ) -> Summary:
     """Put a run's figures together, those before an interruption included."""
     totals, parameters = read_totals(folder.metrics_path), count_parameters(trainer.model)
+    keep_speed(plan, totals, folder.path.name)
     return Summary(
         status="done",
         steps=trainer.state.global_step,
@@ -176,6 +182,8 @@ def build_summary(
         tokens_per_second=totals.tokens_per_second,
         peak_memory_bytes=totals.peak_memory_bytes,
         micro_batch_rows=trainer.micro_batches.rows,
+        memory_spending=trainer.idle_memory.to_json(),
         seconds=totals.seconds,
+        predicted=to_prediction(plan),
         device=name_device(base.device.type),
     )

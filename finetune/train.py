@@ -15,6 +15,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from finetune.estimate import Plan
 from finetune.measuring import Gauge, Measured, from_figures, to_figures
 from finetune.model.adapters import attach_adapter, check_adapter
 from finetune.model.backends import find_backend
@@ -26,6 +27,7 @@ from finetune.model.continuing import (
     find_trained_adapter,
 )
 from finetune.model.devices import check_trainer_fields, choose_device
+from finetune.model.lean import use_lean_path
 from finetune.model.printing import printed_to_log
 from finetune.model.scoring import check_same_words, check_scorer, load_scorer
 from finetune.objectives import OBJECTIVES
@@ -37,6 +39,7 @@ from finetune.objectives.rewards import build_rewards
 from finetune.objectives.trainer import StepMixin
 from finetune.objectives.workers import telling_dead_workers
 from finetune.origin import Origin, claim_folder, find_origin
+from finetune.predicting import open_with_plan
 from finetune.prepare import Prepared, build_arguments, prepare
 from finetune.recipe.reading import to_resolved
 from finetune.recipe.schema import Recipe
@@ -91,8 +94,8 @@ def train(
     with log_to_console(writes=is_main_process()) as log_file, printed_to_log():
         refuse_known_secrets(recipe_text, json.dumps(to_resolved(recipe)))
         if dry_run:
-            check_settings(recipe)
-            prepare(recipe)
+            arguments, _ = check_settings(recipe)
+            open_with_plan(recipe, prepare(recipe), num_processes=arguments.world_size)
             log.info("Recipe, base, device, rows and trainer settings are in order; no weight was loaded.")
             return Path(recipe.output_dir) / recipe.name
         folder, accepted = claim_folder(recipe, resume=resume, overwrite=overwrite, allow_mismatch=allow_mismatch)
@@ -104,6 +107,7 @@ def train(
             arguments, trained_dir = check_settings(recipe)
             with telling_of_the_place(recipe, arguments, trained_dir, folder):
                 prepared = prepare(recipe)
+                plan = open_with_plan(recipe, prepared, num_processes=arguments.world_size)
                 if trained_dir is not None:
                     check_same_template(trained_dir, prepared.tokenizer)
                 base = load_frozen_base(recipe, arguments, prepared)
@@ -121,14 +125,14 @@ def train(
                 # From here on the run exists: all that a recipe or its rows can get wrong is behind us.
                 folder.start()
                 log_file.open(folder.log_path)
-                write_records(folder, recipe, recipe_text, prepared, origin)
+                write_records(folder, recipe, recipe_text, prepared, origin, plan)
                 fill_reference(recipe, base, prepared, trainer, trained_dir)
                 gauge = Gauge(trainer, answerer, prepared, recipe.training.per_device_eval_batch_size)
                 before = measure_start(folder, recipe, gauge) if origin.checkpoint is None else read_start(folder)
                 trainer.train(resume_from_checkpoint=None if origin.checkpoint is None else str(origin.checkpoint))
                 interrupts.raise_if_received()
 
-                leave_result(folder, recipe, base, trainer, prepared, gauge, before)
+                leave_result(folder, recipe, base, trainer, prepared, gauge, before, plan)
     return folder.path
 
 
@@ -195,10 +199,13 @@ def attach(
 ) -> PreTrainedModel | PeftModel:
     """Attach a fresh adapter, or one trained before, with a frozen copy beside it where every step reads the start."""
     if trained_dir is None:
-        return attach_adapter(base, recipe.adapter, recipe.seed, checkpointing=arguments.gradient_checkpointing)
-    model = attach_trained_adapter(base, trained_dir, recipe.seed, checkpointing=arguments.gradient_checkpointing)
-    if OBJECTIVES[recipe.objective].reads_start(arguments):
-        add_reference(model, trained_dir)
+        model = attach_adapter(base, recipe.adapter, recipe.seed, checkpointing=arguments.gradient_checkpointing)
+    else:
+        model = attach_trained_adapter(base, trained_dir, recipe.seed, checkpointing=arguments.gradient_checkpointing)
+        if OBJECTIVES[recipe.objective].reads_start(arguments):
+            add_reference(model, trained_dir)
+    if base.backend == "transformers":  # Unsloth has functions of its own
+        use_lean_path(model)
     return model
 
 
@@ -254,9 +261,12 @@ def build_trainer(
         account=prepared.train.account,
         write=partial(write_non_finite_rows, folder),
     )
+    trainer.idle_memory.begin(recipe.training.memory, base, recipe.adapter)
     if origin.checkpoint is not None:
         trainer.takes_new_settings = has_other_recipe(origin.checkpoint, origin.made_from)
         trainer.micro_batches.read(origin.checkpoint)
+        if not trainer.takes_new_settings:  # else another step has to fit
+            trainer.idle_memory.read(origin.checkpoint)
     return trainer
 
 
@@ -266,6 +276,7 @@ def write_records(
     recipe_text: str,
     prepared: Prepared,
     origin: Origin,
+    plan: Plan | None,
 ) -> None:
     """Write what the run is made from, and cut what stands behind the step it is taken up from."""
     # What was accepted comes first: killed behind it, the same command finds the old recipe and is let through again.
@@ -274,6 +285,8 @@ def write_records(
     folder.write_json(folder.resolved_path, to_resolved(recipe))
     folder.write_json(folder.environment_path, read_environment())
     folder.write_json(folder.data_report_path, prepared.report)
+    if plan is not None:
+        folder.write_json(folder.plan_path, plan.to_json())
     folder.write_status("running")
     if folder.writes:
         cut_samples(folder.samples_path, origin.resumed_step)

@@ -7,11 +7,14 @@ else has three layouts, chosen once by `choose_layout`:
 - `packed`: several documents a row, kept apart by `position_ids` that restart at 0. There is no
   attention mask on purpose: Transformers builds the block-diagonal one from the restarts, and an
   all-ones mask would let the documents read each other.
-- `flat`: all rows of the micro-batch as one row without padding, for flash attention, whose
-  variable-length kernel reads the restarts of a single row. Unsloth's kernels read them too while they train, and
-  `packed_seq_lengths` always.
+- `flat`: all rows of the micro-batch as one row without padding, for kernels that attend within each document of a
+  single row: flash attention and `model.document_attention`, which are told where documents begin and how long the
+  longest is, and Unsloth's, which read the restarts while they train, and `packed_seq_lengths` always.
 
-Shape suffixes: B rows, T tokens.
+What a step would otherwise ask its device for is counted here, on the host: `num_real_tokens` and
+`num_trained_tokens`, and in a flat row the documents.
+
+Shape suffixes: B rows, T tokens, D documents.
 """
 
 import copy
@@ -31,6 +34,8 @@ __all__ = [
     "MaskedCollator",
     "PairCollator",
     "choose_layout",
+    "count_predicted",
+    "name_documents",
 ]
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy passes over
@@ -40,6 +45,8 @@ Layout = Literal["padded", "packed", "flat"]
 
 def choose_layout(*, packing: bool, attention: str, by_unsloth: bool = False) -> Layout:
     """Choose how a micro-batch lies in memory: flat where the kernels read it, else by packing.
+
+    Rows of one document each stay padded under `documents`: there are those of like length in a micro-batch.
 
     Args:
         packing: whether a row holds several documents.
@@ -51,6 +58,8 @@ def choose_layout(*, packing: bool, attention: str, by_unsloth: bool = False) ->
         return "flat" if packing else "padded"
     if attention == "flash_attention_2":
         return "flat"
+    if attention == "documents" and packing:
+        return "flat"
     return "packed" if packing else "padded"
 
 
@@ -61,15 +70,19 @@ class Collator:
         layout: see the module's docstring.
         pad_token_id: the id that fills a row; never trained.
         names_lengths: give the documents' lengths of a flat row as `packed_seq_lengths` too, as Unsloth wants them.
+        names_documents: tell of a flat row where its documents begin, as transformers' kernels want it.
 
-    A row without `seq_lengths` is one document. Beside the tensors a batch holds
-    `num_real_tokens`, a plain integer: its tokens without padding.
+    A row without `seq_lengths` is one document. Beside the tensors a batch holds plain integers:
+    `num_real_tokens`, its tokens without padding, and `num_trained_tokens`, those that another one predicts.
     """
 
-    def __init__(self, layout: Layout, pad_token_id: int, *, names_lengths: bool = False) -> None:
+    def __init__(
+        self, layout: Layout, pad_token_id: int, *, names_lengths: bool = False, names_documents: bool = False
+    ) -> None:
         self.layout = layout
         self.pad_token_id = pad_token_id
         self.names_lengths = names_lengths and layout == "flat"
+        self.names_documents = names_documents and layout == "flat"
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor | int]:
         """Build the batch: `input_ids`, `labels` and a mask or positions, each (B, T) and int64."""
@@ -77,11 +90,13 @@ class Collator:
         labels = [torch.tensor(row["labels"], dtype=torch.long) for row in rows]
         num_real_tokens = sum(len(row_ids) for row_ids in ids)
         if self.layout == "padded":
+            labels_BT = _pad(labels, IGNORE_INDEX)
             return {
                 "input_ids": _pad(ids, self.pad_token_id),
-                "labels": _pad(labels, IGNORE_INDEX),
+                "labels": labels_BT,
                 "attention_mask": _pad([torch.ones_like(row_ids) for row_ids in ids], 0),
                 "num_real_tokens": num_real_tokens,
+                "num_trained_tokens": count_predicted(labels_BT),
             }
         positions = [
             _restarting_positions(row.get("seq_lengths") or [len(row_ids)])
@@ -91,19 +106,42 @@ class Collator:
         labels = [row.masked_fill(place == 0, IGNORE_INDEX) for row, place in zip(labels, positions, strict=True)]
         if self.layout == "flat":
             ids, labels, positions = [torch.cat(ids)], [torch.cat(labels)], [torch.cat(positions)]
+        labels_BT = _pad(labels, IGNORE_INDEX)
         return {
             "input_ids": _pad(ids, self.pad_token_id),
-            "labels": _pad(labels, IGNORE_INDEX),
+            "labels": labels_BT,
             "position_ids": _pad_positions(positions),
             "num_real_tokens": num_real_tokens,
-            **({"packed_seq_lengths": _measure_documents(positions[0])} if self.names_lengths else {}),
+            "num_trained_tokens": count_predicted(labels_BT),
+            **({"packed_seq_lengths": _find_starts(positions[0]).diff()} if self.names_lengths else {}),
+            **(name_documents(positions[0]) if self.names_documents else {}),
         }
 
 
-def _measure_documents(positions: torch.Tensor) -> torch.Tensor:
-    """Measure the documents of a single row by where its positions restart: (D,) and int32."""
-    starts = torch.cat([(positions == 0).nonzero().flatten(), torch.tensor([len(positions)])])
-    return starts.diff().to(torch.int32)
+def count_predicted(labels_BT: torch.Tensor) -> int:
+    """Count the labels that carry loss: a row's first has nothing before it that would predict it."""
+    return int((labels_BT[:, 1:] != IGNORE_INDEX).sum())
+
+
+def name_documents(positions_T: torch.Tensor) -> dict[str, torch.Tensor | int]:
+    """Tell where the documents of a single row begin, in the words of transformers' kernels.
+
+    Args:
+        positions_T: of its tokens; 0 where a document begins.
+
+    Returns:
+        `cu_seq_lens_q` and `cu_seq_lens_k`, where each begins and where the last one ends, (D + 1,) and int32;
+        `max_length_q` and `max_length_k`, tokens of the longest, plain integers.
+    """
+    starts_D1 = _find_starts(positions_T)
+    longest = int(starts_D1.diff().max())
+    return {"cu_seq_lens_q": starts_D1, "cu_seq_lens_k": starts_D1, "max_length_q": longest, "max_length_k": longest}
+
+
+def _find_starts(positions_T: torch.Tensor) -> torch.Tensor:
+    """Find where the documents of a single row begin, and where the last one ends: (D + 1,) and int32."""
+    begins = (positions_T == 0).nonzero().flatten()
+    return torch.cat([begins, begins.new_tensor([len(positions_T)])]).to(torch.int32)
 
 
 def _restarting_positions(lengths: Sequence[int]) -> torch.Tensor:

@@ -57,7 +57,7 @@ def pack_documents(documents: Dataset, max_length: int, fingerprint: str) -> Dat
 
     Args:
         documents: columns `input_ids` and `labels`, one document a row, none longer than `max_length`.
-        max_length: tokens of a row at most.
+        max_length: tokens of a row at most, be it a row of several in a micro-batch or a micro-batch by itself.
         fingerprint: of the documents.
     """
     key = hashlib.sha256(f"{fingerprint} packed {_PACKED_AT_ONCE} {max_length}".encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Which attention kernel a model runs on a device.
 
 In go the recipe's word, the device, the precision and the model's class; out comes the name
-transformers knows the kernel by.
+transformers knows the kernel by. `documents` is our own (`document_attention`).
 """
 
 import torch
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from finetune.errors import PlaceError, RecipeError
+from finetune.model.document_attention import DOCUMENTS, SERVED_MODEL_TYPES
 
 __all__ = ["check_attention", "choose_attention"]
 
@@ -48,7 +49,12 @@ def check_attention(name: str, device: torch.device, dtype: torch.dtype) -> None
 
 
 def choose_attention(
-    name: str, device: torch.device, dtype: torch.dtype, model_class: type[PreTrainedModel] | None
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    model_class: type[PreTrainedModel] | None,
+    *,
+    may_be_packed: bool = False,
 ) -> str | None:
     """Choose the kernel.
 
@@ -57,6 +63,8 @@ def choose_attention(
         device: where the model runs.
         dtype: what it computes in.
         model_class: None for a repository's own code, whose class is known only when it is built.
+        may_be_packed: whether rows of several documents may come, which `auto` then attends one by one where no
+            flash-attn does.
 
     Returns:
         The kernel's name; None leaves it to transformers.
@@ -65,8 +73,15 @@ def choose_attention(
         RecipeError: the architecture has not got the kernel.
     """
     if model_class is None:
+        if name == DOCUMENTS:
+            raise RecipeError(
+                f"`model.attention`: a repository's own code may attend in ways that `{DOCUMENTS}` does not know.\n"
+                "  Let it decide: model.attention=auto"
+            )
         return None if name == "auto" else name
+    keeps_apart = model_class._supports_sdpa and model_class.config_class.model_type in SERVED_MODEL_TYPES
     supported = {
+        DOCUMENTS: keeps_apart,
         "flash_attention_2": model_class._supports_flash_attn,
         "sdpa": model_class._supports_sdpa,
         "eager": True,
@@ -78,7 +93,14 @@ def choose_attention(
         return name
     if supported["flash_attention_2"] and _has_flash(device) and dtype in _FLASH_DTYPES:
         return "flash_attention_2"
+    if may_be_packed and keeps_apart and _is_quick_by_document(device):
+        return DOCUMENTS
     return "sdpa" if supported["sdpa"] else "eager"
+
+
+def _is_quick_by_document(device: torch.device) -> bool:
+    """Whether documents are attended apart in less time than under a mask; below, a T4 has no kernel for it."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY
 
 
 def _has_flash(device: torch.device) -> bool:

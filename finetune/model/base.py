@@ -183,7 +183,13 @@ def _choose(
     saved_as = _check_config(settings, config, max_length, head)
     if labels is not None:
         set_labels(config, labels)
-    attention = choose_attention(settings.attention, device, dtype, find_class(config, head))
+    attention = choose_attention(
+        settings.attention,
+        device,
+        dtype,
+        find_class(config, head),
+        may_be_packed=head == "words" and settings.backend == "transformers",
+    )
     is_pickled = settings.weights == "pretrained" and not check_weights(
         _name(settings), settings.revision, allow_pickles=settings.allow_pickled_weights
     )

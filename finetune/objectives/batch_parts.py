@@ -17,7 +17,7 @@ from peft import AdaLoraModel, PeftModel
 from torch import Tensor
 from transformers.trainer_pt_utils import nested_concat
 
-from finetune.data.batches import IGNORE_INDEX
+from finetune.data.batches import IGNORE_INDEX, count_predicted, name_documents
 
 __all__ = [
     "Part",
@@ -60,8 +60,8 @@ def cut(
         max_rows: of a part, at least 1.
         answers_a_row: 2 where rows i and B + i belong together.
         pad_token_id: what fills rows that come without an `attention_mask`.
-        flat_rows: how many rows lie behind each other in the one of the flat layout, which is cut between documents;
-            None: another layout.
+        flat_rows: how many rows lie behind each other in the one of the flat layout, which is cut between documents,
+            each of which counts as a row where there is but one; None: another layout.
 
     Returns:
         The parts in the order of the rows; the batch itself where it is small enough. All its `num_real_tokens` are
@@ -77,13 +77,20 @@ def cut(
         parts = [_trim(_take(batch, start, start + max_rows, answers_a_row), pad_token_id) for start in starts]
     for part in parts[1:]:
         part["num_real_tokens"] = 0
+    if "num_trained_tokens" in batch:
+        for part in parts:
+            part["num_trained_tokens"] = count_predicted(part["labels"])
     return parts
 
 
 def count_rows(batch: Batch, *, answers_a_row: int = 1, flat_rows: int | None = None) -> int:
-    """Count the rows of a batch; of a flat one as many as it was made of, but no more than it has documents."""
+    """Count the rows of a batch; of a flat one as many as it was made of, but no more than it has documents.
+
+    A flat row that was made of a single one is worth its documents.
+    """
     if flat_rows is not None:
-        return min(flat_rows, int((batch["position_ids"] == 0).sum()))
+        num_documents = int((batch["position_ids"] == 0).sum())
+        return num_documents if flat_rows == 1 else min(flat_rows, num_documents)
     return len(batch["input_ids"]) // answers_a_row
 
 
@@ -134,6 +141,8 @@ def _cut_flat(batch: Batch, max_tokens: int) -> list[Batch]:
         }
         if "packed_seq_lengths" in batch:
             part["packed_seq_lengths"] = batch["packed_seq_lengths"][first:last]
+        if "cu_seq_lens_q" in batch:
+            part |= name_documents(part["position_ids"][0])
         parts.append(part)
     return parts
 

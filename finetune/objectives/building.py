@@ -51,9 +51,10 @@ BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 _GO_BY_EVALUATIONS = ("greedy", "reduce_lr_on_plateau")
 
 # Settings under `training` that other parts act on: the callback that stops early, the rotation of checkpoints, the
-# check of losses and gradients, the rehearsal.
+# check of losses and gradients, the rehearsal, what idle memory is spent on.
 _NOT_THE_TRAINERS = {
-    "early_stopping_patience", "max_skipped_steps", "non_finite", "rehearsal", "report_to", "save_total_limit",
+    "early_stopping_patience", "max_skipped_steps", "memory", "non_finite", "rehearsal", "report_to",
+    "save_total_limit",
 }  # fmt: skip
 
 
@@ -102,6 +103,7 @@ def build_config(
         PlaceError: several processes, where the backend is used in one.
     """
     evaluates_during = run.evaluates and training.eval_steps is not None
+    recomputes = training.gradient_checkpointing and training.memory != "recompute_none"
     figure, more_is_better = best
     chosen: dict[str, Any] = {
         "output_dir": str(run.checkpoints_dir),
@@ -123,7 +125,8 @@ def build_config(
         # The default hides a NaN in the log and trains on.
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if training.gradient_checkpointing else None,
+        "gradient_checkpointing": recomputes,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if recomputes else None,
         # In the run's own folder instead of among its checkpoints; `choose_callbacks` adds it.
         "report_to": [tracker for tracker in training.report_to if tracker != "tensorboard"],
     }

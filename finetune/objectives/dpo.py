@@ -4,7 +4,8 @@ The rows come tokenized and labelled, so the trainer's own preparation is switch
 the start of the run, held as TRL holds it or, with `precompute_ref_log_probs`, taken once.
 """
 
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,9 +17,13 @@ from finetune.data.preference_tokens import build_pair_rows
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
+from finetune.model.base import BaseModel
+from finetune.objectives.batch_parts import join_answers
 from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
 from finetune.objectives.losses import LossSettings, loss_at_start
+from finetune.objectives.pairs import answer_logps
 from finetune.objectives.reference import WatchChosen, check_start, stand_in
+from finetune.objectives.shared_prompts import SharedPrompts, choose_prompts
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
@@ -29,9 +34,14 @@ REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 class PreferenceTrainer(StepMixin, DPOTrainer):
-    """TRL's DPOTrainer with what must sit inside the step, on rows that are ready."""
+    """TRL's DPOTrainer with what must sit inside the step, on rows that are ready.
+
+    Attributes:
+        shared_prompts: what lets the model compute a pair's prompt once; None: each answer has its own.
+    """
 
     answers_a_row = 2
+    shared_prompts: SharedPrompts | None = None
 
     def __init__(self, *, args: DPOConfig, **kwargs: Any) -> None:
         super().__init__(args=args, ref_model=stand_in(), **kwargs)
@@ -43,6 +53,35 @@ class PreferenceTrainer(StepMixin, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # TRL would do it here, in another precision than the steps
+
+    @contextmanager
+    def _with_prompts_once(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Give what the model is to be called with within, and its logits compared with."""
+        if self.shared_prompts is None:
+            yield inputs
+        else:
+            with self.shared_prompts.in_force(inputs) as answers:
+                yield answers
+
+    # TRL (1.14) calls the model, and the reference, in these two methods and nowhere else.
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        with self._with_prompts_once(inputs) as answers:
+            return super()._compute_loss(model, answers, return_outputs)
+
+    def _compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        with self._with_prompts_once(inputs) as answers:
+            return super()._compute_ref_log_probs(model, answers)
+
+    def score_answers(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score each answer of a batch of rows: its log-probability in nats and its number of tokens, each (2B,)."""
+
+        def score(part: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            on_device = {name: value.to(self.args.device) for name, value in part.items() if torch.is_tensor(value)}
+            with self._with_prompts_once(on_device) as answers:
+                return answer_logps(self.model, answers)
+
+        return join_answers([scored for _, scored in self.micro_batches.evaluate(batch, score)], self.answers_a_row)
 
     def check_first_loss(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Hold the first loss against that of a policy equal to its reference.
@@ -77,4 +116,18 @@ def build_arguments(training: TrainingSettings, run: RunArguments) -> DPOConfig:
     return build_config(DPOConfig, training, run, {"max_length": None, **BY_LENGTH})
 
 
-build_trainer = partial(build, PreferenceTrainer, PairCollator)
+def build_trainer(*, base: BaseModel, data: DataSettings, **others: Any) -> PreferenceTrainer:
+    """Build the trainer of one run, and choose whether it computes a pair's prompt once.
+
+    Args:
+        base: the loaded base.
+        data: read for `share_prompts`.
+        others: as for `building.build`.
+
+    Raises:
+        RecipeError: prompts are to be shared always, with something that excludes it.
+        PlaceError: the same, and this device computes something else so.
+    """
+    trainer = build(PreferenceTrainer, PairCollator, base=base, data=data, **others)
+    trainer.shared_prompts = choose_prompts(trainer, data.share_prompts, base)
+    return trainer

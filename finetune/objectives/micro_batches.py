@@ -1,10 +1,11 @@
 """Memory that runs out in a step or an evaluation: fewer rows at once, and the same mathematics.
 
-In go the batches as the collators build them. One that does not fit is cut into parts of half as many rows, and the
-whole optimizer step is repeated from its first micro-batch: gradients away, random states as they were, figures that
-were noted forgotten. The rows of a step, its loss and its gradients stay what they were but for rounding and the
-draws of dropout. The decision holds for the rest of the run; checkpoints carry it, so that a resumed run is cut alike,
-unless it goes on on another device, whose memory is asked anew.
+In go the batches as the collators build them. Where one does not fit, what idle memory was spent on is taken back
+first (`idle_memory`); then the batch is cut into parts of half as many rows. Either way the whole optimizer step is
+repeated from its first micro-batch: gradients away, random states as they were, figures that were noted forgotten. The
+rows of a step, its loss and its gradients stay what they were but for rounding and the draws of dropout, and but for
+nothing where no row was cut. The decision holds for the rest of the run; checkpoints carry it, so that a resumed run
+is cut alike, unless it goes on on another device, whose memory is asked anew.
 
 Several processes would have to halve together and ask each other at every step whether to: there the run stops with
 what would help, and so it does where a batch is more than the sum of its rows (`find_why_whole`).
@@ -13,7 +14,6 @@ what would help, and so it does where a batch is more than the sum of its rows (
 import gc
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor
 from finetune.data.batches import Collator
 from finetune.errors import PlaceError
 from finetune.objectives.batch_parts import Part, as_part, count_rows, cut, find_why_whole, measure_longest, weigh
+from finetune.objectives.free_memory import name_device
 from finetune.objectives.full_memory import first_line, is_out_of_memory
 from finetune.objectives.training_state import refused_as_state
 
@@ -143,7 +144,7 @@ class MicroBatches:
         """Write the limits into a checkpoint, where there are any."""
         if self.rows is not None or self.eval_rows is not None:
             limits: dict[str, Any] = {"micro_batch_rows": self.rows, "eval_batch_rows": self.eval_rows}
-            limits |= {"is_news": self._is_news, "device": _name_device(self._trainer.args.device)}
+            limits |= {"is_news": self._is_news, "device": name_device(self._trainer.args.device)}
             (folder / MEMORY_NAME).write_text(json.dumps(limits) + "\n", encoding="utf-8")
 
     def read(self, folder: Path) -> None:
@@ -152,7 +153,7 @@ class MicroBatches:
         Raises:
             CheckpointError: the file holds something else.
         """
-        path, here = folder / MEMORY_NAME, _name_device(self._trainer.args.device)
+        path, here = folder / MEMORY_NAME, name_device(self._trainer.args.device)
         if not path.exists():
             return
         with refused_as_state(path):
@@ -194,6 +195,7 @@ class MicroBatches:
         todo, told_again = step.batches[-1:], False
         while (loss := self._try_to_train(model, todo, train_part)) is None:
             _free()
+            trainer.idle_memory.forget_attempt()
             model.zero_grad()
             step.figures.forget()
             restore_random(step.random, trainer.args.device)
@@ -214,6 +216,12 @@ class MicroBatches:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if self._trainer.idle_memory.take_back():
+                log.warning(
+                    "%s: memory ran out (%s), and less is kept of what it was spent on: %s. The step is repeated.",
+                    self._say_where(), first_line(error), self._trainer.idle_memory.describe(),
+                )  # fmt: skip
+                return None
             rows = self._halve(self.rows, self._trainer.args.per_device_train_batch_size)
             if rows is None:
                 raise self._refuse(error) from error
@@ -281,6 +289,13 @@ class MicroBatches:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if trainer.idle_memory.take_back(copies_alone=True):
+                log.warning(
+                    "%s: memory ran out while rows are evaluated (%s). From here on no 4-bit weight is kept in full.",
+                    self._say_where(), first_line(error),
+                )  # fmt: skip
+                figures.forget()
+                return None
             rows = self._halve(self.eval_rows, trainer.args.per_device_eval_batch_size)
             if rows is None:
                 raise self._refuse(error, evaluates=True) from error
@@ -352,15 +367,6 @@ class MicroBatches:
         lines.append(f"  Shorter rows: data.max_length{kept}")
         lines.append("  A smaller base: model.quantization=nf4     Less trained: adapter.r, adapter.target_modules")
         return PlaceError("\n".join(lines))
-
-
-def _name_device(device: torch.device) -> str:
-    """Name a device by what its limits hang on: a GPU by its kind and memory, the host by its memory, in whole GiB."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"{device.type}, {host_bytes / 2**30:.0f} GiB"
 
 
 def _free() -> None:

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from safetensors import SafetensorError
 
 from finetune.errors import PlaceError
+from finetune.objectives.free_memory import read_available_bytes
 from finetune.objectives.full_memory import first_line, is_out_of_memory
+from finetune.objectives.step_memory import find_longest
 from finetune.objectives.trainer import StepMixin
 from finetune.objectives.training_state import build_random_state, put_random_state_back
 
@@ -33,15 +34,12 @@ __all__ = ["rehearse"]
 
 log = logging.getLogger("finetune.objectives.rehearsal")
 
-_MEMORY_TABLE = Path("/proc/meminfo")
 # A name that a run's folder may be left with by a kill.
 _FOLDER = ".rehearsal.part"
 # Optimizers in pages: bitsandbytes (0.50) lists their buffers for ever, so that a second optimizer would double them.
 _IN_PAGES = "paged"
 # Of what is trained, in the host's memory: the weights to be put back, and Adam's two states for the checkpoint.
 _HOST_COPIES = 3
-# What dpo and kto are given beside a row once the reference was taken, which is later.
-_REFERENCE = dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_KL_logps"), 0.0)
 
 
 def rehearse(trainer: StepMixin, folder: Path) -> None:
@@ -55,7 +53,7 @@ def rehearse(trainer: StepMixin, folder: Path) -> None:
         PlaceError: memory does not hold a single row, or the optimizer's states; the folder does not take a checkpoint.
     """
     began_seconds = time.monotonic()
-    rows = _find_longest(trainer, trainer.train_dataset, trainer.args.per_device_train_batch_size)
+    rows = find_longest(trainer, trainer.train_dataset, trainer.args.per_device_train_batch_size)
     batch = trainer.data_collator(rows)
     samples = not isinstance(batch, Mapping)  # prompts, whose answers are yet to be sampled
     updates = _may_update(trainer)
@@ -77,18 +75,6 @@ def rehearse(trainer: StepMixin, folder: Path) -> None:
     )  # fmt: skip
 
 
-def _find_longest(trainer: StepMixin, dataset: Dataset, num_rows: int) -> list[dict[str, Any]]:
-    """Find the longest rows, with stand-ins for what is put beside them later."""
-    if "length" in dataset.column_names:
-        lengths = dataset["length"][:]
-    else:
-        column = "seq_lengths" if "seq_lengths" in dataset.column_names else dataset.column_names[0]
-        lengths = [sum(row) if column == "seq_lengths" else len(row) for row in dataset[column]]
-    longest = sorted(range(len(lengths)), key=lambda place: -lengths[place])[:num_rows]
-    stand_ins = _REFERENCE if vars(trainer.args).get("precompute_ref_log_probs") else {}
-    return [stand_ins | dataset[place] for place in longest]
-
-
 # ---- the parts of a run
 
 
@@ -98,7 +84,7 @@ def _may_update(trainer: StepMixin) -> bool:
         return False
     trained = (value for value in trainer.model.parameters() if value.requires_grad)
     needed_bytes = _HOST_COPIES * sum(value.numel() * value.element_size() for value in trained)
-    available_bytes = _read_available_bytes()
+    available_bytes = read_available_bytes()
     if available_bytes is None or needed_bytes <= available_bytes:
         return True
     log.info(
@@ -137,13 +123,13 @@ def _train(trainer: StepMixin, batch: dict[str, Any]) -> None:
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     trainer._tokens_not_noted = 1  # the first loss is checked when it comes
     num_items = trainer._get_num_items_in_batch([batch], trainer.args.device)
-    with trainer.as_in_training(), torch.enable_grad():
+    with trainer.as_in_training(), torch.enable_grad(), trainer.idle_memory.watching(batch):
         trainer.micro_batches.train(trainer.model, batch, num_items, super(StepMixin, trainer).training_step)
     trainer.model.zero_grad()
 
 
 def _evaluate(trainer: StepMixin) -> None:
-    rows = _find_longest(trainer, trainer.eval_dataset, trainer.args.per_device_eval_batch_size)
+    rows = find_longest(trainer, trainer.eval_dataset, trainer.args.per_device_eval_batch_size)
     with trainer.as_in_training():
         trainer.prediction_step(trainer.model, trainer.data_collator(rows), trainer.compute_metrics is None)
 
@@ -213,19 +199,13 @@ def _checkpointing(trainer: StepMixin) -> Iterator[None]:
     if not trainer.args.gradient_checkpointing or model.is_gradient_checkpointing:
         yield
         return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs)
+    kwargs = dict(trainer.args.gradient_checkpointing_kwargs or {})
+    own = {name: kwargs.pop(name) for name in ("every_n_layers", "offload") if name in kwargs}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs or None, **own)
     try:
         yield
     finally:
         model.gradient_checkpointing_disable()
-
-
-def _read_available_bytes() -> int | None:
-    """Bytes of the host's memory that could be taken without swapping; None where Linux does not say so."""
-    if not _MEMORY_TABLE.exists():
-        return None
-    entries = dict(line.split(":", 1) for line in _MEMORY_TABLE.read_text(encoding="ascii").splitlines())
-    return int(entries["MemAvailable"].split()[0]) * 1024
 
 
 def _read_peak_bytes(device: torch.device) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from finetune.data.batches import IGNORE_INDEX, Collator, choose_layout
 from finetune.data.packing import pack_documents
@@ -21,8 +21,10 @@ from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows, TooLong, build_token_rows
 from finetune.errors import PlaceError
 from finetune.model.base import BaseModel
+from finetune.model.document_attention import DOCUMENTS, leave_masks_out
 from finetune.model.tokenizer import find_pad_id
 from finetune.objectives.building import RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.trained_loss import TrainedTokensTrainer, use_trained_loss
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
@@ -31,7 +33,7 @@ __all__ = ["SupervisedTrainer", "build_arguments", "build_conversation_rows", "b
 _PROBED_TOKENS = 16  # of each of two documents that are to be read apart
 
 
-class SupervisedTrainer(StepMixin, SFTTrainer):
+class SupervisedTrainer(StepMixin, TrainedTokensTrainer):
     """TRL's SFTTrainer with what must sit inside the step."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -78,8 +80,17 @@ class SupervisedTrainer(StepMixin, SFTTrainer):
                     "seq_lengths": [len(first), len(second)],
                 }
             ])  # fmt: skip
-            inputs = {name: value.to(self.args.device) for name, value in batch.items() if name != "num_real_tokens"}
+            inputs = {
+                name: value.to(self.args.device) if isinstance(value, torch.Tensor) else value
+                for name, value in batch.items()
+                if name not in ("num_real_tokens", "num_trained_tokens")
+            }
             return float(self.model(**inputs, use_cache=False).loss)
+
+    def find_train_figures(self) -> dict[str, list[Any]]:
+        """Find the figures that wait for the next line of the log, as numbers."""
+        self.read_figures("train")
+        return super().find_train_figures()
 
     def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
         """Sum a batch's loss over its trained tokens."""
@@ -101,9 +112,10 @@ def _build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings, 
     rows = build_token_rows(loaded, renderer, max_length=data.max_length, too_long=too_long)
     if not data.packing:
         return rows
-    packed = pack_documents(rows.dataset, data.max_length, rows.fingerprint)
+    row_tokens = data.tokens_per_batch or data.max_length
+    packed = pack_documents(rows.dataset, row_tokens, rows.fingerprint)
     census = rows.report["census"]
-    filled = {"packed_rows": len(packed), "packing_fill": round(census["tokens"] / (len(packed) * data.max_length), 4)}
+    filled = {"packed_rows": len(packed), "packing_fill": round(census["tokens"] / (len(packed) * row_tokens), 4)}
     return replace(rows, dataset=packed, report=rows.report | {"census": census | filled})
 
 
@@ -143,7 +155,7 @@ def build_trainer(
         arguments: from `build_arguments`.
         train: rows to train on.
         held_out: rows to evaluate on, or None.
-        data: read for packing.
+        data: read for packing, and for the tokens of a micro-batch.
         training: read for early stopping and TensorBoard.
         callbacks: the run's own, behind those that decide how it is trained.
     """
@@ -151,16 +163,27 @@ def build_trainer(
     layout = choose_layout(packing=data.packing, attention=base.attention, by_unsloth=by_unsloth)
     # Rows of like length lie in one micro-batch where nothing else saves the padding.
     arguments.train_sampling_strategy = "group_by_length" if layout == "padded" else "random"
+    if data.tokens_per_batch is not None:  # a row is a micro-batch; other numbers the reader of recipes has refused
+        arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = 1
     callbacks = choose_callbacks(training, arguments, callbacks)
+    names_documents = layout == "flat" and not by_unsloth
+    if names_documents and base.attention == DOCUMENTS:
+        leave_masks_out(base.model)
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,
-        data_collator=Collator(layout, find_pad_id(tokenizer), names_lengths=by_unsloth),
+        data_collator=Collator(
+            layout, find_pad_id(tokenizer), names_lengths=by_unsloth, names_documents=names_documents
+        ),
         train_dataset=train.dataset,
         eval_dataset=None if held_out is None else _fill_up(held_out.dataset, arguments),
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    # Unsloth has a loss of its own on a GPU; TRL's others are not this one, nor is one with a term for experts.
+    if base.backend == "transformers" and arguments.loss_type == "chunked_nll" and not trainer.aux_loss_enabled:
+        with trainer.as_in_training(float32_logits=False):
+            trainer.sums_trained_tokens = use_trained_loss(base.model)
     drop_printer(trainer)
     return trainer
 

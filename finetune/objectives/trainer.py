@@ -25,6 +25,7 @@ from finetune.objectives.batch_parts import join_answers, join_predictions
 from finetune.objectives.changes import warn_of_changes
 from finetune.objectives.finite import FiniteCheck, check_weights
 from finetune.objectives.full_memory import first_line, is_out_of_memory
+from finetune.objectives.idle_memory import IdleMemory
 from finetune.objectives.micro_batches import MicroBatches
 from finetune.objectives.order import LengthGroupedOrder
 from finetune.objectives.pairs import answer_logps
@@ -41,6 +42,7 @@ class StepMixin(ResumableTrainer):
         scores_per_token: whether `score_answers` gives sums over tokens; else one score for the whole answer.
         answers_a_row: rows of a batch's tensors that make one row of the data: two where answers are compared.
         micro_batches: how many rows are trained and evaluated at once where memory ran out.
+        idle_memory: what memory that is left is spent on.
     """
 
     scores_per_token = True
@@ -58,6 +60,7 @@ class StepMixin(ResumableTrainer):
             parameter.data = before.float().to(parameter.device)
         self._tokens_not_noted = 0
         self.micro_batches = MicroBatches(self)
+        self.idle_memory = IdleMemory(self)
         self._eval_loss_sum = 0.0
         self._eval_weight = 0.0
         self._eval_began_seconds = 0.0
@@ -92,7 +95,8 @@ class StepMixin(ResumableTrainer):
         Raises:
             PlaceError: memory does not hold a single row of it.
         """
-        loss = self.micro_batches.train(model, inputs, num_items_in_batch, super().training_step)
+        with self.idle_memory.watching(inputs):
+            loss = self.micro_batches.train(model, inputs, num_items_in_batch, super().training_step)
         self.finite.note(loss, inputs)
         return loss
 
@@ -264,7 +268,7 @@ class StepMixin(ResumableTrainer):
         if "eval_runtime" in logs:  # transformers (5.17) takes it by the clock on the wall, which may be set back
             logs["eval_runtime"] = round(time.monotonic() - self._eval_began_seconds, 4)
         self.finite.correct_mean(logs)
-        logs |= self.micro_batches.take_news()
+        logs |= self.micro_batches.take_news() | self.idle_memory.take_news()
         super().log(logs, *args, **kwargs)
 
     def _note_tokens(self) -> None:
@@ -285,7 +289,9 @@ class StepMixin(ResumableTrainer):
         try:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
-                self.micro_batches.write(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+                checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                self.micro_batches.write(checkpoint)
+                self.idle_memory.write(checkpoint)
         except (OSError, SafetensorError) as error:
             raise PlaceError(
                 f"step {self.state.global_step}: the checkpoint cannot be written ({first_line(error)}).\n"

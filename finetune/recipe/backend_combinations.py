@@ -73,6 +73,11 @@ def _check_training(settings: RecipeView) -> Iterator[Fault]:
     if settings.objective in ("sft", "pretrain") and loss not in (None, "nll"):
         what = f"`backend: unsloth` computes the loss nll itself, and `loss_type` is {loss}."
         yield settings.fault("training.loss_type", what, "Take the line out.", OTHERWISE)
+    memory = settings.value("training.memory")
+    if memory in ("recompute_all", "recompute_none"):
+        what = f"`backend: unsloth` recomputes layers by a rule of its own, and `memory` is {memory}."
+        none = " To recompute none: gradient_checkpointing: false." if memory == "recompute_none" else ""
+        yield settings.fault("training.memory", what, f"Set memory: auto.{none}", OTHERWISE)
     for name in _OTHER_KERNELS:
         if settings.value(f"training.{name}") is True:
             what = f"`backend: unsloth` brings its own kernels, and `training.{name}` would put others in their place."

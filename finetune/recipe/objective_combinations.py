@@ -31,7 +31,8 @@ _TRAINS = {
 
 def find_objective_conflicts(settings: RecipeView) -> Iterator[Fault]:
     """Find settings of `data` and `evaluation` that the objective has no use for."""
-    for check in (_check_formats, _check_text, _check_whole_rows, _check_findings, _check_evaluation):
+    checks = (_check_formats, _check_text, _check_whole_rows, _check_token_budget, _check_findings, _check_evaluation)
+    for check in checks:
         yield from check(settings)
 
 
@@ -111,6 +112,29 @@ def _check_whole_rows(settings: RecipeView) -> Iterator[Fault]:
     if settings.value("data.train_on") == "everything":
         what = f"`objective: {settings.objective}` {trains}; `train_on: everything` would train the prompts."
         yield settings.fault("data.train_on", what, "Take the line out.")
+
+
+def _check_token_budget(settings: RecipeView) -> Iterator[Fault]:
+    """Check that a micro-batch of so many tokens is one packed row that holds any document."""
+    path = "data.tokens_per_batch"
+    budget, longest = settings.value(path), settings.value("data.max_length")
+    if budget is None:
+        return
+    if settings.value("data.packing") is not True:
+        what = "`tokens_per_batch` packs documents into one row, and `packing` is false."
+        is_packable = settings.objective in ("sft", "pretrain")
+        yield settings.fault(path, what, "Set data.packing: true." if is_packable else "Take the line out.")
+    if settings.value("model.backend") == "unsloth":
+        what = "`backend: unsloth` reads rows of `max_length`, and `tokens_per_batch` makes longer ones."
+        yield settings.fault(path, what, "Take the line out, or set model.backend: transformers.")
+    if isinstance(budget, int) and isinstance(longest, int) and budget < longest:
+        what = f"`tokens_per_batch` {budget} has no room for a document of `max_length` {longest}."
+        yield settings.fault(path, what, f"Set it to {longest} or more, or lower data.max_length.")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        size = settings.value(f"training.{name}")
+        if settings.is_typed(f"training.{name}") and size != 1:
+            what = f"`tokens_per_batch` makes one row of a micro-batch, and `{name}` is {size}."
+            yield settings.fault(f"training.{name}", what, "Take the line out; for more at once raise the tokens.")
 
 
 def _check_evaluation(settings: RecipeView) -> Iterator[Fault]:

@@ -30,6 +30,9 @@ def find_preference_conflicts(settings: RecipeView) -> Iterator[Fault]:
         yield from find_unread_settings(settings, _READ_WITH)
     elif settings.objective == "kto":
         yield from _check_kto(settings)
+    if settings.objective != "dpo" and settings.value("data.share_prompts") not in (None, "auto"):
+        what = f"`share_prompts` is read by `objective: dpo` alone; this one is {settings.objective}."
+        yield settings.fault("data.share_prompts", what, "Take the line out.")
     if settings.objective in ("dpo", "kto") and settings.value("training.precompute_ref_log_probs") is not True:
         path = "training.precompute_ref_batch_size"
         if settings.value(path) is not None:

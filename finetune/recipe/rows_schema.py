@@ -7,6 +7,7 @@ from pydantic import Field
 from finetune.recipe.section import Name, Section
 
 __all__ = [
+    "AssumedRows",
     "ClassificationSettings",
     "DataSettings",
     "EvalFraction",
@@ -64,6 +65,17 @@ class EvalFraction(Section):
     """A part of the training rows, held out by the seed."""
 
     fraction: Annotated[float, Field(gt=0, lt=1, description="Share of the training rows held out for evaluation.")]
+
+
+class AssumedRows(Section):
+    """What the training rows come to, for a plan that is made before they have been counted."""
+
+    rows: Annotated[
+        int, Field(ge=1, description="Rows that `data.train` gives, held-out ones among them; of pairs so many pairs.")
+    ]
+    tokens_per_row: Annotated[
+        float, Field(gt=0, description="Tokens of a row on the mean, prompt and answer; of a pair both answers' rows.")
+    ]
 
 
 FindingPolicy = Literal["report", "drop", "error"]
@@ -152,6 +164,23 @@ class DataSettings(Section):
             "pretrain alone."
         ),
     ] = True
+    tokens_per_batch: Annotated[
+        int | None,
+        Field(
+            ge=8,
+            description="With `packing`: a micro-batch is one row of whole documents of together up to so many tokens, "
+            "`max_length` or more, and `per_device_train_batch_size` and `per_device_eval_batch_size` are 1. null: "
+            "rows of `max_length`.",
+        ),
+    ] = None
+    share_prompts: Annotated[
+        Literal["auto", "always", "never"],
+        Field(
+            description="For dpo: compute what both answers of a pair begin with, the prompt, once. auto: where the "
+            "model can, and it saves work on these rows; always: in every batch; never: once for each answer. Results "
+            "are equal but for rounding."
+        ),
+    ] = "auto"
     mask_fraction: Annotated[
         float, Field(gt=0, lt=1, description="Share of a row's tokens that `objective: mlm` hides from the model.")
     ] = 0.15
@@ -169,6 +198,13 @@ class DataSettings(Section):
             "drop or error; see docs/quality.md. null: nothing is looked for."
         ),
     ] = FindingsSettings()
+    assumed: Annotated[
+        AssumedRows | None,
+        Field(
+            description="What `plan` takes for the rows until a run or a preview has counted them: {rows: …, "
+            "tokens_per_row: …}. Training does not read it."
+        ),
+    ] = None
     on_bad_rows: Annotated[
         Literal["error", "skip"],
         Field(description="A row that cannot be read: stop with file, line and reason, or count it and go on."),

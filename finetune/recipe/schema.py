@@ -87,8 +87,12 @@ class ModelSettings(Section):
         ),
     ] = "auto"
     attention: Annotated[
-        Literal["auto", "sdpa", "eager", "flash_attention_2"],
-        Field(description="Attention kernel. auto: flash_attention_2 where installed and supported, else sdpa."),
+        Literal["auto", "sdpa", "eager", "flash_attention_2", "documents"],
+        Field(
+            description="Attention kernel. documents: torch's own, for each document of packed rows alone; of other "
+            "rows it is sdpa. auto: flash_attention_2 where installed and supported, else documents for a model that "
+            "may read packed rows, else sdpa."
+        ),
     ] = "auto"
     device: Annotated[
         Literal["auto", "cuda", "cpu"], Field(description="auto: the first GPU where there is one, else the CPU.")
@@ -230,8 +234,20 @@ class TrainingSettings(Section):
         float, Field(ge=0, description="Steps of linear warm-up; below 1 it is a share of all steps.")
     ] = 0.03
     gradient_checkpointing: Annotated[
-        bool, Field(description="Recompute activations in the backward pass: less memory, about a third more time.")
+        bool,
+        Field(
+            description="Whether activations may be recomputed in the backward pass: less memory, up to a third more "
+            "time. Which layers are: `memory`."
+        ),
     ] = True
+    memory: Annotated[
+        Literal["auto", "recompute_all", "recompute_none"],
+        Field(
+            description="What memory that would lie idle is spent on. auto: as many layers as fit recompute nothing, "
+            "then 4-bit weights are kept in the compute dtype beside; 5 % stay free. recompute_all: every layer is "
+            "recomputed. recompute_none: none is. Losses and weights are the same."
+        ),
+    ] = "auto"
     logging_steps: Annotated[int, Field(ge=1, description="Steps between two lines of metrics.jsonl.")] = 1
     eval_steps: Annotated[
         float | None,

@@ -54,7 +54,7 @@ _EXAMPLES = {"min_lr": "{min_lr: 1e-5}", "num_decay_steps": "{num_decay_steps: 1
 
 def find_training_conflicts(settings: RecipeView) -> Iterator[Fault]:
     """Find settings of the trainer that exclude each other, or that need another one."""
-    for check in (_check_rhythm, _check_evaluations, _check_schedule, _check_optimizer, _check_loss):
+    for check in (_check_rhythm, _check_evaluations, _check_schedule, _check_optimizer, _check_memory, _check_loss):
         yield from check(settings)
 
 
@@ -122,6 +122,21 @@ def _check_optimizer(settings: RecipeView) -> Iterator[Fault]:
         what = f"`optim: {name}` changes weights within the backward pass, before a step can be checked or left out."
         instead = name.removesuffix("_layerwise") if name.endswith("_layerwise") else "adafactor"
         yield settings.fault("training.optim", what, f"Choose another, e.g. training.optim={instead}")
+
+
+def _check_memory(settings: RecipeView) -> Iterator[Fault]:
+    """Check that what is said of all layers is not said otherwise by another setting."""
+    choice, path = settings.value("training.memory"), "training.memory"
+    if choice == "recompute_all" and settings.value("training.gradient_checkpointing") is False:
+        what = "`memory: recompute_all` recomputes every layer, and `gradient_checkpointing: false` recomputes none."
+        yield settings.fault(path, what, "Keep one of the two.")
+    kwargs = settings.value("training.gradient_checkpointing_kwargs")
+    every = kwargs.get("every_n_layers", 1) if isinstance(kwargs, dict) else 1
+    if choice in ("recompute_all", "recompute_none") and every != 1:
+        what = (
+            f"`memory: {choice}` is for every layer, and `gradient_checkpointing_kwargs` sets every_n_layers {every}."
+        )
+        yield settings.fault(path, what, "Keep one of the two.")
 
 
 def _check_loss(settings: RecipeView) -> Iterator[Fault]:

@@ -51,6 +51,11 @@ class RunLayout:
         return self.path / "data_report.json"
 
     @property
+    def plan_path(self) -> Path:
+        """What the run was expected to need."""
+        return self.path / "plan.json"
+
+    @property
     def metrics_path(self) -> Path:
         """One object a logged step."""
         return self.path / "metrics.jsonl"

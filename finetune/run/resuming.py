@@ -46,6 +46,7 @@ FREE_KEYS = frozenset(
         "training.non_finite",
         "training.max_skipped_steps",
         "training.rehearsal",
+        "training.memory",
         "training.logging_steps",
         "training.save_steps",
         "training.save_total_limit",

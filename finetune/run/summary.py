@@ -1,5 +1,6 @@
 """The figures of a finished run: summary.json, and the few lines that end it on the console."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,8 +60,10 @@ class Summary:
         tokens_per_second: of the time trained.
         peak_memory_bytes: most memory held.
         micro_batch_rows: rows trained at once since memory ran out; None: as the recipe says.
+        memory_spending: what idle memory was spent on: numbers of layers and weights, and bytes; None: on nothing.
         seconds: wall time, the stops between not counted.
         device: what it ran on.
+        predicted: what the plan before the run had said of some of these figures, by their names; None: no plan.
     """
 
     status: str
@@ -102,8 +105,10 @@ class Summary:
     tokens_per_second: float | None
     peak_memory_bytes: int
     micro_batch_rows: int | None = None
+    memory_spending: dict[str, Any] | None = None
     seconds: float
     device: str
+    predicted: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object of summary.json; what concerns answers, rewards or pairs is in it only where they were scored."""
@@ -156,6 +161,8 @@ def render_summary(summary: Summary, result: str, run: str, *, head: str = "word
     rows.append(("time", _to_speed(summary)))
     at_once = "" if summary.micro_batch_rows is None else f", {summary.micro_batch_rows} rows at once (it ran out)"
     rows.append(("peak memory", f"{to_gib(summary.peak_memory_bytes)} on {summary.device}{at_once}"))
+    if summary.predicted is not None:
+        rows.append(("predicted", _to_prediction(summary, summary.predicted)))
     rows.append(("result", f"{result} ({_to_disk_size(summary.adapter_bytes)})"))
     if head == "words":
         rows.append(("talk to it", f"python -m finetune.chat {run}"))
@@ -201,6 +208,15 @@ def _to_change(before: float | None, after: float, pattern: str) -> str:
 def _to_speed(summary: Summary) -> str:
     rate = "" if summary.tokens_per_second is None else f", {summary.tokens_per_second:,.0f} tokens/s"
     return f"{to_duration(summary.seconds)}{rate}"
+
+
+def _to_prediction(summary: Summary, predicted: Mapping[str, Any]) -> str:
+    """Figures of the plan, each in front of the measured one."""
+    planned_bytes, planned_rate = predicted["peak_memory_bytes"], predicted["tokens_per_second"]
+    said = [f"peak {to_gib(planned_bytes)} / measured {to_gib(summary.peak_memory_bytes)}"]
+    if planned_rate is not None and summary.tokens_per_second is not None:
+        said.append(f"{planned_rate:,.0f} / {summary.tokens_per_second:,.0f} tokens/s")
+    return ", ".join(said)
 
 
 def _to_disk_size(num_bytes: int) -> str:

@@ -1,5 +1,7 @@
 """Packed documents do not read each other; nothing but real tokens is counted or trained; pairs lie as TRL has them."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
@@ -184,3 +186,24 @@ def test_judged_answers_lie_beside_those_of_other_rows():
     assert batch["KL_completion_mask"].tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]
     assert batch["label"].tolist() == [True, False]
     assert batch["num_real_tokens"] == 8
+
+
+def test_a_flat_batch_names_its_documents_by_where_they_begin_and_how_long_the_longest_is():
+    rows = [packed_row(*DOCUMENTS[:2]), packed_row(DOCUMENTS[3])]
+    batch = Collator("flat", pad_token_id=0, names_documents=True)(rows)
+    lengths = [len(DOCUMENTS[place]) for place in (0, 1, 3)]
+    assert batch["cu_seq_lens_q"].tolist() == [0, *itertools.accumulate(lengths)]
+    assert batch["cu_seq_lens_q"].dtype == batch["cu_seq_lens_k"].dtype == torch.int32
+    assert (batch["max_length_q"], batch["max_length_k"]) == (max(lengths), max(lengths))
+    assert "cu_seq_lens_q" not in Collator("packed", pad_token_id=0, names_documents=True)(rows)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded", "flat"])
+def test_trained_tokens_are_counted_as_the_loss_sees_them(layout):
+    batch = Collator(layout, pad_token_id=0)([packed_row(DOCUMENTS[1]), packed_row(DOCUMENTS[3])])
+    assert batch["num_trained_tokens"] == int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) > 0
+
+
+def test_packed_rows_lie_flat_where_documents_are_attended_apart_and_single_ones_stay_padded():
+    assert choose_layout(packing=True, attention="documents") == "flat"
+    assert choose_layout(packing=False, attention="documents") == "padded"

@@ -186,7 +186,7 @@ def test_where_answers_are_sampled_states_and_a_checkpoint_are_rehearsed_and_cha
 def test_an_update_that_the_host_has_no_memory_to_undo_is_left_out(tmp_path, monkeypatch, capsys):
     table = tmp_path / "meminfo"
     table.write_text("MemTotal:       16000000 kB\nMemAvailable:         12 kB\n")
-    monkeypatch.setattr("finetune.objectives.rehearsal._MEMORY_TABLE", table)
+    monkeypatch.setattr("finetune.objectives.free_memory._MEMORY_TABLE", table)
     built = []
     build = SupervisedTrainer.create_optimizer
     monkeypatch.setattr(SupervisedTrainer, "create_optimizer", lambda self: built.append(1) or build(self))

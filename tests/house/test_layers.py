@@ -38,7 +38,9 @@ class Layer:
     answers_at_once: bool = False
 
 
-BELOW_TRAIN = {"errors", "recipe", "data", "model", "objectives", "run"}
+BELOW_TRAIN = {"errors", "recipe", "budget", "data", "model", "objectives", "run"}
+# What a plan is made by.
+PLAN = {"budget", "estimate", "planning"}
 LAYERS = {
     "errors": Layer(ours=set()),
     # The catalogue of the libraries' settings is read as JSON; only writing it anew asks the libraries.
@@ -47,16 +49,18 @@ LAYERS = {
         heavy={"peft": {"catalogue"}, "transformers": {"catalogue"}, "trl": {"catalogue"}},
         answers_at_once=True,
     ),
+    # What a run costs, by arithmetic alone: it answers at once, and asks no device.
+    "budget": Layer(ours={"errors", "recipe"}, answers_at_once=True),
     "data": Layer(
         ours={"errors", "recipe"},
-        heavy={"datasets": EVERYWHERE, "huggingface_hub": {"sources", "hub"}, "torch": {"batches"}},
+        heavy={"datasets": EVERYWHERE, "huggingface_hub": {"sources", "hub"}, "torch": {"batches", "shared_prompts"}},
     ),
     "model": Layer(
         ours={"errors", "recipe"},
         heavy=dict.fromkeys(HEAVY - {"datasets", "trl"}, EVERYWHERE) | {"unsloth": {"unsloth"}},
     ),
     "objectives": Layer(
-        ours={"errors", "recipe", "data", "model"},
+        ours={"errors", "recipe", "budget", "data", "model"},
         heavy=dict.fromkeys(("datasets", "safetensors", "peft", "torch", "transformers", "trl"), EVERYWHERE),
     ),
     "run": Layer(
@@ -69,9 +73,18 @@ LAYERS = {
     "reference": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
     "origin": Layer(ours=BELOW_TRAIN | {"prepare"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
     "room": Layer(ours=BELOW_TRAIN, heavy={"transformers": EVERYWHERE}),
-    "result": Layer(ours=BELOW_TRAIN | {"prepare", "measuring"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)),
+    # The Hub is asked for a config alone, and last.
+    "planning": Layer(
+        ours={"errors", "recipe", "budget", "run"}, heavy={"huggingface_hub": {"base"}}, answers_at_once=True
+    ),
+    "estimate": Layer(ours={"errors", "recipe", "budget", "planning"}, answers_at_once=True),
+    "predicting": Layer(ours=BELOW_TRAIN | PLAN | {"prepare"}, heavy={"torch": EVERYWHERE}),
+    "result": Layer(
+        ours=BELOW_TRAIN | PLAN | {"prepare", "predicting", "measuring"},
+        heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
+    ),
     "train": Layer(
-        ours=BELOW_TRAIN | {"prepare", "measuring", "origin", "reference", "result", "room"},
+        ours=BELOW_TRAIN | PLAN | {"prepare", "predicting", "measuring", "origin", "reference", "result", "room"},
         heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     ),
     # Many runs, each a process: only that process loads what trains.
@@ -82,7 +95,9 @@ LAYERS = {
 # The command line and the verbs: anything below, but at the top of the file only what answers without the stack.
 COMMAND_LINE = Layer(
     ours=BELOW_TRAIN
-    | {"prepare", "measuring", "origin", "reference", "result", "room", "train", "comparison", "inspection", "cli"},
+    | PLAN
+    | {"prepare", "predicting", "measuring", "origin", "reference", "result", "room", "train", "comparison"}
+    | {"inspection", "cli"},
     heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     answers_at_once=True,
 )

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import Gemma2ForCausalLM, LlamaForCausalLM
 
 from finetune.errors import PlaceError, RecipeError
 from finetune.model import attention
@@ -88,3 +88,31 @@ def test_flash_attention_in_float32_is_a_contradiction_of_the_recipe(gpu):
 def test_the_other_kernels_need_no_check():
     for name in ("auto", "sdpa", "eager"):
         check_attention(name, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(("capability", "device"), [(None, CPU), ((8, 0), GPU), ((9, 0), GPU)])
+def test_auto_attends_documents_apart_where_packed_rows_may_come_and_flash_attn_does_not(gpu, capability, device):
+    gpu(capability, flash_installed=False)
+    assert choose_attention("auto", device, torch.bfloat16, LlamaForCausalLM, may_be_packed=True) == "documents"
+    assert choose_attention("auto", device, torch.bfloat16, LlamaForCausalLM) == "sdpa"
+
+
+def test_flash_attention_comes_before_it_and_what_was_typed_before_both(gpu):
+    gpu(capability=(8, 0), flash_installed=True)
+    chosen = choose_attention("auto", GPU, torch.bfloat16, LlamaForCausalLM, may_be_packed=True)
+    assert chosen == "flash_attention_2"
+    assert choose_attention("sdpa", CPU, torch.bfloat16, LlamaForCausalLM, may_be_packed=True) == "sdpa"
+
+
+def test_auto_stays_sdpa_on_a_t4_and_for_an_architecture_that_is_not_proven_to_keep_documents_apart(gpu):
+    gpu(capability=(7, 5), flash_installed=False)
+    assert choose_attention("auto", GPU, torch.float16, LlamaForCausalLM, may_be_packed=True) == "sdpa"
+    assert choose_attention("auto", CPU, torch.float32, Gemma2ForCausalLM, may_be_packed=True) == "sdpa"
+
+
+def test_documents_typed_for_an_architecture_that_is_not_served_is_refused():
+    assert choose_attention("documents", CPU, torch.float32, LlamaForCausalLM) == "documents"
+    with pytest.raises(RecipeError, match="Gemma2ForCausalLM has no `documents`"):
+        choose_attention("documents", CPU, torch.float32, Gemma2ForCausalLM)
+    with pytest.raises(RecipeError, match="own code may attend in ways that `documents` does not know"):
+        choose_attention("documents", CPU, torch.float32, None)

@@ -54,7 +54,7 @@ def test_what_is_made_from_the_schema_is_fresh(path: Path, rendered: Callable[[]
 def test_every_setting_of_a_trainer_is_ours_or_passed_on_or_pointed_elsewhere(objective: str) -> None:
     ours, fields = set(TrainingSettings.model_fields), set(read_catalogue().find_trainer_fields(objective))
     owned = set(find_owned_fields(objective))
-    assert ours - fields == {"early_stopping_patience", "max_skipped_steps", "non_finite", "rehearsal"}
+    assert ours - fields == {"early_stopping_patience", "max_skipped_steps", "memory", "non_finite", "rehearsal"}
     assert set(build_training_schema(objective)["properties"]) == ours | (fields - owned)
     assert set(OWNED_BY_OBJECTIVE.get(objective, ())) <= fields
 

@@ -1,0 +1,247 @@
+"""What each part of a decoder layer saves for the backward pass: every tensor with its shape and its dtype.
+
+In goes a `Computation`: shapes, and how they are computed; out come bytes, one function for each part of a layer. None
+is fitted: a term stands for a tensor that autograd keeps, and for the reason it does. `activations` puts the parts
+together; `benchmarks/plan_error.py` counts the same tensors in real models.
+
+Letters: T tokens of the micro-batch, padding too; d hidden size; f width inside the MLP; r rank; H, K heads of queries
+and of keys; D width of a head; c bytes of a number in the compute dtype. Half precision is autocast: what is trained
+lies in float32, and its products are in c bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune.budget.adapter import AdapterShape
+from finetune.budget.shapes import Architecture, Linear, Norm
+
+__all__ = [
+    "FLOAT32_BYTES",
+    "BatchShape",
+    "Computation",
+    "estimate_attention",
+    "estimate_inputs",
+    "estimate_mlp",
+    "estimate_norm",
+    "has_rule",
+    "is_of_heads",
+    "joins_output",
+]
+
+FLOAT32_BYTES = 4
+_VECTORS_BEFORE_TEXT = frozenset({"prompt_tuning", "p_tuning"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchShape:
+    """A micro-batch by its sizes.
+
+    Attributes:
+        num_rows: rows of its tensors: of pairs two for each.
+        row_tokens: length of a row with its padding; a flat micro-batch is one row.
+        document_tokens: mean length of a document. Shorter than a row, a mask keeps documents or padding apart.
+        trained_fraction: share of the tokens that are trained.
+        is_packed: whether rows hold several documents, whose positions restart.
+    """
+
+    num_rows: int
+    row_tokens: int
+    document_tokens: float
+    trained_fraction: float = 1.0
+    is_packed: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """T: all places of the micro-batch."""
+        return self.num_rows * self.row_tokens
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether some places of a row must not be seen by others beyond what causality hides."""
+        return self.document_tokens < self.row_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """How a layer is computed.
+
+    Attributes:
+        architecture: the base.
+        adapter: what is trained.
+        batch: the micro-batch.
+        tokens: T, learned vectors before each row among them.
+        c: bytes of a number in the compute dtype.
+        stream_bytes: bytes of a number between the layers.
+        is_lean: whether `model.lean` serves the linears with the adapter.
+        is_quantized: whether bitsandbytes holds the linears.
+        on_cpu: whether it runs on a CPU.
+        is_first: whether nothing before the layer is trained, so that its input needs no gradient.
+        attention: the kernel's name as transformers knows it.
+    """
+
+    architecture: Architecture
+    adapter: AdapterShape
+    batch: BatchShape
+    tokens: int
+    c: int
+    stream_bytes: int
+    is_lean: bool
+    is_quantized: bool
+    on_cpu: bool
+    is_first: bool
+    attention: str
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether autocast makes the products shorter than float32."""
+        return self.c < FLOAT32_BYTES
+
+    @property
+    def has_detour(self) -> bool:
+        """Whether PEFT takes a linear's input to float32 first, from which autocast makes a copy for each adapter.
+
+        Of a quantized linear it asks whether autocast is on for CUDA, whatever the device; of another one never.
+        """
+        return self.is_mixed and (self.on_cpu or not self.is_quantized)
+
+
+def has_rule(architecture: Architecture, adapter: AdapterShape) -> bool:
+    """Whether what is kept is counted tensor by tensor; else it is an estimate on the high side.
+
+    There is a rule for decoders of the kind of Llama, with LoRA, DoRA without dropout, IA³, norms or vectors
+    before the text trained, or all weights. HRA keeps several times as much as the estimate, for its reflections.
+    """
+    if architecture.is_encoder or not architecture.is_gated:
+        return False
+    if adapter.is_whole:
+        return adapter.num_layers == architecture.num_layers
+    if adapter.method in {"ia3", "ln_tuning", *_VECTORS_BEFORE_TEXT}:
+        return True
+    return adapter.method == "lora" and not (adapter.is_weight_decomposed and adapter.dropout)
+
+
+# ---- norms
+
+
+def is_of_heads(norm: Norm) -> bool:
+    """Whether a norm is that of queries or of keys."""
+    return norm.path.endswith(("q_norm", "k_norm"))
+
+
+def estimate_norm(case: Computation, norm: Norm) -> int:
+    """RMS norm: its input in float32 for the square and the product, one root for each group, its weight's factor."""
+    base = case.architecture
+    groups = 1
+    if is_of_heads(norm) and norm.size == base.head_dim:
+        groups = base.num_heads if norm.path.endswith("q_norm") else base.num_kv_heads
+    width = norm.size * groups
+    is_trained = case.adapter.is_whole or case.adapter.method == "ln_tuning"
+    factor = case.stream_bytes * width if is_trained else 0  # a weight that is trained needs what it scales
+    return case.tokens * (FLOAT32_BYTES * (width + groups) + factor)
+
+
+# ---- linear layers
+
+
+def estimate_inputs(case: Computation, linears: Sequence[Linear], source: str, *, has_gradient: bool) -> int:
+    """What linears with one input save: nothing where they are frozen, for their weights get no gradient.
+
+    Args:
+        case: how it is computed.
+        linears: that read the same tensor.
+        source: `norm` or `product`: nobody else saves the tensor; `attention`: the attention does.
+        has_gradient: whether their input needs one.
+    """
+    adapted = [linear for linear in linears if case.adapter.adapts(linear)]
+    if not adapted:
+        return 0
+    if case.adapter.is_whole:
+        return _whole(case, adapted, source)
+    if case.adapter.method == "ia3":
+        return sum(_ia3(case, linear, is_last=source == "product") for linear in adapted)
+    saved = sum(_lora(case, linear, has_gradient=has_gradient) for linear in adapted)
+    width = adapted[0].in_features
+    if case.adapter.dropout:
+        # Each adapter drops numbers of its own: what is left of the input, and what was dropped.
+        if has_gradient:
+            saved += len(adapted) * case.tokens * width * (FLOAT32_BYTES if case.on_cpu else 1)
+        return saved + len(adapted) * case.tokens * width * case.c
+    if case.has_detour and not case.is_lean:
+        return saved + len(adapted) * case.tokens * width * case.c
+    return saved + (0 if source == "attention" else case.tokens * width * case.c)
+
+
+def _whole(case: Computation, linears: Sequence[Linear], source: str) -> int:
+    """Linears trained whole: their input, of which autocast makes a copy for each behind a norm, and their weights."""
+    width = linears[0].in_features
+    num_inputs = len(linears) if case.is_mixed and source == "norm" else int(source != "attention")
+    weights = sum(linear.num_weights for linear in linears) * case.c if case.is_mixed else 0
+    return num_inputs * case.tokens * width * case.c + weights
+
+
+def _lora(case: Computation, linear: Linear, *, has_gradient: bool) -> int:
+    """LoRA's own: the input of B, and under autocast A and B in the compute dtype; DoRA: the two it adds up."""
+    r = case.adapter.r
+    saved = case.tokens * r * case.c
+    if case.is_mixed:
+        saved += r * linear.out_features * case.c
+        saved += r * linear.in_features * case.c if has_gradient or case.is_lean else 0
+    if case.adapter.is_weight_decomposed or not has_rule(case.architecture, case.adapter):
+        saved += 2 * case.tokens * linear.out_features * case.c + 3 * linear.out_features * FLOAT32_BYTES
+    return saved
+
+
+def _ia3(case: Computation, linear: Linear, *, is_last: bool) -> int:
+    """IA³: what is scaled, which is a linear's output, and of the MLP's last one its input."""
+    width = linear.in_features if is_last else linear.out_features
+    if case.is_quantized:
+        number = FLOAT32_BYTES if case.on_cpu else case.stream_bytes
+    else:
+        number = FLOAT32_BYTES if is_last else case.c
+    return case.tokens * width * number
+
+
+# ---- between the linear layers
+
+
+def estimate_attention(case: Computation, linears: Sequence[Linear]) -> int:
+    """Attention itself: turned queries and keys, values, its output and the sum of each row's weights.
+
+    A mask makes SDPA take keys and values repeated for all heads, and a copy of the mask in the compute dtype for every
+    layer; within named documents there is none. Eager attention saves the weights of each pair of tokens, in float32
+    and rounded.
+    """
+    base, row_tokens = case.architecture, case.tokens // case.batch.num_rows
+    queries, keys = base.num_heads * base.head_dim, base.num_kv_heads * base.head_dim
+    if case.attention == "eager":
+        pairs = case.tokens * row_tokens * base.num_heads
+        return case.tokens * 3 * queries * case.c + pairs * (FLOAT32_BYTES + (case.c if case.is_mixed else 0))
+    reads_mask = case.attention == "sdpa" or (case.attention == "documents" and not _is_flat(case))
+    masked = case.batch.has_mask and reads_mask
+    if masked and base.num_heads != base.num_kv_heads:
+        keys_and_values = 2 * queries
+    elif len(linears) == 2:  # queries, keys and values are one tensor, which the values keep
+        keys_and_values = keys + linears[0].out_features
+    else:
+        keys_and_values = 2 * keys
+    mask = case.tokens * row_tokens * case.c if masked else 0
+    rows = case.tokens * base.num_heads * FLOAT32_BYTES
+    return case.tokens * (2 * queries + keys_and_values) * case.c + rows + mask
+
+
+def _is_flat(case: Computation) -> bool:
+    """Whether the documents of one row are named to the kernel, see `data.batches`."""
+    return case.batch.is_packed and case.batch.num_rows == 1
+
+
+def joins_output(case: Computation) -> bool:
+    """Whether the attention's output is put together from what it saves: of eager weights, of documents on a CPU."""
+    return case.attention == "eager" or (case.attention == "documents" and case.on_cpu and _is_flat(case))
+
+
+def estimate_mlp(case: Computation) -> int:
+    """Inside the MLP: the input of the activation, and where a second branch is multiplied with it both factors."""
+    number = case.stream_bytes if case.adapter.method == "ia3" else case.c
+    if case.adapter.method == "ln_tuning" and case.is_quantized:
+        number = FLOAT32_BYTES
+    return case.tokens * case.architecture.intermediate_size * number * (3 if case.architecture.is_gated else 1)

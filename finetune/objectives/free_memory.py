@@ -1,0 +1,97 @@
+"""Memory that is free, on the host and on a GPU: what Linux says, cut to what a container may take.
+
+In goes a device; out come bytes. Whoever spends memory or wants to know whether something fits asks here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+__all__ = ["Room", "find_room", "name_device", "read_available_bytes"]
+
+_MEMORY_TABLE = Path("/proc/meminfo")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+# By version of Linux's control groups: folder of its memory controller, the limit, and what is used.
+_FILES = {1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("", "memory.max", "memory.current")}
+# Pages of files that are given back when memory is asked for count as used; `memory.stat` names them.
+_CACHE_ENTRIES = ("inactive_file", "total_inactive_file")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Memory of a device.
+
+    Attributes:
+        free_bytes: that this process could still take.
+        total_bytes: of the device, or of the container.
+    """
+
+    free_bytes: int
+    total_bytes: int
+
+
+def find_room(device: torch.device) -> Room | None:
+    """Find how much memory a device has left; None where it does not say so."""
+    if device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        cached_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return Room(free_bytes + cached_bytes, total_bytes)
+    if device.type == "cpu" and _MEMORY_TABLE.exists():
+        rooms = [_read_host(), *_read_groups()]
+        return Room(min(one.free_bytes for one in rooms), min(one.total_bytes for one in rooms))
+    return None
+
+
+def read_available_bytes() -> int | None:
+    """Bytes of the host's memory that could be taken without swapping; None where Linux does not say so."""
+    room = find_room(torch.device("cpu"))
+    return None if room is None else room.free_bytes
+
+
+def name_device(device: torch.device) -> str:
+    """Name a device by what decisions on memory hang on: a GPU by its kind and memory, the host by its memory."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    room = find_room(device)
+    return device.type if room is None else f"{device.type}, {room.total_bytes / 2**30:.0f} GiB"
+
+
+def _read_host() -> Room:
+    entries = dict(line.split(":", 1) for line in _MEMORY_TABLE.read_text(encoding="ascii").splitlines())
+    return Room(*(int(entries[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal")))
+
+
+def _read_groups() -> list[Room]:
+    """What the process's control groups leave to it: its own and those that this one lies in."""
+    rooms: list[Room] = []
+    if not _OWN_GROUPS.exists():
+        return rooms
+    for line in _OWN_GROUPS.read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        folder_name, limit_name, used_name = _FILES[1 if controllers else 2]
+        top = _GROUPS / folder_name
+        folder = top / path.lstrip("/")
+        # Inside a container the path may be the host's, and the folder that is mounted the container's own.
+        folders = [one for one in (folder, *folder.parents) if one.is_relative_to(top)] if folder.is_dir() else [top]
+        rooms += [room for one in folders if (room := _read_group(one, limit_name, used_name)) is not None]
+    return rooms
+
+
+def _read_group(folder: Path, limit_name: str, used_name: str) -> Room | None:
+    """Read the limit of one group; None where it has none."""
+    limit_path, used_path, stat_path = folder / limit_name, folder / used_name, folder / "memory.stat"
+    if not limit_path.is_file() or not used_path.is_file():
+        return None
+    limit = limit_path.read_text(encoding="ascii").strip()
+    if not limit.isdecimal():  # "max"
+        return None
+    used_bytes = int(used_path.read_text(encoding="ascii"))
+    if stat_path.is_file():
+        entries = dict(line.split(maxsplit=1) for line in stat_path.read_text(encoding="ascii").splitlines())
+        used_bytes -= max((int(entries[name]) for name in _CACHE_ENTRIES if name in entries), default=0)
+    return Room(max(0, int(limit) - max(0, used_bytes)), int(limit))

@@ -1,0 +1,393 @@
+"""Memory that would lie idle, spent on speed: layers that recompute nothing, and 4-bit weights that are kept in full.
+
+In goes a trainer that is built. Before its first step it is decided by arithmetic what every layer keeps
+(`budget.spending`); that step is measured, in the rehearsal or as the first of the run, and corrects the decision once.
+On a GPU the measure is the allocator's peak, on a CPU the bytes that a forward pass saves for its backward pass.
+Copies of weights cost what they are long, and come behind the measured step. Where memory runs out in spite of it,
+`micro_batches` takes back here before it cuts rows.
+
+Nothing that is trained depends on it: what is kept are the numbers that would be computed again. A checkpoint carries
+the decision to the run that goes on from it on the same device; several processes decide alike, by the scarcest.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from finetune.budget.activations import BatchShape
+from finetune.budget.spending import (
+    Keeps,
+    LayerWork,
+    Option,
+    Spending,
+    build_options,
+    find_spendable,
+    spend,
+    take_back,
+)
+from finetune.model.base import BaseModel
+from finetune.model.frozen_weights import find_quantized, forget_resident, keep_resident
+from finetune.model.recomputation import Recomputation, SavedBytes
+from finetune.objectives.free_memory import Room, find_room, name_device
+from finetune.objectives.memory_decision import Decision, describe, read_decision, write_decision
+from finetune.objectives.step_memory import (
+    Shapes,
+    StepMemory,
+    build_shapes,
+    estimate_coming_bytes,
+    estimate_step,
+    estimate_work,
+    find_longest_shape,
+    to_shape,
+)
+from finetune.recipe.schema import AdapterSettings
+
+__all__ = ["IdleMemory", "MemoryChoice"]
+
+log = logging.getLogger("finetune.objectives.idle_memory")
+
+MemoryChoice = Literal["auto", "recompute_all", "recompute_none"]
+_KINDS: tuple[Keeps, ...] = ("all", "mlp", "attention")
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What was known when the first decision was taken.
+
+    Attributes:
+        room: of the device, with nothing spent.
+        shape: of the longest micro-batch.
+        coming_bytes: that training takes later beside the activations, as far as the step's measure does not show it.
+        allocated_bytes: on a GPU, before the step.
+        estimate: of the longest micro-batch; None: its base is not known.
+    """
+
+    room: Room
+    shape: BatchShape
+    coming_bytes: int
+    allocated_bytes: int
+    estimate: StepMemory | None
+
+
+class IdleMemory:
+    """What a trainer's idle memory is spent on.
+
+    Args:
+        trainer: a `StepMixin`.
+
+    Attributes:
+        spending: what was decided; None: nothing is decided here.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._recomputation: Recomputation | None = None
+        self._linears: list[Any] = []
+        self._shapes: Shapes | None = None
+        self._may_recompute = False
+        self._start: _Start | None = None
+        self._passes: list[SavedBytes] = []
+        self._attempt: list[SavedBytes] = []
+        self._is_settled = False
+        self._max_layers: int | None = None
+        self._is_news = False
+        self._predicted_bytes: int | None = None
+        self._measured_bytes: int | None = None
+        self.spending: Spending | None = None
+
+    # ---- how it begins
+
+    def begin(self, choice: MemoryChoice, base: BaseModel, adapter: AdapterSettings) -> None:
+        """Take what is decided here into this object's hands; without it nothing is.
+
+        Args:
+            choice: the recipe's `training.memory`; only `auto` leaves anything to decide.
+            base: the loaded base.
+            adapter: the recipe's section.
+        """
+        trainer = self._trainer
+        if choice != "auto" or base.backend == "unsloth" or find_room(trainer.args.device) is None:
+            return
+        kwargs = trainer.args.gradient_checkpointing_kwargs or {}
+        self._recomputation = Recomputation(trainer.model)
+        self._linears = find_quantized(trainer.model)
+        self._may_recompute = (
+            trainer.args.gradient_checkpointing
+            and self._recomputation.num_layers > 0
+            and kwargs.get("every_n_layers", 1) == 1  # whoever typed it has chosen the layers
+        )
+        if trainer.args.gradient_checkpointing and self._recomputation.num_layers == 0:
+            log.info(
+                "Memory: %s cannot recompute its layers one by one, so all are recomputed; none are with "
+                "training.memory=recompute_none, where that fits.",
+                type(base.model).__name__,
+            )
+        losses = vars(trainer.args).get("loss_type")
+        is_plain = adapter.fields.get("lora_dropout", 0) == 0 and not adapter.fields.get("use_dora")
+        self._shapes = build_shapes(
+            base,
+            adapter,
+            is_lean=adapter.method == "lora" and is_plain,
+            loss="chunks" if losses in (None, "chunked_nll") else "logits",
+        )
+
+    @property
+    def _has_parts(self) -> bool:
+        """Whether attention and MLP may be recomputed by themselves, which the reentrant mode would round otherwise."""
+        kwargs = self._trainer.args.gradient_checkpointing_kwargs or {}
+        return self._recomputation is not None and self._recomputation.has_parts and not kwargs.get("use_reentrant")
+
+    # ---- the decision
+
+    @contextmanager
+    def watching(self, batch: Any) -> Iterator[None]:
+        """Train inside: the first step is decided about before it, and measured; all others go by.
+
+        Args:
+            batch: what is trained: in a rehearsal the longest micro-batch.
+        """
+        if self._recomputation is None or self._is_settled:
+            yield
+            return
+        if self._start is None:
+            self._decide(batch)
+        with self._recomputation.counting() as self._attempt:
+            yield
+        self._passes += [one for one in self._attempt if one.total]
+        if not self._trainer.is_in_train or self._trainer.accelerator.sync_gradients:
+            self._settle()
+
+    def forget_attempt(self) -> None:
+        """Forget what was measured of a step that memory ran out in; it is repeated from its first micro-batch."""
+        self._attempt.clear()
+        self._passes.clear()
+        if not self._is_settled and self._start is not None and self._trainer.args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._trainer.args.device)
+
+    def _decide(self, batch: Any) -> None:
+        """Decide by arithmetic, from shapes; of a base that is not known, the last layer alone is kept and measured."""
+        trainer, recomputation, device = self._trainer, self._recomputation, self._trainer.args.device
+        room = find_room(device)
+        assert recomputation is not None and room is not None
+        if device.type == "cpu":  # the processes of a launch share it
+            room = replace(room, free_bytes=room.free_bytes // trainer.args.world_size)
+        is_rehearsed = not trainer.is_in_train and isinstance(batch, Mapping)
+        shape = to_shape(batch) if is_rehearsed else find_longest_shape(trainer)
+        allocated_bytes = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            allocated_bytes = torch.cuda.memory_allocated(device)
+        estimate = None
+        if self._shapes is not None:
+            estimate = estimate_step(self._shapes, shape, has_parts=self._has_parts)
+        gradients, states = estimate_coming_bytes(trainer)
+        later = states + (gradients if device.type == "cpu" else 0)
+        self._start = _Start(room, shape, later, allocated_bytes, estimate)
+        if not self._may_recompute:
+            self._apply(Spending(num_layers=0))
+            return
+        num_layers = recomputation.num_layers
+        if estimate is None:
+            self._apply(Spending(num_layers=num_layers, num_kept=1))
+            return
+        coming = gradients + states + estimate.sum_saved(num_layers) + estimate.passing_bytes
+        spendable = self._agree(find_spendable(room.free_bytes, room.total_bytes, coming))
+        self._apply(spend(spendable, num_layers, estimate.options))
+
+    def _settle(self) -> None:
+        """Correct the decision by what was measured, once, and keep copies of weights with what is left."""
+        start, recomputation, spent = self._start, self._recomputation, self._spent
+        assert start is not None and recomputation is not None
+        self._is_settled = True
+        largest = max(self._passes, key=lambda one: one.total, default=None)
+        self._passes = []
+        if largest is None:  # nothing was trained
+            return
+        num_layers = spent.num_layers
+        # A rehearsal's batch is the longest, whole or cut as all others will be.
+        scale = max(1.0, start.shape.num_tokens / max(1, largest.tokens)) if self._trainer.is_in_train else 1.0
+        options = self._measure_options(largest, scale)
+        held = {kind: number for kind, number in zip(_KINDS, self._count_kinds(spent), strict=True) if number}
+        spent_bytes = sum(number * options[kind].num_bytes for kind, number in held.items())
+        saved_bytes, passing_bytes = self._measure_step(largest)
+        self._measured_bytes, self._predicted_bytes = round(saved_bytes * scale), self._predict(spent)
+        coming = start.coming_bytes + self._measured_bytes + passing_bytes - spent_bytes
+        spendable = find_spendable(start.room.free_bytes, start.room.total_bytes, coming)
+        if self._max_layers is not None:  # memory ran out on the way: what was taken back stays so
+            spendable = min(spendable, spent_bytes)
+        spendable = self._agree(spendable)
+        options = self._agree_on_options(options)
+        residents = [one.weight.quant_state.shape.numel() * one.compute_dtype.itemsize for one in self._linears]
+        self._apply(spend(spendable, num_layers, options, residents, max_layers=self._agree_on_layers(num_layers)))
+        log.info("Memory: %s.", self.describe())
+
+    @property
+    def _spent(self) -> Spending:
+        assert self.spending is not None
+        return self.spending
+
+    @staticmethod
+    def _count_kinds(spending: Spending) -> tuple[int, int, int]:
+        return spending.num_kept, spending.num_mlp_kept, spending.num_attention_kept
+
+    def _measure_options(self, saved: SavedBytes, scale: float) -> dict[Keeps, Option]:
+        """Find what the choices of a layer cost in the longest micro-batch, by a step that was measured."""
+        start, spent = self._start, self._spent
+        assert start is not None
+        if not spent.num_layers:
+            return {}
+        estimated = {} if start.estimate is None else start.estimate.options
+        kept = saved.layers[len(saved.layers) - spent.num_kept :]
+        if kept:
+            place = len(saved.layers) - 1
+            work = LayerWork(0.0, 1.0)
+            if self._shapes is not None:
+                work = estimate_work(self._shapes, start.shape)
+            # A part that is recomputed by itself saves its input, which is as long as the layer's.
+            return build_options(
+                work,
+                kept_bytes=sum(kept) // len(kept) + saved.input_bytes,
+                input_bytes=saved.input_bytes,
+                attention_bytes=saved.attention[place] - saved.input_bytes if self._has_parts else None,
+                mlp_bytes=saved.mlp[place] - saved.input_bytes if self._has_parts else None,
+                factor=scale,
+            )
+        parts = saved.layers[spent.num_recomputed :]
+        if not parts or not spent.layer_bytes:
+            return dict(estimated)
+        factor = scale * sum(parts) / spent.layer_bytes
+        return {kind: replace(one, num_bytes=round(one.num_bytes * factor)) for kind, one in estimated.items()}
+
+    def _measure_step(self, saved: SavedBytes) -> tuple[int, int]:
+        """Bytes that the measured step held: a GPU's peak, or what was saved on a CPU, and what that does not show.
+
+        The latter is the loss or one layer at work; of a base that is not known as much as was saved outside the layers
+        and in the dearest one.
+        """
+        device, start = self._trainer.args.device, self._start
+        assert start is not None
+        if device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(device)) - start.allocated_bytes, 0
+        if start.estimate is not None:
+            return saved.total, start.estimate.passing_bytes
+        return saved.total, saved.total - sum(saved.layers) + max(saved.layers, default=0)
+
+    def _predict(self, spending: Spending) -> int | None:
+        """What the measured step was estimated to hold."""
+        start, recomputation = self._start, self._recomputation
+        if start is None or start.estimate is None or recomputation is None:
+            return None
+        saved_bytes = start.estimate.sum_saved(recomputation.num_layers) + spending.layer_bytes
+        if not self._may_recompute:
+            if self._trainer.args.gradient_checkpointing:  # by somebody else's choice of layers
+                return None
+            layer = start.estimate.layer
+            saved_bytes += recomputation.num_layers * (layer.kept_bytes - layer.input_bytes)
+        return saved_bytes + (start.estimate.passing_bytes if self._trainer.args.device.type == "cuda" else 0)
+
+    # ---- several processes
+
+    def _agree(self, num_bytes: int) -> int:
+        """The least of a number over all processes."""
+        trainer = self._trainer
+        if trainer.args.world_size == 1:
+            return num_bytes
+        gathered = trainer.accelerator.gather(torch.tensor([num_bytes], dtype=torch.int64, device=trainer.args.device))
+        return int(gathered.min())
+
+    def _agree_on_options(self, options: Mapping[Keeps, Option]) -> dict[Keeps, Option]:
+        """Let what is dearest in any process be the price in all."""
+        return {kind: replace(one, num_bytes=-self._agree(-one.num_bytes)) for kind, one in options.items()}
+
+    def _agree_on_layers(self, num_layers: int) -> int:
+        return self._agree(num_layers if self._max_layers is None else self._max_layers)
+
+    # ---- what follows from it
+
+    def _apply(self, spending: Spending) -> None:
+        """Let layers keep, and weights stay, as was decided."""
+        self.spending = spending
+        if self._may_recompute and self._recomputation is not None:
+            self._recomputation.follow(spending.layers)
+        for place, linear in enumerate(self._linears):
+            if place < spending.num_resident:
+                keep_resident(linear)
+            else:
+                forget_resident(linear)
+
+    def take_back(self, *, copies_alone: bool = False) -> bool:
+        """Take back part of what was spent: copies first, then half of the layers that keep anything.
+
+        Args:
+            copies_alone: where no layer keeps anything, as in an evaluation.
+
+        Returns:
+            Whether there was something; several processes take nothing back on their way, being each on its own.
+        """
+        trainer = self._trainer
+        if self.spending is None or (trainer.args.world_size > 1 and trainer.is_in_train):
+            return False
+        less = take_back(self.spending)
+        if less is None or (copies_alone and not self.spending.num_resident):
+            return False
+        self._apply(less)
+        self._max_layers = sum(self._count_kinds(less))
+        self._is_news = True
+        return True
+
+    def take_news(self) -> dict[str, int]:
+        """Name what is left, once after something was taken back, as metrics.jsonl has it."""
+        if not self._is_news or self.spending is None:
+            return {}
+        self._is_news = False
+        return {"recomputed_layers": self.spending.num_recomputed, "resident_weights": self.spending.num_resident}
+
+    # ---- what is told and kept
+
+    def describe(self) -> str:
+        """Say what was decided, in one line."""
+        return describe(
+            self._spent,
+            num_weights=len(self._linears),
+            free_bytes=None if self._start is None else self._start.room.free_bytes,
+            measured_bytes=self._measured_bytes,
+            predicted_bytes=self._predicted_bytes,
+        )
+
+    def to_json(self) -> dict[str, int] | None:
+        """The decision as summary.json has it; None where none was taken."""
+        if self.spending is None:
+            return None
+        measured = {"predicted_step_bytes": self._predicted_bytes, "measured_step_bytes": self._measured_bytes}
+        return self.spending.to_json() | {name: value for name, value in measured.items() if value is not None}
+
+    def write(self, folder: Path) -> None:
+        """Write the decision into a checkpoint, where it stands."""
+        if self.spending is not None and self._is_settled:
+            device = name_device(self._trainer.args.device)
+            write_decision(folder, Decision(self.spending, self._max_layers, self._is_news, device))
+
+    def read(self, folder: Path) -> None:
+        """Take the decision of a checkpoint up, on the same device and where it still fits; else it is taken anew.
+
+        Raises:
+            CheckpointError: the file holds something else.
+        """
+        decision, device = read_decision(folder), self._trainer.args.device
+        if self._recomputation is None or decision is None:
+            return
+        spending = decision.spending
+        num_layers = self._recomputation.num_layers if self._may_recompute else 0
+        is_same = decision.device == name_device(device)
+        room = find_room(device)
+        fits = room is not None and find_spendable(room.free_bytes, room.total_bytes, spending.num_bytes) >= 0
+        is_of_model = spending.num_layers == num_layers and spending.num_resident <= len(self._linears)
+        if self._agree(int(is_same and fits and is_of_model)):
+            self._max_layers, self._is_news, self._is_settled = decision.max_layers, decision.is_news, True
+            self._apply(spending)
+            log.info("Memory: %s; as before the stop.", self.describe())

@@ -1,0 +1,213 @@
+"""What a step of a trainer will hold: by the shapes of its base, its adapter and its longest micro-batch.
+
+In go a trainer that is built and what the recipe trains; out come bytes to plan with, before a step has run. None
+comes out for a base or a method whose shapes are not known: there the first step is measured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from finetune.budget.activations import BatchShape, LayerActivations, estimate_layer, estimate_outside
+from finetune.budget.adapter import AdapterShape, build_adapter
+from finetune.budget.architecture import Architecture, build_architecture
+from finetune.budget.optimizer_states import estimate_state_bytes
+from finetune.budget.spending import RATES, Keeps, LayerWork, Option, build_options, estimate_layer_work
+from finetune.errors import RecipeError
+from finetune.model.base import BaseModel
+from finetune.recipe.schema import AdapterSettings
+
+__all__ = [
+    "Shapes",
+    "StepMemory",
+    "build_shapes",
+    "estimate_coming_bytes",
+    "estimate_step",
+    "find_longest",
+    "find_longest_shape",
+    "to_shape",
+]
+
+# What dpo and kto are given beside a row once the reference was taken, which is later.
+_REFERENCE = dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_KL_logps"), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What is known of a model before a batch has gone through it."""
+
+    architecture: Architecture
+    adapter: AdapterShape
+    compute_bytes: int
+    attention: str
+    is_quantized: bool
+    is_lean: bool
+    device_type: str
+    loss: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """What a micro-batch is estimated to hold.
+
+    Attributes:
+        layer: of one layer.
+        outside_bytes: kept outside the layers, for the last norm and the loss.
+        head_bytes: alive beside them where the loss is computed.
+        options: what a layer can keep, and what that costs and saves.
+    """
+
+    layer: LayerActivations
+    outside_bytes: int
+    head_bytes: int
+    options: dict[Keeps, Option]
+
+    def sum_saved(self, num_layers: int) -> int:
+        """Bytes that a forward pass saves for the backward one where every layer is recomputed."""
+        return self.outside_bytes + num_layers * self.layer.input_bytes
+
+    @property
+    def passing_bytes(self) -> int:
+        """Bytes beside them at the peak: the loss is computed, or later one layer is computed again."""
+        return max(self.head_bytes, self.layer.kept_bytes)
+
+
+def build_shapes(base: BaseModel, settings: AdapterSettings, *, is_lean: bool, loss: str) -> Shapes | None:
+    """Build what is known of a base and what is trained on it; None where its architecture is not.
+
+    Args:
+        base: the loaded base.
+        settings: the recipe's `adapter` section.
+        is_lean: whether `model.lean` may serve its linears.
+        loss: how the loss reads the logits: `chunks` or `logits`.
+    """
+    text_config = base.model.config.get_text_config()
+    try:
+        architecture = build_architecture(text_config.to_dict(), head=base.head)
+        adapter = build_adapter(architecture, settings)
+    except RecipeError:
+        return None
+    return Shapes(
+        architecture=architecture,
+        adapter=adapter,
+        compute_bytes=base.compute_dtype.itemsize,
+        attention=base.attention,
+        is_quantized=base.quantization != "none",
+        is_lean=is_lean,
+        device_type=base.device.type,
+        loss=loss,
+    )
+
+
+# ---- the longest micro-batch
+
+
+def find_longest(trainer: Any, dataset: Dataset, num_rows: int) -> list[dict[str, Any]]:
+    """Find the longest rows, with stand-ins for what is put beside them later."""
+    if "length" in dataset.column_names:
+        lengths = dataset["length"][:]
+    else:
+        column = "seq_lengths" if "seq_lengths" in dataset.column_names else dataset.column_names[0]
+        lengths = [sum(row) if column == "seq_lengths" else len(row) for row in dataset[column]]
+    longest = sorted(range(len(lengths)), key=lambda place: -lengths[place])[:num_rows]
+    stand_ins = _REFERENCE if vars(trainer.args).get("precompute_ref_log_probs") else {}
+    return [stand_ins | dataset[place] for place in longest]
+
+
+def find_longest_shape(trainer: Any) -> BatchShape:
+    """Find the sizes of the longest micro-batch that a trainer's rows can make."""
+    num_rows = trainer.args.per_device_train_batch_size
+    batch = trainer.data_collator(find_longest(trainer, trainer.train_dataset, num_rows))
+    if isinstance(batch, Mapping):
+        return to_shape(batch)
+    # Prompts: the answers are yet to be sampled.
+    answer_tokens = int(vars(trainer.args).get("max_completion_length") or 0)
+    longest = max((len(value) for row in batch for value in row.values() if isinstance(value, list)), default=0)
+    return BatchShape(num_rows=num_rows, row_tokens=longest + answer_tokens, document_tokens=longest + answer_tokens)
+
+
+def to_shape(batch: Mapping[str, Any]) -> BatchShape:
+    """Turn a batch of a collator into its sizes."""
+    num_rows, row_tokens = batch["input_ids"].shape
+    num_documents = num_rows
+    if "position_ids" in batch:
+        num_documents = max(1, int((batch["position_ids"] == 0).sum()))
+    return BatchShape(
+        num_rows=num_rows,
+        row_tokens=row_tokens,
+        document_tokens=min(row_tokens, batch["num_real_tokens"] / num_documents),
+        is_packed="position_ids" in batch,
+    )
+
+
+# ---- bytes
+
+
+def estimate_step(shapes: Shapes, batch: BatchShape, *, has_parts: bool) -> StepMemory:
+    """Estimate what a micro-batch holds.
+
+    Args:
+        shapes: of the model.
+        batch: of the micro-batch.
+        has_parts: whether a layer's attention and MLP can be recomputed by themselves.
+    """
+    on_cpu, compute_bytes, is_quantized = shapes.device_type == "cpu", shapes.compute_bytes, shapes.is_quantized
+    layer = estimate_layer(
+        shapes.architecture,
+        shapes.adapter,
+        batch,
+        compute_bytes=compute_bytes,
+        is_lean=shapes.is_lean,
+        attention=shapes.attention,
+        is_quantized=is_quantized,
+        on_cpu=on_cpu,
+    )
+    outside = estimate_outside(
+        shapes.architecture,
+        shapes.adapter,
+        batch,
+        compute_bytes=compute_bytes,
+        loss=shapes.loss,
+        is_quantized=is_quantized,
+    )
+    # Recomputed alone, a part keeps its input, which is as long as the layer's.
+    mlp_bytes = layer.mlp_bytes - layer.input_bytes if has_parts else None
+    options = build_options(
+        estimate_work(shapes, batch), kept_bytes=layer.kept_bytes, input_bytes=layer.input_bytes, mlp_bytes=mlp_bytes
+    )
+    return StepMemory(layer, outside.kept_bytes, outside.head_bytes, options)
+
+
+def estimate_work(shapes: Shapes, batch: BatchShape) -> LayerWork:
+    """Estimate what computing a layer of a model a second time takes."""
+    architecture = shapes.architecture
+    by_part = {
+        part: [linear.num_weights for linear in architecture.linears if linear.part == part]
+        for part in ("attention", "mlp")
+    }
+    return estimate_layer_work(
+        RATES[shapes.device_type],
+        tokens=batch.num_tokens,
+        attention_weights=sum(by_part["attention"]),
+        mlp_weights=sum(by_part["mlp"]),
+        attention_width=architecture.num_heads * architecture.head_dim,
+        document_tokens=batch.document_tokens,
+        skipped_weights=(by_part["attention"][-1], by_part["mlp"][-1]) if shapes.is_lean else (0, 0),
+        dequantizes=shapes.is_quantized and not shapes.is_lean,
+    )
+
+
+def estimate_coming_bytes(trainer: Any) -> tuple[int, int]:
+    """Estimate what training is yet to take beside the activations.
+
+    Returns:
+        Bytes of the gradients and of the optimizer's states; 0 for what is there already.
+    """
+    trained = [value for value in trainer.model.parameters() if value.requires_grad]
+    gradients = sum(value.nbytes for value in trained if value.grad is None)
+    if trainer.optimizer is not None and trainer.optimizer.state:
+        return gradients, 0
+    # transformers' names are members of an enumeration of texts.
+    return gradients, estimate_state_bytes(str(trainer.args.optim.value), [tuple(value.shape) for value in trained])

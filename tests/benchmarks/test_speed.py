@@ -1,0 +1,181 @@
+"""The speed benchmark's arithmetic and bookkeeping: what is compared is alike, and nothing is mixed or lost."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed_grid import (
+    CPU_SHAPES,
+    CUDA_SHAPES,
+    Contender,
+    Line,
+    build_lines,
+    find_missing,
+)
+from benchmarks.speed_measuring import Place, build_ours_command, read_figures
+from benchmarks.speed_ours import IDEAS
+from benchmarks.speed_peak import estimate_flops_per_token
+from benchmarks.speed_rows import RowSet, choose_rows_per_step, to_prompt, write_rows
+from benchmarks.speed_store import Store, find_store_path
+from benchmarks.speed_table import render_page, sum_up
+from finetune.recipe.reading import read_recipe
+
+ROOT = Path(__file__).parents[2]
+MISTRAL_7B = {"model_type": "mistral", "vocab_size": 32000}
+LINES = [*build_lines(CPU_SHAPES, "cpu"), *build_lines(CUDA_SHAPES, "cuda")]
+
+
+def count_words(texts):
+    return [len(text.split()) for text in texts]
+
+
+def build_rows(num_rows=40, tokens=400):
+    return RowSet(Path("train.json"), Path("held_out.json"), "a test", num_rows, tokens, 10, 10, 20.0, 0.5)
+
+
+# ---- the rows
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_step", "mean_tokens", "expected"),
+    [(2048, 205, (10, 10)), (2048, 2048, (1, 1)), (8192, 205, (40, 8)), (2048, 5000, (1, 1))],
+)
+def test_a_step_takes_as_many_rows_as_come_nearest_to_its_tokens(tokens_per_step, mean_tokens, expected):
+    assert choose_rows_per_step(tokens_per_step, mean_tokens) == expected
+
+
+def test_the_rows_last_exactly_for_the_steps_and_none_is_too_long(tmp_path):
+    rows = write_rows(
+        tmp_path, data_dir=tmp_path, objective="sft", full_tokens=None, max_tokens=30, tokens_per_step=100, num_steps=7,
+        num_held_out=5, count=count_words,
+    )  # fmt: skip
+    train, held_out = (json.loads(path.read_text()) for path in (rows.train, rows.held_out))
+    lengths = count_words([to_prompt(row["instruction"], row["input"]) + row["output"] for row in train])
+    assert (len(train), len(held_out)) == (7 * rows.rows_per_step, 5)
+    assert max(lengths) <= 30
+    assert rows.tokens == sum(lengths)
+    assert rows.source == "the tiny world's rows"
+    assert not [row for row in held_out if row in train]
+
+
+def test_full_rows_are_longer_than_they_are_cut_to(tmp_path):
+    rows = write_rows(
+        tmp_path, data_dir=tmp_path, objective="sft", full_tokens=50, max_tokens=50, tokens_per_step=100, num_steps=3,
+        num_held_out=1, count=count_words,
+    )  # fmt: skip
+    train = json.loads(rows.train.read_text())
+    assert (len(train), rows.rows_per_step, rows.tokens) == (6, 2, 300)
+    assert min(count_words([row["output"] for row in train])) > 50
+
+
+# ---- a measurement
+
+
+def test_the_warm_up_and_the_last_step_are_not_timed():
+    seconds = [100.0, 200.0, 300.0, 301.0, 303.0, 900.0]
+    lines = [{"step": n + 1, "seconds": at, "tokens": 50 * (n + 1), "loss": 2.0} for n, at in enumerate(seconds)]
+    figures = read_figures(lines, build_rows(num_rows=60, tokens=300), warmup_steps=3)
+    # Steps 4 and 5: 100 tokens in 3 seconds.
+    assert figures["steps_timed"] == 2
+    assert figures["tokens_per_second"] == pytest.approx(100 / 3, abs=0.1)
+    assert figures["rows_per_step"] == 10
+
+
+def test_tokens_are_those_of_the_rows_however_a_tool_counts():
+    lines = [{"step": n, "seconds": float(n), "tokens": 10 * n, "loss": 2.0} for n in range(1, 7)]
+    figures = read_figures(lines, build_rows(tokens=600), warmup_steps=3)
+    assert figures["tokens_per_second"] == 100.0
+    assert figures["tokens_counted_share"] == 0.1
+
+
+def test_every_contender_of_ours_is_a_recipe_that_the_reader_takes(tmp_path):
+    rows, place = build_rows(), Place("cpu", None, None, 0.0)
+    read = 0
+    for line in LINES:
+        for contender in line.contenders:
+            if contender.kind != "ours" or find_missing(contender):
+                continue
+            command = build_ours_command(line, contender, rows, ROOT / "data" / "tiny_base", place, tmp_path, seed=1)
+            recipe_path, *overrides = command[command.index(line.objective) + 1 :]
+            assert read_recipe(ROOT / recipe_path, overrides).objective == line.objective
+            read += 1
+    assert read > 10
+
+
+@pytest.mark.parametrize("idea", IDEAS)
+def test_an_idea_that_is_switched_off_is_a_function_of_the_package(idea):
+    module, function, _ = IDEAS[idea]
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    assert function in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
+# ---- the grid and the store
+
+
+@pytest.mark.parametrize(
+    "need", ["data.no_such_field", "model.attention=no_such_kernel", "finetune.model.no_such_part"]
+)
+def test_what_a_checkout_lacks_is_named(need):
+    assert find_missing(Contender("one", "one", "ours", needs=("training.learning_rate", need))) == need
+
+
+def test_the_three_targets_are_held_against_trl_on_three_bases():
+    targets = [line for line in build_lines(CPU_SHAPES, "cpu") if line.group == "targets"]
+    assert [line.shape.name for line in targets] == ["stories260K", "tiny_base", "mistral_125m"]
+    for line in targets:
+        assert [one.target for one in line.contenders if one.target] == [2.5, 1.8, 1.5]
+
+
+def test_a_store_goes_on_and_the_later_measurement_stands(tmp_path):
+    store = Store(tmp_path / "one.jsonl")
+    store.add("line", "ours", 0, {"tokens_per_second": 1.0})
+    store.add("line", "ours", 0, {"tokens_per_second": 2.0})
+    with store.path.open("a") as file:
+        file.write('{"line": "line", "contender": "trl", "rou')  # a kill
+    assert [record["tokens_per_second"] for record in Store(store.path).read()] == [2.0]
+    assert store.find("line", "trl", 0) is None
+
+
+def test_another_machine_other_code_and_other_steps_have_stores_of_their_own(tmp_path):
+    asked = [("a", "tree", None), ("b", "tree", None), ("a", "other", None), ("a", "tree", 4)]
+    assert len({find_store_path(tmp_path, *one) for one in asked}) == len(asked)
+
+
+# ---- the page
+
+
+def test_the_operations_of_a_token_are_those_of_the_survey():
+    # PERFORMANCE's table for Mistral-7B, nothing recomputed, all tokens trained: 28.9 and 30.6 GFLOP.
+    for seen, expected in ((256, 28.9e9), (2048, 30.6e9)):
+        assert estimate_flops_per_token(MISTRAL_7B, seen, 1.0) == pytest.approx(expected, rel=0.01)
+
+
+def test_ratios_are_those_of_the_same_round_and_a_target_is_met_by_their_median():
+    ours = Contender("ours", "ours", "ours")
+    theirs = [Contender("trl", "TRL", "trl", target=2.5), Contender("kept", "TRL kept", "trl", target=1.5)]
+    line = Line("targets", "sft", None, CPU_SHAPES[0], (ours, *theirs))
+    speeds = {"ours": (300, 400, 100), "trl": (100, 100, 50), "kept": (300, 400, 100)}
+    records = [
+        {"line": line.name, "contender": name, "round": number, "tokens_per_second": rate, "seconds_per_step": 1.0,
+         "peak_memory_bytes": 2**20, "rows_per_step": 10.0, "steps": 4, "steps_timed": 2, "tokens_counted_share": 1.0,
+         "process_seconds": 9.0, "held_out_loss": 2.0 + 0.1 * (name == "trl")}
+        for name, rates in speeds.items()
+        for number, rate in enumerate(rates)
+    ]  # fmt: skip
+    summed = sum_up(line, records, build_rows().to_json(), MISTRAL_7B, peak=None)
+    about = {"machine": "a test", "packages": {}, "tree": "t", "commit": "c", "matmul_flops_per_second": None}
+    page = render_page([summed], about)
+    assert summed["contenders"][1]["ours_over_it"] == {"median": 3.0, "min": 2.0, "max": 4.0}
+    assert "3.00x (2.00-4.00) met" in page
+    assert "1.00x (1.00-1.00) not met" in page
+    assert "-0.1000 ± 0.0000" in page
+
+
+def test_a_contender_that_failed_says_why_and_has_no_figures():
+    line = Line("full", "sft", 2048, CPU_SHAPES[0], (Contender("trl", "TRL", "trl"),))
+    records = [{"line": line.name, "contender": "trl", "round": 0, "failed": "CUDA out of memory"}]
+    summed = sum_up(line, records, build_rows().to_json(), MISTRAL_7B, peak=None)
+    about = {"machine": "a test", "packages": {}, "tree": "t", "commit": "c", "matmul_flops_per_second": None}
+    assert "| TRL | CUDA out of memory |" in render_page([summed], about)

@@ -1,0 +1,140 @@
+"""The arithmetic of activations against tensors that autograd keeps in real models.
+
+The whole grid is counted by `benchmarks/plan_error.py`; here stand a dozen of its smallest cells, a second each.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import datasets
+import pytest
+
+from benchmarks.plan_error import MODELS, Cell, count, estimate
+from finetune.budget.activations import BatchShape, estimate_layer, estimate_outside, has_rule
+from finetune.budget.adapter import AdapterShape, build_adapter
+from finetune.budget.architecture import Architecture, build_architecture
+from finetune.budget.passes import estimate_pass
+from finetune.recipe.schema import AdapterSettings
+
+TINY = "mistral 128 x 2"
+LORA = {"method": "lora", "r": 4, "lora_dropout": 0.0, "target_modules": "all-linear"}
+ROW = BatchShape(num_rows=1, row_tokens=64, document_tokens=64)
+
+
+@pytest.fixture(autouse=True)
+def _without_bars() -> Iterator[None]:
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Architecture:
+    return build_architecture(MODELS[TINY])
+
+
+def adapter_of(base: Architecture, **fields: object) -> AdapterShape:
+    return build_adapter(base, AdapterSettings.model_validate({**LORA, **fields}))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell(TINY, "lora", r=4, tokens=64),
+        Cell(TINY, "lora", r=64, tokens=128, rows=1, dtype="float32", recompute="half of them"),
+        Cell(TINY, "lora", tokens=64, layout="packed", quantization="none"),
+        Cell(TINY, "lora", tokens=64, layout="padded"),
+        Cell(TINY, "lora", tokens=64, recompute="all layers"),
+        Cell("qwen3 192 x 3, tied", "lora, attention alone", tokens=64),
+        Cell(TINY, "lora, dropout 0.1", tokens=64),
+        Cell(TINY, "dora", tokens=64),
+        Cell(TINY, "ia3", tokens=64),
+        Cell(TINY, "full", tokens=64, quantization="none"),
+        Cell(TINY, "lora", rows=1, tokens=64, objective="dpo"),
+        Cell(TINY, "lora", tokens=64, layout="packed", attention="documents"),
+    ],
+    ids=lambda cell: f"{cell.method} {cell.layout} {cell.recompute} {cell.dtype} {cell.objective} {cell.attention}",
+)
+def test_what_autograd_saves_is_estimated_within_five_per_cent(cell: Cell) -> None:
+    counted = count(cell, with_peak=False)
+
+    assert estimate(cell, counted).saved_bytes == pytest.approx(counted["saved_bytes"], rel=0.05)
+
+
+def test_the_fullest_moment_is_estimated_within_fifteen_per_cent() -> None:
+    cell = Cell(TINY, "lora", rows=1, tokens=512, recompute="all layers")
+
+    counted = count(cell)
+
+    assert counted["peak_bytes"] > counted["saved_bytes"]
+    assert estimate(cell, counted).peak_bytes == pytest.approx(counted["peak_bytes"], rel=0.15)
+
+
+def test_a_layer_by_hand(tiny: Architecture) -> None:
+    layer = estimate_layer(tiny, adapter_of(tiny), ROW, compute_bytes=2, is_lean=True, attention="sdpa")
+
+    norms = 2 * 64 * (128 + 1) * 4  # inputs in float32, and a root for each token
+    attention = 64 * (128 + 64 + 64 + 128) * 2 + 64 * 4 * 4  # q, k, v and what comes out; a sum for each of 4 heads
+    mlp = 64 * 3 * 352 * 2  # gate, its activation, up
+    inputs = 64 * (128 + 128 + 352) * 2  # of q, k, v; of gate, up; of down: that of o is what comes out above
+    inner = 7 * 64 * 4 * 2  # between A and B of seven layers
+    sides = 128 + 128 + 128 + 64 + 128 + 64 + 128 + 128 + 2 * (128 + 352) + 352 + 128
+    matrices = 4 * sides * 2  # A and B in bfloat16
+    assert layer.kept_bytes == norms + attention + mlp + inputs + inner + matrices
+    assert layer.input_bytes == 64 * 128 * 2
+    of_mlp = mlp + 64 * (128 + 352 + 3 * 4) * 2 + 4 * 3 * (128 + 352) * 2
+    assert layer.mlp_bytes == of_mlp
+
+
+def test_peft_own_path_keeps_an_input_for_each_adapter_where_ours_keeps_one(tiny: Architecture) -> None:
+    lean, plain = (
+        estimate_layer(
+            tiny, adapter_of(tiny), ROW, compute_bytes=2, is_lean=is_lean, attention="sdpa", on_cpu=True
+        ).kept_bytes
+        for is_lean in (True, False)
+    )
+
+    assert plain - lean == 64 * (2 * 128 + 128 + 128) * 2  # of k, v; of o; of up
+
+
+def test_a_mask_costs_the_square_of_a_row_and_named_documents_none(tiny: Architecture) -> None:
+    packed = BatchShape(num_rows=1, row_tokens=64, document_tokens=16, is_packed=True)
+
+    masked, named = (
+        estimate_layer(tiny, adapter_of(tiny), packed, compute_bytes=2, is_lean=True, attention=attention).kept_bytes
+        for attention in ("sdpa", "documents")
+    )
+
+    assert masked - named == 64 * 64 * 2 + 2 * 64 * (128 - 64) * 2  # the mask; keys and values for all heads
+
+
+def test_the_loss_keeps_trained_tokens_alone_and_all_logits_where_it_reads_them(tiny: Architecture) -> None:
+    few, all_tokens = (
+        estimate_outside(tiny, adapter_of(tiny), replace(ROW, trained_fraction=share), compute_bytes=2).kept_bytes
+        for share in (1 / 63, 1.0)
+    )
+    logits = estimate_outside(tiny, adapter_of(tiny), ROW, compute_bytes=2, loss="logits").kept_bytes
+
+    assert all_tokens - few == 62 * 128 * 2
+    assert logits > 64 * 4096 * 4
+
+
+def test_recomputing_more_layers_saves_less(tiny: Architecture) -> None:
+    saved = [
+        estimate_pass(
+            tiny, adapter_of(tiny), ROW, num_recomputed=number, compute_bytes=2, is_lean=True, attention="sdpa"
+        ).saved_bytes
+        for number in range(3)
+    ]
+
+    assert saved[0] > saved[1] > saved[2]
+
+
+def test_methods_without_a_rule_are_known_as_such_and_estimated_higher_than_lora(tiny: Architecture) -> None:
+    def keep(adapter: AdapterShape) -> int:
+        return estimate_layer(tiny, adapter, ROW, compute_bytes=2, is_lean=False, attention="sdpa").kept_bytes
+
+    lora, other = adapter_of(tiny), build_adapter(tiny, AdapterSettings.model_validate({"method": "loha", "r": 4}))
+
+    assert has_rule(tiny, lora) and not has_rule(tiny, other)
+    assert keep(other) > keep(lora)

@@ -1,0 +1,86 @@
+"""Peak memory: its parts add up, each follows what decides it, and what idle memory buys is in it."""
+
+from dataclasses import replace
+
+import pytest
+
+from finetune.budget.activations import BatchShape
+from finetune.budget.adapter import build_adapter
+from finetune.budget.architecture import build_architecture
+from finetune.budget.memory import Setup, estimate_memory, find_trained_shapes, render_assumptions
+from finetune.budget.spending import Spending
+from finetune.budget.weights import Holding
+from finetune.recipe.schema import AdapterSettings
+
+MISTRAL = build_architecture({"model_type": "mistral"})
+LORA = build_adapter(MISTRAL, AdapterSettings.model_validate({"method": "lora", "r": 16}))
+SETUP = Setup(
+    architecture=MISTRAL,
+    adapter=LORA,
+    holding=Holding("nf4", True, 2),
+    batch=BatchShape(num_rows=1, row_tokens=2048, document_tokens=2048),
+    optimizer="adamw_torch_fused",
+    attention="sdpa",
+    is_lean=True,
+    may_recompute=True,
+)
+ALL_RECOMPUTED = Spending(num_layers=32)
+
+
+def test_the_parts_add_up_and_the_fixed_ones_are_those_of_qlora():
+    """PERFORMANCE.md: r=16 on all linears of a 7B takes 168 MB, its gradients as much, Adam twice that."""
+    memory = estimate_memory(SETUP, ALL_RECOMPUTED)
+    assert sum(memory.to_json().values()) == memory.peak_bytes
+    assert memory.held_bytes == memory.peak_bytes - memory.fragmentation
+    assert memory.adapter == memory.gradients == 41_943_040 * 4
+    assert memory.optimizer == pytest.approx(2 * memory.adapter, rel=1e-4)
+    assert memory.weights == pytest.approx(3.60e9 + 0.52e9, rel=0.01)
+
+
+def test_layers_that_are_kept_and_copies_of_weights_take_room():
+    recomputed, kept, half, copies = (
+        estimate_memory(SETUP, spending)
+        for spending in (
+            ALL_RECOMPUTED,
+            Spending(num_layers=32, num_kept=32),
+            Spending(num_layers=32, num_kept=8, num_mlp_kept=8),
+            Spending(num_layers=32, num_resident=1, resident_bytes=1000),
+        )
+    )
+    assert recomputed.activations < half.activations < kept.activations
+    assert copies.weights - recomputed.weights == 1000
+
+
+def test_a_reference_beside_the_adapter_is_a_second_one():
+    once, twice = (
+        estimate_memory(replace(SETUP, has_copy=has_copy), ALL_RECOMPUTED).adapter for has_copy in (False, True)
+    )
+    assert twice == 2 * once
+
+
+def test_all_logits_at_once_take_more_than_chunks_and_labels_next_to_nothing():
+    chunks, logits, head = (
+        estimate_memory(replace(SETUP, loss=loss), ALL_RECOMPUTED) for loss in ("chunks", "logits", "head")
+    )
+    assert logits.logits >= 2 * 2048 * 32000 * 4
+    assert logits.held_bytes > chunks.held_bytes
+    # A layer that is recomputed holds more than a chunk, which is gone by then.
+    assert chunks.logits == head.logits == 0
+
+
+def test_a_cpu_s_measured_figure_is_the_process():
+    memory = estimate_memory(replace(SETUP, on_cpu=True), ALL_RECOMPUTED)
+    assert memory.fragmentation == 750_000_000
+    assert "750 MB for Python" in render_assumptions(on_cpu=True)[0]
+    assert "800 MB for CUDA's context" in render_assumptions(on_cpu=False)[0]
+
+
+def test_every_weight_of_a_whole_model_has_a_gradient_and_states():
+    whole = build_adapter(MISTRAL, AdapterSettings.model_validate({"method": "full"}))
+    setup = replace(SETUP, adapter=whole, holding=Holding("none", False, 2))
+    memory = estimate_memory(setup, ALL_RECOMPUTED)
+    assert memory.weights == memory.gradients == MISTRAL.num_parameters * 4
+    assert memory.adapter == 0
+    # Adam's two, and a step for each tensor: embeddings, output, norm, and nine in each of 32 layers.
+    assert memory.optimizer == 2 * MISTRAL.num_parameters * 4 + (3 + 9 * 32) * 4
+    assert len(find_trained_shapes(MISTRAL, whole)) == 3 + 9 * 32

@@ -1,0 +1,70 @@
+"""What may be taken is what the host has left, or what a container leaves of it: of both the less."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.objectives import free_memory
+from finetune.objectives.free_memory import Room, find_room, read_available_bytes
+
+CPU = torch.device("cpu")
+HOST = Room(free_bytes=600 * 1024, total_bytes=1000 * 1024)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host of 1000 kB, 600 of them free, and a folder for its control groups."""
+    table = tmp_path / "meminfo"
+    table.write_text("MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    600 kB\n")
+    monkeypatch.setattr(free_memory, "_MEMORY_TABLE", table)
+    monkeypatch.setattr(free_memory, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(free_memory, "_GROUPS", tmp_path / "groups")
+    return tmp_path
+
+
+def write_group(folder: Path, names: tuple[str, str], limit: str, used: int, cache: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    if cache:
+        (folder / "memory.stat").write_text(cache)
+
+
+FIRST, SECOND = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
+
+
+def test_without_control_groups_it_is_what_the_host_has(host: Path) -> None:
+    assert find_room(CPU) == HOST
+    assert read_available_bytes() == HOST.free_bytes
+
+
+def test_a_container_of_the_second_version_may_take_what_its_limit_leaves(host: Path) -> None:
+    (host / "own").write_text("0::/\n")
+    write_group(host / "groups", SECOND, "500000", 200000, "anon 100000\ninactive_file 50000\n")
+    assert find_room(CPU) == Room(free_bytes=500000 - 200000 + 50000, total_bytes=500000)
+
+
+def test_of_groups_that_lie_in_each_other_the_tightest_counts(host: Path) -> None:
+    (host / "own").write_text("0::/job/step\n")
+    write_group(host / "groups" / "job" / "step", SECOND, "max", 100)
+    write_group(host / "groups" / "job", SECOND, "400000", 390000)
+    assert find_room(CPU) == Room(free_bytes=10000, total_bytes=400000)
+
+
+def test_a_container_of_the_first_version_whose_path_is_the_hosts_is_read_where_it_is_mounted(host: Path) -> None:
+    (host / "own").write_text("5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n0::/\n")
+    write_group(host / "groups" / "memory", FIRST, "300000", 120000, "total_inactive_file 20000\n")
+    assert find_room(CPU) == Room(free_bytes=200000, total_bytes=300000)
+
+
+def test_no_limit_is_no_limit(host: Path) -> None:
+    (host / "own").write_text("4:memory:/\n")
+    write_group(host / "groups" / "memory", FIRST, str(2**63 - 4096), 120000)
+    assert find_room(CPU) == HOST
+
+
+def test_a_device_that_does_not_say_has_no_room(host: Path) -> None:
+    assert find_room(torch.device("meta")) is None
+    (host / "meminfo").unlink()
+    assert find_room(CPU) is None
