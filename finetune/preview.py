@@ -86,12 +86,14 @@ def preview(
     assert wanted is not None, "without --check a recipe is asked for"
 
     from finetune.inspection.showing import Showing
+    from finetune.planning.rows import write_census
     from finetune.prepare import prepare  # the tokenizer's libraries: seconds
     from finetune.run.logging import log_to_console
     from finetune.run.writing import write_text
 
     with log_to_console():
         prepared, model, data = prepare(wanted), wanted.model, wanted.data
+        write_census(wanted, prepared.train.report["census"])
         showing = Showing(
             name=wanted.name,
             objective=wanted.objective,

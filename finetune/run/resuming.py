@@ -43,6 +43,7 @@ FREE_KEYS = frozenset(
         "output_dir",
         "evaluation",
         "adapter.any_base",
+        "data.assumed",
         "training.non_finite",
         "training.max_skipped_steps",
         "training.rehearsal",
