@@ -7,7 +7,8 @@ in chunks (TRL 1.14), SDPA, fused AdamW, bfloat16 under autocast, gradient check
 
 - as it comes: each row alone, padded to the longest of its batch; checkpointing on;
 - packed as it comes: `packing=True` (best fit; the batch lies in one row, documents kept apart); checkpointing on;
-- packed with checkpointing off: nothing is computed twice, its best setting where memory allows it.
+- packed with checkpointing off, a packed row at a time: nothing is computed twice and the attended rows are short, its
+  best setting where memory allows it.
 
 DPO has no packing in TRL; its best setting there is checkpointing off with the reference's log-probabilities computed
 before (`--cached-reference`).

@@ -203,7 +203,7 @@ def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
     [
         ("recipe.schema", "import torch", "recipe may not import torch"),
         ("data.formats", "from finetune.model.base import load_base", "data may not import model"),
-        ("data.templates", "from torch import Tensor", "belongs to batches, shared_prompts alone"),
+        ("data.templates", "from torch import Tensor", "belongs to batches and shared_prompts alone"),
         ("model.base", "from finetune import objectives", "model may not import objectives"),
         ("objectives.trainer", "def f():\n    import finetune.run.folder", "objectives may not import run"),
         ("recipe.catalogue", "import trl", "imports trl at the top"),
