@@ -101,6 +101,11 @@ class Spending:
     resident_bytes: int = 0
 
     @property
+    def num_by_kind(self) -> tuple[int, int, int]:
+        """Layers that keep all, that keep their MLP, that keep their attention."""
+        return self.num_kept, self.num_mlp_kept, self.num_attention_kept
+
+    @property
     def num_recomputed(self) -> int:
         """Layers that compute all of their activations twice."""
         return self.num_layers - self.num_kept - self.num_mlp_kept - self.num_attention_kept

@@ -10,15 +10,17 @@ Three ways, by what the device has:
 - a CPU: PyTorch's kernel once for each document. A row of 2,048 tokens with ten documents has a tenth of the products
   of the whole row under a mask, and takes a fifth to a tenth of the time. Documents of like length padded into groups
   took longer, and so did products in float32.
-- a GPU with 16-bit products from compute capability 8.0 on: PyTorch's own variable-length attention; in float32
-  FlexAttention. Neither was measured here yet.
+- a GPU with 16-bit products from compute capability 8.0 on: PyTorch's own variable-length attention, where it knows
+  windows (2.10's does not); in float32 FlexAttention. Neither was measured here yet.
 - any other: PyTorch's kernel under one mask of the whole row, made anew in every layer. Not measured either.
 
 Shape suffixes: T tokens of the row, H heads, K key heads, D width of a head, N documents.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,19 +32,12 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from finetune.recipe.served_models import SERVED_MODEL_TYPES
+
 __all__ = ["DOCUMENTS", "SERVED_MODEL_TYPES", "attend_within_documents", "leave_masks_out"]
 
 # The name that transformers and the recipe know it by.
 DOCUMENTS = "documents"
-
-# Architectures whose packed loss and gradients a test holds to those of their documents alone. What is left out: caps
-# on the scores (gemma2), sinks (gpt_oss), layers that carry a state along a row (mamba, qwen3_next), positions that
-# do not restart.
-SERVED_MODEL_TYPES = frozenset({
-    "arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma3_text", "glm", "glm4", "gpt_neox", "granite",
-    "helium", "hunyuan_v1_dense", "llama", "ministral", "mistral", "mixtral", "olmo", "olmo2", "olmo3",
-    "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
-})  # fmt: skip
 
 _VARLEN_CAPABILITY = (8, 0)
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
@@ -115,7 +110,16 @@ def _find_way(query: Tensor, row: _Row) -> Callable[[nn.Module, Tensor, Tensor, 
     if capability < _VARLEN_CAPABILITY or row.dropout:
         return _attend_under_one_mask
     fits = query.dtype in _VARLEN_DTYPES and query.shape[-1] <= _MAX_VARLEN_WIDTH and query.shape[-1] % 8 == 0
-    return _attend_by_varlen if fits and row.max_tokens is not None else _attend_by_flex
+    fits = fits and row.max_tokens is not None and "window_size" in _find_varlen_keywords()
+    return _attend_by_varlen if fits else _attend_by_flex
+
+
+@cache
+def _find_varlen_keywords() -> frozenset[str]:
+    """Find what PyTorch's variable-length attention may be told: its keywords grew from 2.10 to 2.12."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _attend_one_by_one(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, row: _Row) -> Tensor:
@@ -146,6 +150,12 @@ def _attend_by_varlen(module: nn.Module, query: Tensor, key: Tensor, value: Tens
     from torch.nn.attention.varlen import varlen_attn  # where a GPU is: from PyTorch 2.10 on
 
     assert row.max_tokens is not None
+    is_grouped = key.shape[1] != query.shape[1]
+    grouped: dict[str, Any] = {"enable_gqa": is_grouped}
+    if "enable_gqa" not in _find_varlen_keywords():  # PyTorch 2.11
+        grouped = {}
+        if is_grouped:
+            key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
     query_THD, key_TKD, value_TKD = (part[0].transpose(0, 1) for part in (query, key, value))
     attended = varlen_attn(
         query_THD,
@@ -157,7 +167,7 @@ def _attend_by_varlen(module: nn.Module, query: Tensor, key: Tensor, value: Tens
         row.max_tokens,
         scale=row.scaling,
         window_size=(-1 if row.window is None else row.window - 1, 0),
-        enable_gqa=key.shape[1] != query.shape[1],
+        **grouped,
     )
     assert isinstance(attended, Tensor)  # without the logarithms of the sums
     return attended[None]
@@ -172,17 +182,19 @@ def _attend_by_flex(module: nn.Module, query: Tensor, key: Tensor, value: Tensor
     from torch.nn.attention.flex_attention import create_block_mask
 
     by_window = _block_masks.setdefault(row.starts_N1, {})
-    if row.window not in by_window:
+    window = row.window
+    if window not in by_window:
+        # What is kept beside the row must not hold the row itself, or neither would ever go.
         document_T = _number_documents(row.starts_N1, query.shape[2])
 
         def sees(batch: Tensor, head: Tensor, at: Tensor, seen: Tensor) -> Tensor:
             is_before = (document_T[at] == document_T[seen]) & (at >= seen)
-            return is_before if row.window is None else is_before & (at - seen < row.window)
+            return is_before if window is None else is_before & (at - seen < window)
 
-        by_window[row.window] = create_block_mask(
+        by_window[window] = create_block_mask(
             sees, B=None, H=None, Q_LEN=query.shape[2], KV_LEN=query.shape[2], device=str(query.device)
         )
-    attended: Tensor = flex_attention_forward(module, query, key, value, by_window[row.window], scaling=row.scaling)[0]
+    attended: Tensor = flex_attention_forward(module, query, key, value, by_window[window], scaling=row.scaling)[0]
     return attended
 
 

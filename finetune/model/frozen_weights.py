@@ -6,6 +6,7 @@ resident: the numbers are those of bitsandbytes, and nothing of the copy is save
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -20,6 +21,7 @@ __all__ = [
     "find_resident",
     "forget_resident",
     "is_plain_4bit",
+    "keep_first",
     "keep_resident",
     "multiply",
     "to_full_weight",
@@ -27,6 +29,8 @@ __all__ = [
 
 FrozenLinear = nn.Linear  # bitsandbytes' own linears are kinds of it
 
+# Rows up to which bitsandbytes (0.50, backends/cuda/ops.py) may multiply by a fused 4-bit kernel.
+_MAX_FUSED_ROWS = 1536
 # What a linear is before its copy is kept. A kind not named here may have a forward of its own.
 _KINDS_4BIT: tuple[type[bnb.nn.Linear4bit], ...] = (bnb.nn.Linear4bit, bnb.nn.LinearNF4, bnb.nn.LinearFP4)
 
@@ -66,9 +70,10 @@ class ResidentLinear4bit(bnb.nn.Linear4bit):
     def forward(self, x: Tensor) -> Tensor:
         """As bitsandbytes computes it, without the dequantization."""
         weight_OI = find_resident(self)
-        # In evaluation a GPU decodes faster from 4 bits, with a kernel that the library chooses by the rows: what is
-        # measured and answered there does not depend on which copies are kept.
-        if weight_OI is None or x.numel() == 0 or (x.device.type != "cpu" and not self.training):
+        # A GPU multiplies few rows, and decodes, by a kernel of the library's own choice: there it does so with a copy
+        # as without one, so that no number depends on which copies are kept.
+        may_fuse = not self.training or x.numel() <= _MAX_FUSED_ROWS * x.shape[-1]
+        if weight_OI is None or x.numel() == 0 or (x.device.type != "cpu" and may_fuse):
             out: Tensor = bnb.nn.Linear4bit.forward(self, x)
             return out
         product: Tensor = _Product.apply(x.to(weight_OI.dtype), weight_OI, self.bias)
@@ -164,6 +169,20 @@ def keep_resident(linear: bnb.nn.Linear4bit) -> int:
         linear.__class__ = ResidentLinear4bit
         linear.resident = made
     return kept.nbytes
+
+
+def keep_first(linears: Sequence[bnb.nn.Linear4bit], number: int) -> None:
+    """Keep copies of the first so many linears and of no other; of none where an error comes between."""
+    try:
+        for place, linear in enumerate(linears):
+            if place < number:
+                keep_resident(linear)
+            else:
+                forget_resident(linear)
+    except BaseException:
+        for linear in linears:
+            forget_resident(linear)
+        raise
 
 
 def forget_resident(linear: nn.Module) -> None:

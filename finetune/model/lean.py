@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from finetune.model.frozen_weights import find_resident, is_plain_4bit, multiply, to_full_weight
 
-__all__ = ["use_lean_path"]
+__all__ = ["forget_shared_weights", "use_lean_path"]
 
 _FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -46,6 +46,13 @@ def use_lean_path(model: nn.Module) -> int:
 
 
 # PEFT's layers with another forward. Each inherits from one class alone: then it can be put in that one's place.
+
+
+def forget_shared_weights(model: nn.Module) -> None:
+    """Give the weights back that a recomputed layer had dequantized for a gradient that never came."""
+    for module in model.modules():
+        if isinstance(module, _Lean):
+            module.shared_OI = None
 
 
 class LeanLinear(lora.Linear):
@@ -114,10 +121,11 @@ class _AdapterFirst(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        layer, scaling = ctx.layer, ctx.scaling
+        weight_OI, layer.shared_OI = layer.shared_OI, None
         if grad_out is None:
             return None, None, None, None, None
         x, h, a_RI, b_OR = ctx.saved_tensors
-        layer, scaling = ctx.layer, ctx.scaling
         needs_x, needs_a, needs_b, *_ = ctx.needs_input_grad
         x_TI, h_TR, grad_TO = (one.reshape(-1, one.shape[-1]) for one in (x, h, grad_out))
         grad_h_TR = torch.mm(grad_TO, b_OR).mul_(scaling)
@@ -125,7 +133,6 @@ class _AdapterFirst(torch.autograd.Function):
         grad_b_OR = torch.mm(grad_TO.t(), h_TR).mul_(scaling) if needs_b else None
         if not needs_x:
             return None, grad_a_RI, grad_b_OR, None, None
-        weight_OI, layer.shared_OI = layer.shared_OI, None
         if weight_OI is None:
             weight_OI = to_full_weight(layer.get_base_layer(), grad_TO.dtype)
         grad_x_TI = torch.mm(grad_TO, weight_OI).addmm_(grad_h_TR, a_RI)

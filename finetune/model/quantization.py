@@ -11,7 +11,7 @@ import bitsandbytes as bnb
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
-from finetune.errors import RecipeError
+from finetune.recipe.saved_quantization import agree_on_saved_quantization, find_saved_quantization
 from finetune.recipe.schema import ModelSettings
 
 __all__ = [
@@ -26,14 +26,7 @@ __all__ = [
 
 def find_quantization(config: PreTrainedConfig) -> str:
     """Find how a base's saved weights are held: `none`, `nf4`, `fp4`, `int8`, or another library's name."""
-    saved = _read_saved(config)
-    if not saved:
-        return "none"
-    if saved.get("load_in_4bit") or saved.get("_load_in_4bit"):
-        return str(saved["bnb_4bit_quant_type"])
-    if saved.get("load_in_8bit") or saved.get("_load_in_8bit"):
-        return "int8"
-    return str(saved.get("quant_method", "an unnamed format"))
+    return find_saved_quantization(config.to_dict())
 
 
 def agree_on_quantization(config: PreTrainedConfig, settings: ModelSettings, name: str) -> str:
@@ -45,27 +38,7 @@ def agree_on_quantization(config: PreTrainedConfig, settings: ModelSettings, nam
     Raises:
         RecipeError: the two differ, or another library quantized the base.
     """
-    found = find_quantization(config)
-    if found not in ("none", "nf4", "fp4", "int8"):
-        raise RecipeError(
-            f"{name} is held in {found.upper()}, and this pipeline trains on bitsandbytes' nf4, fp4 and int8 alone.\n"
-            "  Its weights were rounded for another library's kernels, and an adapter learns to mend just that.\n"
-            "  Name the 16-bit model that it was made from: model.model_name_or_path=…"
-        )
-    if found == "none":
-        return found
-    if found != settings.quantization:
-        raise RecipeError(
-            f"{name} is already held in {found}, and `model.quantization` is {settings.quantization}.\n"
-            f"  Take it as it is: model.quantization={found}     Or name the 16-bit model that it was made from"
-        )
-    doubled = bool(_read_saved(config).get("bnb_4bit_use_double_quant"))
-    if found != "int8" and doubled != settings.double_quantization:
-        raise RecipeError(
-            f"{name} is already held in {found} {'with' if doubled else 'without'} double quantization.\n"
-            f"  Take it as it is: model.double_quantization={str(doubled).lower()}"
-        )
-    return found
+    return agree_on_saved_quantization(config.to_dict(), settings, name)
 
 
 def build_bnb_config(

@@ -5,10 +5,11 @@ In goes a device; out come bytes. Whoever spends memory or wants to know whether
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["Room", "find_room", "name_device", "read_available_bytes"]
+__all__ = ["Room", "find_least", "find_room", "name_device", "read_available_bytes"]
 
 _MEMORY_TABLE = Path("/proc/meminfo")
 _OWN_GROUPS = Path("/proc/self/cgroup")
@@ -30,6 +31,14 @@ class Room:
 
     free_bytes: int
     total_bytes: int
+
+
+def find_least(trainer: Any, num_bytes: int) -> int:
+    """Find the least of a number over all processes of a trainer's launch; all have to ask."""
+    if trainer.args.world_size == 1:
+        return num_bytes
+    mine = torch.tensor([num_bytes], dtype=torch.int64, device=trainer.args.device)
+    return int(trainer.accelerator.gather(mine).min())
 
 
 def find_room(device: torch.device) -> Room | None:

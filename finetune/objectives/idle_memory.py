@@ -31,9 +31,10 @@ from finetune.budget.spending import (
     take_back,
 )
 from finetune.model.base import BaseModel
-from finetune.model.frozen_weights import find_quantized, forget_resident, keep_resident
+from finetune.model.frozen_weights import find_quantized, keep_first
 from finetune.model.recomputation import Recomputation, SavedBytes
-from finetune.objectives.free_memory import Room, find_room, name_device
+from finetune.objectives.free_memory import Room, find_least, find_room, name_device
+from finetune.objectives.full_memory import is_out_of_memory
 from finetune.objectives.memory_decision import Decision, describe, read_decision, write_decision
 from finetune.objectives.step_memory import (
     Shapes,
@@ -53,6 +54,7 @@ log = logging.getLogger("finetune.objectives.idle_memory")
 
 MemoryChoice = Literal["auto", "recompute_all", "recompute_none"]
 _KINDS: tuple[Keeps, ...] = ("all", "mlp", "attention")
+_NOT_OFFERED_BYTES = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +208,13 @@ class IdleMemory:
         self._is_settled = True
         largest = max(self._passes, key=lambda one: one.total, default=None)
         self._passes = []
-        if largest is None:  # nothing was trained
+        if self._agree(int(largest is not None)) == 0 or largest is None:  # nothing was trained
             return
         num_layers = spent.num_layers
         # A rehearsal's batch is the longest, whole or cut as all others will be.
         scale = max(1.0, start.shape.num_tokens / max(1, largest.tokens)) if self._trainer.is_in_train else 1.0
         options = self._measure_options(largest, scale)
-        held = {kind: number for kind, number in zip(_KINDS, self._count_kinds(spent), strict=True) if number}
+        held = {kind: number for kind, number in zip(_KINDS, spent.num_by_kind, strict=True) if number}
         spent_bytes = sum(number * options[kind].num_bytes for kind, number in held.items())
         saved_bytes, passing_bytes = self._measure_step(largest)
         self._measured_bytes, self._predicted_bytes = round(saved_bytes * scale), self._predict(spent)
@@ -230,10 +232,6 @@ class IdleMemory:
     def _spent(self) -> Spending:
         assert self.spending is not None
         return self.spending
-
-    @staticmethod
-    def _count_kinds(spending: Spending) -> tuple[int, int, int]:
-        return spending.num_kept, spending.num_mlp_kept, spending.num_attention_kept
 
     def _measure_options(self, saved: SavedBytes, scale: float) -> dict[Keeps, Option]:
         """Find what the choices of a layer cost in the longest micro-batch, by a step that was measured."""
@@ -294,15 +292,19 @@ class IdleMemory:
 
     def _agree(self, num_bytes: int) -> int:
         """The least of a number over all processes."""
-        trainer = self._trainer
-        if trainer.args.world_size == 1:
-            return num_bytes
-        gathered = trainer.accelerator.gather(torch.tensor([num_bytes], dtype=torch.int64, device=trainer.args.device))
-        return int(gathered.min())
+        return find_least(self._trainer, num_bytes)
 
     def _agree_on_options(self, options: Mapping[Keeps, Option]) -> dict[Keeps, Option]:
-        """Let what is dearest in any process be the price in all."""
-        return {kind: replace(one, num_bytes=-self._agree(-one.num_bytes)) for kind, one in options.items()}
+        """Let what is dearest in any process be the price in all; what one has not got is offered in none.
+
+        Each process asks for the same kinds in the same order, whatever it has itself.
+        """
+        agreed: dict[Keeps, Option] = {}
+        for kind in _KINDS:
+            price = -self._agree(-(options[kind].num_bytes if kind in options else _NOT_OFFERED_BYTES))
+            if kind in options and price < _NOT_OFFERED_BYTES:
+                agreed[kind] = replace(options[kind], num_bytes=price)
+        return agreed
 
     def _agree_on_layers(self, num_layers: int) -> int:
         return self._agree(num_layers if self._max_layers is None else self._max_layers)
@@ -314,11 +316,13 @@ class IdleMemory:
         self.spending = spending
         if self._may_recompute and self._recomputation is not None:
             self._recomputation.follow(spending.layers)
-        for place, linear in enumerate(self._linears):
-            if place < spending.num_resident:
-                keep_resident(linear)
-            else:
-                forget_resident(linear)
+        try:
+            keep_first(self._linears, spending.num_resident)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.spending = replace(spending, num_resident=0, resident_bytes=0)
+            log.info("Memory: the 4-bit weights do not fit in full beside the rest after all; none is kept.")
 
     def take_back(self, *, copies_alone: bool = False) -> bool:
         """Take back part of what was spent: copies first, then half of the layers that keep anything.
@@ -336,7 +340,7 @@ class IdleMemory:
         if less is None or (copies_alone and not self.spending.num_resident):
             return False
         self._apply(less)
-        self._max_layers = sum(self._count_kinds(less))
+        self._max_layers = sum(less.num_by_kind)
         self._is_news = True
         return True
 
@@ -379,7 +383,9 @@ class IdleMemory:
             CheckpointError: the file holds something else.
         """
         decision, device = read_decision(folder), self._trainer.args.device
-        if self._recomputation is None or decision is None:
+        if self._recomputation is None:
+            return
+        if self._agree(int(decision is not None)) == 0 or decision is None:  # a disk that not all processes share
             return
         spending = decision.spending
         num_layers = self._recomputation.num_layers if self._may_recompute else 0

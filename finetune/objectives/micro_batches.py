@@ -24,6 +24,7 @@ from torch import Tensor
 
 from finetune.data.batches import Collator
 from finetune.errors import PlaceError
+from finetune.model.lean import forget_shared_weights
 from finetune.objectives.batch_parts import Part, as_part, count_rows, cut, find_why_whole, measure_longest, weigh
 from finetune.objectives.free_memory import name_device
 from finetune.objectives.full_memory import first_line, is_out_of_memory
@@ -194,6 +195,7 @@ class MicroBatches:
         step.batches.append((batch, num_items))
         todo, told_again = step.batches[-1:], False
         while (loss := self._try_to_train(model, todo, train_part)) is None:
+            forget_shared_weights(trainer.model)
             _free()
             trainer.idle_memory.forget_attempt()
             model.zero_grad()

@@ -140,7 +140,7 @@ def test_the_held_out_loss_is_that_of_the_labels_whatever_the_smoothing(tmp_path
 # ---- stopped and taken up again
 
 
-@pytest.mark.parametrize("objective", ["classify", "mlm"])
+@pytest.mark.parametrize("objective", ["classify", pytest.param("mlm", marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path, encoder, reviews, objective):
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text, _ in build_sentences()])
     rows, own = (reviews, {}) if objective == "classify" else (texts, DOCUMENTS)
@@ -206,6 +206,7 @@ def write_mnli(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_both_parts_of_mnli_are_scored_and_answered_and_ax_by_the_same_model(tmp_path, encoder):
     glue = str(write_mnli(tmp_path / "glue"))
     mine = tmp_path / "mine.csv"
@@ -288,7 +289,9 @@ def test_ranks_that_were_pruned_are_those_of_the_best_step(tmp_path, encoder, re
     assert summary["score"] == scores[summary["best_step"]]
 
 
-@pytest.mark.parametrize("step", [6, 9], ids=["while ranks are pruned", "behind it"])
+@pytest.mark.parametrize(
+    "step", [pytest.param(6, id="while ranks are pruned"), pytest.param(9, id="behind it", marks=pytest.mark.slow)]
+)
 def test_a_run_of_adalora_goes_on_with_the_ranks_it_had(tmp_path, encoder, reviews, step):
     steady = {"data__train": {"path": reviews}, "data__eval": {"fraction": 0.25}, "adapter": ADALORA}
     steady |= {"training__max_steps": 12, "training__eval_steps": 3, "training__save_steps": 3}

@@ -77,9 +77,9 @@ def run_out(monkeypatch) -> Callable[[RunsOut], None]:
     "settings",
     [
         PACKED,
-        EVALUATED | {"adapter": ADALORA},
+        pytest.param(EVALUATED | {"adapter": ADALORA}, marks=pytest.mark.slow),
         EVALUATED | {"adapter": {"method": "full"}, "model__quantization": "none"},
-        PAIRS,
+        pytest.param(PAIRS, marks=pytest.mark.slow),
     ],
     ids=["packed nf4 with dropout", "adalora", "full", "dpo"],
 )
@@ -136,6 +136,7 @@ def test_a_rehearsal_short_of_memory_halves_before_the_first_step_and_the_losses
             assert ours[name] == pytest.approx(wanted[name], rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_and_scored_alike_with_fewer_rows_at_once(tmp_path, run_out):
     base = small_classifiers.write_encoder(tmp_path / "base")
     config = read_json(base / "config.json")  # without the draws of dropout

@@ -59,7 +59,8 @@ QUESTIONS = {"path": str(ROOT / "data" / "tiny_world" / "test.json"), "limit": 3
 EVERY_TWO = {"data__eval": {"fraction": 0.1}, "training__eval_steps": 2, "training__save_steps": 2}
 
 
-LASTING = {"pfeiffer", "bitfit", "lora+tokens", "hypernetwork"}  # each is part of another one, or the same code
+# Each is part of another one, or the same code.
+LASTING = {"pfeiffer", "bitfit", "bottleneck+bitfit", "lora+tokens", "hypernetwork"}
 
 
 @pytest.mark.parametrize(
@@ -161,6 +162,7 @@ def test_a_slip_is_answered_as_the_recipe_is_read(tmp_path, adapter, told):
     assert told in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_top_layers_resume_as_if_never_stopped_and_leave_a_whole_model(tmp_path):
     settings = {"adapter": {"method": "top_k", "layers": 1}, "model__quantization": "none", **EVERY_TWO}
     whole = run_small(tmp_path, name="whole", **settings)

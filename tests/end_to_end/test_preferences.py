@@ -85,7 +85,7 @@ def test_a_fresh_adapter_begins_as_its_reference(tmp_path, settings, first_loss)
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("settings", [DPO, KTO], ids=["dpo", "kto"])
+@pytest.mark.parametrize("settings", [DPO, pytest.param(KTO, marks=pytest.mark.slow)], ids=["dpo", "kto"])
 def test_with_the_cached_reference_the_run_begins_there_too(tmp_path, reference_cache, settings, dtype):
     lines = read_lines(run_small(tmp_path, **settings | CACHED, model__compute_dtype=dtype))
     live = read_lines(run_small(tmp_path, **settings, model__compute_dtype=dtype, name="live"))

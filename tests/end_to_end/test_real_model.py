@@ -31,6 +31,7 @@ def run(shared_data, tmp_path_factory) -> Path:
     return train(read_recipe(path, overrides), recipe_text=path.read_text())
 
 
+@pytest.mark.slow
 def test_the_mistral_recipe_teaches_a_real_model_in_4_bit(run):
     summary = read_json(run / "summary.json")
     assert summary["steps"] == STEPS
@@ -40,6 +41,7 @@ def test_the_mistral_recipe_teaches_a_real_model_in_4_bit(run):
     assert speaker.target.adapter_dir == run / "adapter"
 
 
+@pytest.mark.slow
 def test_rows_longer_than_512_tokens_are_counted_and_said(run):
     report = read_json(run / "data_report.json")
     train_rows, held_out = report["train"], report["eval"]

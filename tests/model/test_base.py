@@ -37,7 +37,7 @@ def test_nothing_of_the_base_is_trainable_and_it_answers(tiny_model, quantizatio
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert not base.model.training
     assert base.quantization == quantization
-    assert (base.device, base.attention, base.commit) == (torch.device("cpu"), "sdpa", None)
+    assert (base.device, base.attention, base.commit) == (torch.device("cpu"), "documents", None)
     assert torch.isfinite(base.model(TOKENS).logits).all()
 
 

@@ -1,5 +1,8 @@
 """Packed documents have the loss and gradients that they have alone; rows of other kinds are those of sdpa."""
 
+import functools
+import gc
+import importlib
 import itertools
 from typing import Any
 
@@ -189,3 +192,44 @@ def test_no_mask_of_the_whole_row_is_made_and_no_device_is_asked_where_documents
     ours, theirs = watch_step(DOCUMENTS), watch_step("sdpa")
     assert theirs.waits and any(shape[-2:] == (num_tokens, num_tokens) for shape in theirs.shapes)
     assert ours.waits == [] and not any(shape[-2:] == (num_tokens, num_tokens) for shape in ours.shapes)
+
+
+def test_a_block_mask_goes_with_its_row(monkeypatch):
+    monkeypatch.setattr(document_attention, "flex_attention_forward", lambda *args, **kwargs: (torch.zeros(1), None))
+    for _ in range(3):
+        row = document_attention._Row(torch.tensor([0, 5, 8], dtype=torch.int32), 5, 4, 0.0, None)
+        query = torch.zeros(1, 2, 8, 8)
+        document_attention._attend_by_flex(torch.nn.Identity(), query, query, query, row)
+        assert len(document_attention._block_masks) == 1
+        del row
+    gc.collect()
+    assert len(document_attention._block_masks) == 0
+
+
+@pytest.mark.parametrize("knows_groups", [True, False])
+def test_the_variable_length_kernel_is_told_what_this_version_of_it_takes(monkeypatch, knows_groups):
+    told: dict[str, Any] = {}
+
+    def varlen_attn(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        told.update(kwargs, key_heads=key.shape[1])
+        return query
+
+    def of_2_11(
+        query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
+        return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+    ) -> Tensor:  # fmt: skip
+        return varlen_attn(query, key, value, scale=scale, window_size=window_size)
+
+    document_attention._find_varlen_keywords.cache_clear()
+    module = importlib.import_module("torch.nn.attention.varlen")
+    newest = functools.wraps(module.varlen_attn)(varlen_attn)
+    monkeypatch.setattr(module, "varlen_attn", newest if knows_groups else of_2_11)
+    row = document_attention._Row(torch.tensor([0, 5, 8], dtype=torch.int32), 5, 4, 0.0, None)
+    query, key = torch.zeros(1, 4, 8, 8), torch.zeros(1, 2, 8, 8)
+    try:
+        document_attention._attend_by_varlen(torch.nn.Identity(), query, key, key, row)
+    finally:
+        document_attention._find_varlen_keywords.cache_clear()
+    assert told["window_size"] == (3, 0)
+    assert told["key_heads"] == (2 if knows_groups else 4)
+    assert told.get("enable_gqa", False) is knows_groups

@@ -8,6 +8,7 @@ import torch
 from peft import get_peft_model_state_dict
 from torch import nn
 
+from finetune.model import frozen_weights
 from finetune.model.adapters import attach_adapter
 from finetune.model.frozen_weights import (
     find_quantized,
@@ -152,3 +153,19 @@ def test_saving_merging_and_moving_do_not_see_the_copies(tiny_model):
         logits = [model(TOKENS).logits for model in merged]
     assert torch.equal(*logits)
     assert all(find_resident(one) is None for one in merged[0].modules())
+
+
+def test_where_memory_runs_out_between_copies_none_is_left(monkeypatch):
+    linears = [build_base("nf4", 16, 16, torch.float32) for _ in range(3)]
+
+    def run_out(linear: nn.Module) -> int:
+        if linear is linears[2]:
+            raise torch.OutOfMemoryError("out of memory")
+        return keep_resident(linear)
+
+    monkeypatch.setattr(frozen_weights, "keep_resident", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        frozen_weights.keep_first(linears, 3)
+    assert [find_resident(one) for one in linears] == [None] * 3
+    frozen_weights.keep_first(linears, 2)
+    assert [find_resident(one) is not None for one in linears] == [True, True, False]

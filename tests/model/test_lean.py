@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from finetune.model.adapters import attach_adapter
-from finetune.model.lean import use_lean_path
+from finetune.model.lean import forget_shared_weights, use_lean_path
 from finetune.recipe.schema import AdapterSettings
 from tests.end_to_end.small_runs import read_lines, read_weights, run_small
 from tests.model.lean_layers import KINDS, build_model, error_of, make_lean, run, to_exact
@@ -235,3 +235,28 @@ def test_a_run_goes_the_same_way_with_and_without(tmp_path, monkeypatch):
 def test_other_methods_than_lora_keep_their_forward(tiny_model):
     model = attach_adapter(load_tiny(tiny_model, "nf4"), AdapterSettings(method="ia3"), seed=3)
     assert use_lean_path(model) == 0
+
+
+def test_a_weight_dequantized_for_a_gradient_that_never_came_is_given_back():
+    model = make_lean(build_model("nf4"))
+    x = torch.randn(3, 32, requires_grad=True)
+    out = checkpoint(lambda value: _Interrupted.apply(model.only(value)), x, use_reentrant=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        out.sum().backward()
+    assert model.only.shared_OI is not None, "nothing was left behind, so that nothing is shown"
+    forget_shared_weights(model)
+    assert model.only.shared_OI is None
+
+
+class _Interrupted(torch.autograd.Function):
+    """Saves what it is given, so that it is recomputed, and has no memory for its gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        _ = ctx.saved_tensors
+        raise torch.OutOfMemoryError("out of memory")

@@ -257,6 +257,7 @@ def test_a_step_short_of_memory_is_repeated_with_the_draws_it_had_begun_with(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's addresses is Linux's")
 def test_a_step_goes_on_where_the_hosts_allocator_really_has_no_more(folder, tokenizer, tmp_path):
     trainer = make(folder, tokenizer, tmp_path, loss_type="nll")

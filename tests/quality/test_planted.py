@@ -130,17 +130,20 @@ def check_found(counted: Tally) -> None:
     assert min(rates.values()) >= 0.9, account
 
 
+@pytest.mark.slow
 def test_planted_faults_are_found_among_5000_real_rows(real):
     assert real.planted.total() == 426
     check_found(real)
 
 
+@pytest.mark.slow
 def test_real_clean_rows_are_left_alone(real):
     alarms = [text for (_, number), text in real.alarms.items() if number not in KNOWN]
     assert real.num_clean > 4500
     assert len(alarms) <= 0.01 * real.num_clean, "\n".join(alarms)
 
 
+@pytest.mark.slow
 def test_rows_that_only_look_like_faults_are_left_alone(real):
     assert real.num_near_misses > 350
     assert not real.near_misses, "\n".join(real.near_misses)
@@ -156,6 +159,7 @@ def test_our_own_rows_are_left_alone(own):
     assert not own.near_misses, "\n".join(own.near_misses)
 
 
+@pytest.mark.slow
 def test_a_set_of_pairs_is_called_biased_by_length_where_it_is(folder):
     wrong = []
     for path, is_biased in plant_pair_sets(folder, seed=22):
@@ -251,6 +255,7 @@ def test_control_tokens_and_doubled_beginnings_are_told_of_every_row(token_files
         check_places(census, "control_tokens", held)
 
 
+@pytest.mark.slow
 def test_five_hundred_faults_are_planted(real, token_files, folder):
     of_tokens = {(name, line) for name, file in token_files.items() for lines in file.truth.values() for line in lines}
     assert (
