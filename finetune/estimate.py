@@ -20,7 +20,7 @@ from finetune.budget.memory import (
     estimate_memory,
     find_trained_shapes,
 )
-from finetune.budget.optimizer_states import estimate_state_bytes, is_counted
+from finetune.budget.optimizer_states import estimate_state_bytes
 from finetune.budget.spending import (
     RATES,
     Keeps,
@@ -33,20 +33,24 @@ from finetune.budget.spending import (
     spend,
 )
 from finetune.budget.weights import Holding, is_quantized
+from finetune.errors import RecipeError
 from finetune.planning.adapter import FoundAdapter, find_adapter
 from finetune.planning.base import find_config
+from finetune.planning.device_rules import check_device, find_attention, find_compute_bytes, is_refused
 from finetune.planning.disk import estimate_disk, estimate_result, estimate_saved
-from finetune.planning.machine import find_cpu, find_gpu, with_measured_speed
+from finetune.planning.machine import find_cpu, find_gpu, name_gpu, with_measured_speed
+from finetune.planning.notes import FEWEST_LABELS, is_in_float32, list_estimates, list_not_planned
 from finetune.planning.planned import DevicePlan, Plan
 from finetune.planning.rows import Rows, find_rows
-from finetune.planning.schedule import SAMPLED, Schedule, build_schedule, find_setting
+from finetune.planning.schedule import SAMPLED, Schedule, build_schedule, find_setting, name_rows
 from finetune.recipe.glue import GLUE_TASKS
+from finetune.recipe.reading import build_recipe, to_resolved
+from finetune.recipe.saved_quantization import agree_on_saved_quantization
 from finetune.recipe.schema import Recipe
 
 __all__ = ["DevicePlan", "Plan", "choose_device", "estimate_plan"]
 
 _HEADS: Mapping[str, Head] = {"classify": "labels", "mlm": "masked", "reward": "score"}
-_FEWEST_LABELS = 2
 _LOGITS = frozenset({"dpo", "kto", "orpo", "mlm", "rloo", "grpo"})  # that compute all logits at once
 
 
@@ -59,7 +63,6 @@ class _Subject:
     adapter: FoundAdapter
     rows: Rows
     schedule: Schedule
-    price_per_hour: float | None
 
 
 def estimate_plan(
@@ -87,20 +90,32 @@ def estimate_plan(
 
     Raises:
         RecipeError: a base of unknown shape, a setting that does not go with it, or no number of rows.
-        PlaceError: the base's config is not to be had.
+        PlaceError: the base's config is not to be had, or the device has not got what the recipe names.
     """
     found = find_config(recipe.model)
+    if recipe.model.weights == "pretrained":
+        agree_on_saved_quantization(found.fields, recipe.model, recipe.model.model_name_or_path or found.origin)
     head = _HEADS.get(recipe.objective, "words")
     outputs = _count_outputs(recipe) if num_outputs is None else num_outputs
-    architecture = build_architecture(found.fields, head=head, num_outputs=outputs or _FEWEST_LABELS)
+    architecture = build_architecture(found.fields, head=head, num_outputs=outputs or FEWEST_LABELS)
     adapter = find_adapter(recipe, architecture, recipe_path)
     rows = rows or find_rows(recipe)
     schedule = build_schedule(recipe, rows, num_processes=num_processes)
-    subject = _Subject(recipe, architecture, adapter, rows, schedule, price_per_hour)
-    others = tuple(_plan_on(subject, one) for one in DEVICES) if compares_devices else ()
+    subject = _Subject(recipe, architecture, adapter, rows, schedule)
+
+    def with_price(device: Device) -> Device:
+        return device if price_per_hour is None else device.with_price(price_per_hour)
+
+    table = [with_price(one) for one in DEVICES]
+    others = tuple(_plan_on(subject, one) for one in table) if compares_devices else ()
     kind = f"{architecture.model_type} {architecture.hidden_size}x{architecture.num_layers} {recipe.objective}"
-    device = with_measured_speed(device or choose_device(recipe, others), kind)
+    unknown_gpu = _find_unknown_gpu(recipe) if device is None else None
+    device = with_price(with_measured_speed(device or choose_device(recipe, others), kind))
+    check_device(recipe, device)
     chosen = _plan_on(subject, device)
+    changes = () if chosen.fits else tuple(_find_changes(subject, chosen.device))
+    if not chosen.fits and not changes and not others:  # where it would fit is what there is left to say
+        others = tuple(_plan_on(subject, one) for one in table)
     shape, optimizer = adapter.shape, str(find_setting(recipe, "optim"))
     setup = _build_setup(subject, chosen.device)
     states_bytes = estimate_state_bytes(optimizer, find_trained_shapes(architecture, shape))
@@ -115,12 +130,12 @@ def estimate_plan(
         adapter_bytes=estimate_result(recipe, found.fields, architecture, shape),
         checkpoint_bytes=estimate_saved(architecture, shape) + states_bytes,
         disk_bytes=estimate_disk(recipe, architecture, shape, optimizer),
-        changes=() if chosen.fits else tuple(_find_changes(subject, chosen.device)),
+        changes=changes,
         work_kind=kind,
         base_from=found.origin,
         adapter_from=adapter.note,
-        estimates=tuple(_list_estimates(subject, optimizer, labels_are_known=outputs is not None)),
-        not_planned=tuple(_list_not_planned(subject)),
+        estimates=tuple(list_estimates(setup, labels_are_known=outputs is not None, unknown_gpu=unknown_gpu)),
+        not_planned=tuple(list_not_planned(recipe.objective, setup, schedule, device)),
     )
 
 
@@ -139,26 +154,30 @@ def choose_device(recipe: Recipe, plans: tuple[DevicePlan, ...]) -> Device:
     return next((one.device for one in plans if one.fits), DEVICES[-1])
 
 
+def _find_unknown_gpu(recipe: Recipe) -> str | None:
+    """This machine's GPU by its driver's name, where the run would take it and the table does not know it."""
+    return name_gpu() if recipe.model.device != CPU and find_gpu() is None else None
+
+
 def _plan_on(subject: _Subject, device: Device) -> DevicePlan:
     setup = _build_setup(subject, device)
     spending = _decide(subject, setup, device)
     memory = estimate_memory(setup, spending)
+    fits = memory.peak_bytes <= device.memory_bytes and not is_refused(subject.recipe, device)
     seconds = None
-    if subject.recipe.objective not in SAMPLED:
+    if fits and subject.recipe.objective not in SAMPLED and not is_in_float32(setup, device):
         batch_seconds = estimate_seconds(_estimate_batch(subject, setup, spending), device)
         seconds = None if batch_seconds is None else batch_seconds * subject.schedule.micro_batches
-    price = device.price_per_hour if subject.price_per_hour is None else subject.price_per_hour
+    price = device.price_per_hour
     cost = None if seconds is None or price is None else seconds / 3600 * price * subject.schedule.num_processes
-    fits = memory.peak_bytes <= device.memory_bytes
     return DevicePlan(device=device, memory=memory, spending=spending, fits=fits, seconds=seconds, cost=cost)
 
 
 def _build_setup(subject: _Subject, device: Device) -> Setup:
     recipe, model = subject.recipe, subject.recipe.model
-    compute_bytes = {"bfloat16": 2, "float16": 2, "float32": 4}.get(model.compute_dtype)
-    if compute_bytes is None:  # auto
-        compute_bytes = 4 if device.is_cpu and not device.has_bfloat16 else 2
+    compute_bytes = find_compute_bytes(recipe, device)
     shape = subject.adapter.shape
+    is_simple = shape.method == "lora" and shape.dropout == 0 and not shape.is_weight_decomposed
     loss = "head" if subject.architecture.output is None else "chunks"
     return Setup(
         architecture=subject.architecture,
@@ -166,21 +185,13 @@ def _build_setup(subject: _Subject, device: Device) -> Setup:
         holding=Holding(model.quantization, model.double_quantization, compute_bytes),
         batch=subject.schedule.largest,
         optimizer=str(find_setting(recipe, "optim")),
-        attention=_find_attention(recipe, device),
-        is_lean=model.backend == "transformers" and shape.method == "lora" and shape.dropout == 0,
+        attention=find_attention(recipe, subject.architecture.model_type, device),
+        is_lean=model.backend == "transformers" and is_simple,
         may_recompute=recipe.training.gradient_checkpointing and recipe.training.memory != "recompute_none",
         loss="logits" if recipe.objective in _LOGITS else loss,
         has_copy=subject.adapter.has_copy,
         on_cpu=device.is_cpu,
     )
-
-
-def _find_attention(recipe: Recipe, device: Device) -> str:
-    """The kernel that `auto` comes to without flash-attn: documents by themselves where rows are packed."""
-    if recipe.model.attention != "auto":
-        return recipe.model.attention
-    by_document = recipe.data.packing and (device.is_cpu or device.has_bfloat16)
-    return "documents" if by_document else "sdpa"
 
 
 def _decide(subject: _Subject, setup: Setup, device: Device) -> Spending:
@@ -252,8 +263,11 @@ def _estimate_batch(subject: _Subject, setup: Setup, spending: Spending) -> Work
 def _find_changes(subject: _Subject, device: Device) -> list[Change]:
     recipe, training, shape = subject.recipe, subject.recipe.training, subject.adapter.shape
 
-    def estimate(settings: Mapping[str, Any]) -> int:
-        changed = _change(subject, settings)
+    def estimate(settings: Mapping[str, Any]) -> int | None:
+        try:
+            changed = _change(subject, settings)
+        except RecipeError:
+            return None
         return _plan_on(changed, device).memory.peak_bytes
 
     starts_fresh = recipe.adapter.init_from is None
@@ -266,27 +280,35 @@ def _find_changes(subject: _Subject, device: Device) -> list[Change]:
         tokens_per_batch=recipe.data.tokens_per_batch,
         optimizer=str(find_setting(recipe, "optim")),
         r=shape.r if shape.method == "lora" and starts_fresh else None,
+        is_packed=subject.schedule.largest.is_packed,
+        trains_base=shape.is_whole and starts_fresh,
+        num_processes=subject.schedule.num_processes,
+        row_name=name_rows(recipe.objective, is_packed=subject.schedule.largest.is_packed),
     )
     return find_changes(estimate, knobs, device.memory_bytes)
 
 
 def _change(subject: _Subject, settings: Mapping[str, Any]) -> _Subject:
-    """The same with settings of the recipe changed."""
-    values = subject.recipe.model_dump()
+    """The same with settings of the recipe changed.
+
+    Raises:
+        RecipeError: the reader of recipes refuses them.
+    """
+    values = to_resolved(subject.recipe)
     for path, value in settings.items():
         section, key = path.split(".")
         values[section][key] = value
-    recipe = Recipe.model_validate(values)
+    recipe = build_recipe(values)
     max_length, rows = recipe.data.max_length, subject.rows
     if max_length < subject.recipe.data.max_length:
         rows = _cut(rows, max_length)
     if recipe.data.tokens_per_batch != subject.recipe.data.tokens_per_batch:
         rows = replace(rows, num_packed=None)
     adapter = subject.adapter
-    if "adapter.r" in settings:
+    if any(path.startswith("adapter.") for path in settings):
         adapter = find_adapter(recipe, subject.architecture, None)
     schedule = build_schedule(recipe, rows, num_processes=subject.schedule.num_processes)
-    return _Subject(recipe, subject.architecture, adapter, rows, schedule, subject.price_per_hour)
+    return _Subject(recipe, subject.architecture, adapter, rows, schedule)
 
 
 def _cut(rows: Rows, max_length: int) -> Rows:
@@ -294,29 +316,6 @@ def _cut(rows: Rows, max_length: int) -> Rows:
     longest = min(rows.longest_tokens, max_length)
     attended = min(rows.attended_tokens, float(max_length))
     return replace(rows, longest_tokens=longest, attended_tokens=attended, num_packed=None)
-
-
-def _list_estimates(subject: _Subject, optimizer: str, *, labels_are_known: bool) -> list[str]:
-    """What is otherwise counted, and is an estimate here."""
-    shape, found = subject.adapter.shape, []
-    if not shape.is_exact:
-        found.append(f"the shapes of `{shape.method}` do not follow from the base's: taken on the high side")
-    if not is_counted(optimizer):
-        found.append(f"the states of `{optimizer}`: taken as Adam's, the most that one keeps")
-    if not labels_are_known:
-        found.append(f"the labels, which the rows will tell: taken as {_FEWEST_LABELS}")
-    if subject.architecture.is_encoder:
-        found.append("activations of an encoder: counted by a decoder's rules")
-    return found
-
-
-def _list_not_planned(subject: _Subject) -> list[str]:
-    if subject.recipe.objective in SAMPLED:
-        return [
-            "sampling the answers, which takes most of the time: neither its seconds nor the keys and values it holds",
-            "scoring them by a reward model",
-        ]
-    return ["evaluations, checkpoints and the start: training steps alone are timed"]
 
 
 def _count_outputs(recipe: Recipe) -> int | None:

@@ -43,6 +43,7 @@ def plan(
         float | None,
         typer.Option(
             min=0,
+            max=1e6,
             help="US dollars that the device costs an hour, in place of the table's.",
             metavar="DOLLARS",
             show_default=False,
@@ -52,6 +53,7 @@ def plan(
         float | None,
         typer.Option(
             min=1e-6,
+            max=1e6,
             help="TFLOP/s that whole steps reach on this CPU, which no table knows; a finished run measures it.",
             metavar="N",
             show_default=False,
@@ -70,9 +72,11 @@ def plan(
     from finetune.planning.machine import find_cpu
 
     wanted = None
-    if device is not None:
-        wanted = find_cpu(teraflops=tflops) if device.lower() == CPU else find_device(device)
-    elif tflops is not None:
+    if device is not None and device.lower() != CPU:
+        wanted = find_device(device)
+        if tflops is not None:
+            raise typer.BadParameter(f"--tflops is a CPU's speed; that of {wanted.name} is in the table.")
+    elif device is not None or tflops is not None:
         wanted = find_cpu(teraflops=tflops)
     planned = estimate_plan(reading.recipe, device=wanted, recipe_path=recipe, price_per_hour=price)
     if as_json:

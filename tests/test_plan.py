@@ -45,6 +45,37 @@ def test_people_get_the_verdict_the_parts_the_devices_and_what_is_assumed(capsys
         assert said in printed
 
 
+def test_a_price_of_one_s_own_is_that_of_every_figure(capsys):
+    assert run("--device", "h100", "--price", "2", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["cost"] == pytest.approx(plan["seconds"] / 3600 * 2, rel=1e-2)
+    assert {plan["price_per_hour"], *(one["price_per_hour"] for one in plan["devices"])} == {2.0}
+    assert not any("yours: --price" in one for one in plan["assumptions"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tflops", "inf"), "--tflops"),
+        (("--price", "inf"), "--price"),
+        (("--price", "nan"), "--price"),
+        (("--device", "t4", "--tflops", "1"), "--tflops is a CPU's speed"),
+    ],
+)
+def test_a_figure_that_cannot_be_or_is_not_read_is_a_usage_error(capsys, arguments, said):
+    assert run(*arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_does_not_fit_has_neither_time_nor_price_and_no_line_ends_in_blanks(capsys):
+    assert run("--device", "t4", "training.per_device_train_batch_size=16") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "time        none: it does not fit" in lines
+    assert "price       none: it does not fit" in lines
+    assert any(line.startswith("steps       82 of 619 documents") for line in lines)
+    assert not any(line.endswith(" ") for line in lines)
+
+
 def test_a_price_and_a_speed_of_one_s_own_are_reckoned_with(capsys):
     assert run("--device", "cpu", "--tflops", "0.5", "--price", "1.5", "--json") == 0
     plan = json.loads(capsys.readouterr().out)

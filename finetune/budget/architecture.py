@@ -26,6 +26,11 @@ _OF_BERT = {
 }
 _OF_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 _OF_GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
+# Fields that are sizes, by the names of every kind.
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "dim", "hidden_dim", "n_layers", "n_heads",
+)  # fmt: skip
 # The defaults of transformers' own config classes; a test compares them with the installed ones.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {**_OF_7B, "intermediate_size": 11008, "vocab_size": 32000, "max_position_embeddings": 2048},
@@ -142,6 +147,11 @@ def build_architecture(config: Mapping[str, Any], *, head: Head = "words", num_o
         RecipeError: no kind whose shapes are known here, or a size that is no number.
     """
     kind = config.get("model_type")
+    if kind is None:
+        raise RecipeError(
+            "The base's config names no `model_type`, so its shapes are not known and nothing can be planned for it.\n"
+            '  Its config.json has to say of which kind it is, e.g. `"model_type": "mistral"`.'
+        )
     defaults = _DEFAULTS.get(str(kind))
     if defaults is None:
         raise RecipeError(
@@ -151,6 +161,13 @@ def build_architecture(config: Mapping[str, Any], *, head: Head = "words", num_o
     # A field of null is the class's own choice, except where null says something.
     given = {name: value for name, value in config.items() if value is not None or name == "num_key_value_heads"}
     fields = {**defaults, **given}
+    for name in _SIZES:
+        size = fields.get(name)
+        if isinstance(size, int | float) and (isinstance(size, bool) or size != int(size) or size < 1):
+            raise RecipeError(
+                f"The config of this `{kind}` model has a size that cannot be used: `{name}` is {size}, and a size is "
+                "a whole number from 1 on."
+            )
     build = build_decoder if kind in DECODERS else build_encoder
     try:
         return build(fields, head=head, num_outputs=num_outputs)

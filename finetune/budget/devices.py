@@ -5,7 +5,7 @@ published by its maker is an assumption, and `assumptions` says so with its sour
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune.errors import PlaceError
 from finetune.recipe.nearest import find_nearest
@@ -40,13 +40,20 @@ class Device:
     price_per_hour: float | None
     assumptions: tuple[str, ...] = ()
 
+    def with_price(self, price_per_hour: float) -> "Device":
+        """The same at a price of one's own, in US dollars an hour; the table's price is no assumption any more."""
+        others = (one for one in self.assumptions if not one.startswith(_PRICE))
+        own = f"{_PRICE}${price_per_hour:.2f} a device and hour, as given by --price"
+        return replace(self, price_per_hour=price_per_hour, assumptions=(*others, own))
+
     @property
     def is_cpu(self) -> bool:
         """Whether it is the host itself."""
         return self.name == CPU
 
 
-_LIST_PRICE = "price: {} a GPU and hour, {}; yours: --price"
+_PRICE = "price: "
+_LIST_PRICE = f"{_PRICE}{{}} a GPU and hour, {{}}; yours: --price"
 _SPECIALISED = (
     "the middle of what specialised clouds asked on demand in May 2026 (mercatus-ai.com/blog/cloud-gpu-pricing)"
 )
@@ -106,6 +113,11 @@ _WORDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("L4",), "l4"),
     (("T4",), "t4"),
 )
+# Words of the name of a GPU that is slower or smaller than the one of the table whose name it shares, and the words
+# beside which they say so: an A100 of the PCIe kind multiplies as fast as any, an H100 does not.
+_OTHERS: tuple[tuple[str, str], ...] = (
+    ("Laptop", ""), ("MIG", ""), ("NVL", ""), ("D", ""), ("Max", ""), ("PCIe", "H100"),
+)  # fmt: skip
 
 
 def find_device(name: str) -> Device:
@@ -119,6 +131,8 @@ def find_device(name: str) -> Device:
         if device.name == wanted:
             return device
     known = [*(device.name for device in DEVICES), CPU]
+    if not wanted.strip():
+        raise PlaceError(f"--device: no name stands behind it.\n  There are: {', '.join(known)}.")
     near = find_nearest(wanted, known)
     meant = f"Did you mean {near[0]}? " if near else ""
     raise PlaceError(f"--device {name}: no such device is in the table.\n  {meant}There are: {', '.join(known)}.")
@@ -127,10 +141,14 @@ def find_device(name: str) -> Device:
 def find_device_by_model(model: str) -> Device | None:
     """Find a device of the table by what its driver calls it, e.g. `NVIDIA A100-SXM4-40GB`; None where it is not there.
 
+    A part of a GPU (MIG), a laptop's and other kinds of like name are not there.
+
     Args:
         model: the driver's words.
     """
     words = model.replace("-", " ").split()
+    if any(word in words and (not beside or beside in words) for word, beside in _OTHERS):
+        return None
     for wanted, name in _WORDS:
         if all(word in words for word in wanted):
             return find_device(name)

@@ -20,7 +20,7 @@ from finetune.budget.memory import Setup
 from finetune.budget.spending import Spending
 from finetune.budget.weights import is_quantized
 
-__all__ = ["ASSUMPTIONS", "Passes", "Work", "estimate_seconds", "estimate_work"]
+__all__ = ["ASSUMPTIONS", "HOST_KEEPS_UP", "LEAST_HOST_TOKENS", "Passes", "Work", "estimate_seconds", "estimate_work"]
 
 # Share of the bandwidth that passes over memory reach, and dequantizations; and of the whole what an implementation
 # reaches: fused stacks' published speeds are 0.74-0.86 of this model's, plain ones' 0.56-0.70.
@@ -36,8 +36,11 @@ _DEQUANTIZED_BYTES = {"nf4": 2.516, "fp4": 2.516, "int8": 3.0}  # read and writt
 
 ASSUMPTIONS = (
     "speed: 85 % of what products, 85 % of the bandwidth for passes over memory and 60 % for dequantization give",
-    "speed: passes over memory counted for Mistral-7B and scaled by width; the host keeps up; training steps alone",
+    "speed: passes over memory counted for Mistral-7B and scaled by width; training steps alone",
 )
+HOST_KEEPS_UP = "speed: the host keeps up"
+# Tokens of a micro-batch below which it may not: each step's kernels are launched in more time than they take.
+LEAST_HOST_TOKENS = 4000
 
 
 @dataclass(frozen=True, slots=True)

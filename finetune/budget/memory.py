@@ -186,6 +186,7 @@ def _estimate_pass(setup: Setup, spending: Spending) -> tuple[int, int, int]:
         loss="logits" if setup.loss == "logits" else "chunks",
         keeps_layers=spending.num_kept > 0,
         is_quantized=is_quantized(setup.holding),
+        on_cpu=setup.on_cpu,
     )
     beside = whole.peak_bytes - whole.saved_bytes
     # Where more is alive in a layer's backward pass than at the loss, the logits are gone at the fullest moment.

@@ -4,6 +4,7 @@ In go a recipe, its path and the base's shape; out comes an `AdapterShape`, whet
 words where that is from. An adapter's file is read by its header alone.
 """
 
+import contextlib
 import json
 import math
 import struct
@@ -17,13 +18,16 @@ import yaml
 from finetune.budget.adapter import AdapterShape, build_adapter
 from finetune.budget.adapter_tensors import AdapterTensor
 from finetune.budget.shapes import Architecture
+from finetune.errors import RecipeError
 from finetune.planning.base import find_cached_file
 from finetune.recipe.places import expand, is_here
+from finetune.recipe.reading import read_recipe
 from finetune.recipe.schema import AdapterSettings, Recipe
 
 __all__ = ["FoundAdapter", "estimate_file_bytes", "find_adapter"]
 
 _NOTED = "finetune_base"  # `model.same_base` writes it
+_MAX_HEADER_BYTES = 100_000_000  # safetensors takes no longer one
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What is taken for an adapter that is not there yet and that no recipe beside this one makes.
 _STAND_IN = {"method": "lora", "r": 16}
@@ -122,17 +126,26 @@ def _to_settings(config: Mapping[str, Any]) -> AdapterSettings:
 
 
 def _count_file(path: Path, shape: AdapterShape) -> AdapterShape:
-    """Count an adapter's numbers by its file's header, where its method's shapes do not follow from the base's."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    found = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    """Count an adapter's numbers by its file's header, where its method's shapes do not follow from the base's.
+
+    Of a file that cannot be read the estimate stays; the run says what is wrong with it.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+        found = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        num_parameters = sum(math.prod(one) for one in found)
+    except (OSError, ValueError, struct.error, KeyError, AttributeError, TypeError):
+        return shape
+    if not num_parameters:
+        return shape
     return AdapterShape(
         method=shape.method,
         r=shape.r,
         targets=shape.targets,
         dropout=shape.dropout,
-        num_parameters=sum(math.prod(one) for one in found),
+        num_parameters=num_parameters,
         is_exact=False,
         num_layers=shape.num_layers,
     )
@@ -150,6 +163,8 @@ def _find_maker(start: str, recipe_path: Path | None) -> tuple[Path, AdapterSett
         if not isinstance(values, dict) or not isinstance(values.get("adapter", {}), dict):
             continue
         made = Path(str(values.get("output_dir", "outputs"))) / str(values.get("name"))
-        if made == Path(start) and "init_from" not in values.get("adapter", {}):
-            return path, AdapterSettings.model_validate(values.get("adapter", {}))
+        if made != Path(start) or "init_from" in values.get("adapter", {}):
+            continue
+        with contextlib.suppress(RecipeError):  # one with a fault makes no adapter
+            return path, read_recipe(path).adapter
     return None

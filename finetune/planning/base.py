@@ -19,6 +19,7 @@ from finetune.recipe.schema import ModelSettings
 __all__ = ["FoundConfig", "find_cached_file", "find_config", "find_hub_cache"]
 
 _CONFIG = "config.json"
+_HUB_SECONDS = 5.0  # that the Hub has to answer
 # Published config.json files, each model's under its name: https://huggingface.co/NAME/raw/main/config.json. Numbers of
 # parameters that follow from them are those on the model pages; tests/budget/test_known_models.py holds some of them.
 _KNOWN_MODELS_PATH = Path(__file__).parents[1] / "budget" / "known_models.json"
@@ -55,7 +56,7 @@ def find_config(model: ModelSettings) -> FoundConfig:
     known = _read_known_models()
     if name in known["models"]:
         return FoundConfig(known["shapes"][known["models"][name]], "the built-in list of shapes")
-    return FoundConfig(_read(_download(name, model.revision)), "the Hub")
+    return FoundConfig(_fetch(name, model.revision), "the Hub")
 
 
 def find_hub_cache() -> Path:
@@ -87,8 +88,12 @@ def _read(path: Path) -> Mapping[str, Any]:
         fields = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise PlaceError(f"{path} cannot be read as a model's config: {error}.") from error
+    return _check_fields(fields, path)
+
+
+def _check_fields(fields: Any, place: Path | str) -> Mapping[str, Any]:
     if not isinstance(fields, dict):
-        raise PlaceError(f"{path} holds no object, so it is no model's config.")
+        raise PlaceError(f"{place} holds no object, so it is no model's config.")
     return fields
 
 
@@ -98,14 +103,20 @@ def _read_known_models() -> dict[str, Any]:
     return known
 
 
-def _download(name: str, revision: str | None) -> Path:
-    """Fetch the config alone from the Hub; nothing else knows it."""
-    from huggingface_hub import hf_hub_download  # half a second
+def _fetch(name: str, revision: str | None) -> Mapping[str, Any]:
+    """Fetch the config alone from the Hub, which is asked once: without a network a plan is not to wait for one."""
+    from huggingface_hub import get_session, hf_hub_url  # half a second
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     if reads_as_path(name):
         raise PlaceError(f"The base model {name} is not there.\n  Paths start at {Path.cwd()}.")
     try:
-        return Path(hf_hub_download(name, _CONFIG, revision=revision))
+        url = hf_hub_url(name, _CONFIG, revision=revision)
+        answer = get_session().get(url, headers=build_hf_headers(), timeout=_HUB_SECONDS, follow_redirects=True)
+        hf_raise_for_status(answer)
+        return _check_fields(answer.json(), url)
+    except PlaceError:
+        raise
     except Exception as error:  # the library has a dozen kinds, of the network, of access, of names
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PlaceError(

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.planning.planned import DevicePlan, Plan
+from finetune.planning.schedule import name_rows
 from finetune.recipe.schema import Recipe
 from finetune.run.disk import to_size
 from finetune.run.progress import to_duration
@@ -31,7 +32,7 @@ _MEANINGS = {
 
 def to_text(plan: Plan) -> str:
     """The plan as JSON, one object."""
-    return json.dumps(plan.to_json())
+    return json.dumps(plan.to_json(), allow_nan=False)
 
 
 def print_plan(plan: Plan, recipe: Recipe) -> None:
@@ -39,13 +40,13 @@ def print_plan(plan: Plan, recipe: Recipe) -> None:
     console = Console(highlight=False, markup=False, emoji=False, width=120)
     console.print(render_verdict(plan, recipe), soft_wrap=True)
     console.print()
-    console.print(_build_parts(plan))
+    _print_table(console, f"Peak memory on {plan.chosen.device.label}", _build_parts(plan))
     console.print()
-    for name, text in _list_facts(plan):
+    for name, text in _list_facts(plan, recipe.objective):
         console.print(Text(f"{name:<12}{text}"), soft_wrap=True)
     console.print()
     if plan.others:
-        console.print(_build_devices(plan))
+        _print_table(console, "Every device of the table", _build_devices(plan))
         console.print()
     for note in (*plan.estimates, *(f"not planned: {one}" for one in plan.not_planned)):
         console.print(Text(f"- {note}"), soft_wrap=True)
@@ -81,7 +82,8 @@ def render_line(plan: Plan) -> str:
     """The plan in one line, for the log of a run."""
     chosen = plan.chosen
     fits = "" if chosen.fits else ", which is MORE than it has"
-    seconds = "time not known" if chosen.seconds is None else f"about {to_duration(chosen.seconds)} of training"
+    unknown = "time not known" if chosen.fits else "no time, as it does not fit"
+    seconds = unknown if chosen.seconds is None else f"about {to_duration(chosen.seconds)} of training"
     recomputed = chosen.spending.num_recomputed
     layers = f", {recomputed} of {chosen.spending.num_layers} layers recomputed" if recomputed else ""
     return (
@@ -97,7 +99,7 @@ def to_gib(num_bytes: float) -> str:
 
 def _build_parts(plan: Plan) -> Table:
     memory = plan.chosen.memory
-    table = _build_table(f"Peak memory on {plan.chosen.device.label}", "part", ("GiB", "right"), "what it is")
+    table = _build_table("part", ("GiB", "right"), "what it is")
     for name, num_bytes in memory.to_json().items():
         table.add_row(name, f"{num_bytes / _GIB:.3f}", _MEANINGS[name])
     table.add_row(
@@ -106,20 +108,23 @@ def _build_parts(plan: Plan) -> Table:
     return table
 
 
-def _list_facts(plan: Plan) -> list[tuple[str, str]]:
+def _list_facts(plan: Plan, objective: str) -> list[tuple[str, str]]:
     schedule, chosen, rows = plan.schedule, plan.chosen, plan.rows
     spending = chosen.spending
     kept = spending.num_layers - spending.num_recomputed
     copies = f"; {spending.num_resident} weights also in the compute dtype" if spending.num_resident else ""
+    row_name = "documents" if schedule.largest.is_packed else name_rows(objective, is_packed=False)
+    unknown = "not known" if chosen.fits else "none: it does not fit"
     facts = [
         ("rows", f"{rows.num_rows:,} with {rows.num_tokens:,} tokens: {rows.origin}"),
         (
             "steps",
-            f"{schedule.steps:,} of {schedule.rows_per_step:,.0f} rows, {schedule.tokens_per_step:,.0f} tokens each",
+            f"{schedule.steps:,} of {schedule.rows_per_step:,.0f} {row_name}, {schedule.tokens_per_step:,.0f} tokens "
+            "each",
         ),
         ("operations", f"{plan.flops:.3g} FLOP"),
-        ("time", "not known" if chosen.seconds is None else _to_time(plan)),
-        ("price", "not known" if chosen.cost is None else _to_price(chosen)),
+        ("time", unknown if chosen.seconds is None else _to_time(plan)),
+        ("price", unknown if chosen.cost is None else _to_price(chosen)),
         ("layers", f"{kept} of {spending.num_layers} keep their activations, whole or in part{copies}"),
         ("trained", f"{plan.trainable_parameters:,} of {plan.total_parameters:,} parameters"),
         (
@@ -144,7 +149,7 @@ def _to_price(one: DevicePlan) -> str:
 
 def _build_devices(plan: Plan) -> Table:
     table = _build_table(
-        "Every device of the table", "device", "fits", ("needs", "right"), ("has", "right"), ("recomputed", "right"),
+        "device", "fits", ("needs", "right"), ("has", "right"), ("recomputed", "right"),
         ("hours", "right"), ("price", "right"), ("$/hour", "right"),
     )  # fmt: skip
     for one in plan.others:
@@ -154,15 +159,24 @@ def _build_devices(plan: Plan) -> Table:
             to_gib(one.memory.peak_bytes),
             to_gib(one.device.memory_bytes),
             f"{one.spending.num_recomputed}/{one.spending.num_layers}",
-            "-" if one.seconds is None or not one.fits else f"{one.seconds / 3600:,.2f}",
-            "-" if one.cost is None or not one.fits else f"${one.cost:,.2f}",
+            "-" if one.seconds is None else f"{one.seconds / 3600:,.2f}",
+            "-" if one.cost is None else f"${one.cost:,.2f}",
             "-" if one.device.price_per_hour is None else f"{one.device.price_per_hour:.2f}",
         )
     return table
 
 
-def _build_table(title: str, *columns: str | tuple[str, str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 2, 0, 0), header_style="")
+def _print_table(console: Console, title: str, table: Table) -> None:
+    """Print a table below its title, without the blanks that fill its last column."""
+    with console.capture() as captured:
+        console.print(table)
+    console.print(title)
+    for line in captured.get().splitlines():
+        console.print(Text(line.rstrip()), soft_wrap=True)
+
+
+def _build_table(*columns: str | tuple[str, str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     for column in columns:
         name, justify = column if isinstance(column, tuple) else (column, "left")
         table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)

@@ -13,7 +13,7 @@ from typing import Any
 from finetune.budget.devices import Device, build_cpu, find_device_by_model
 from finetune.planning.rows import find_datasets_cache
 
-__all__ = ["find_cpu", "find_gpu", "name_cpu", "read_rate", "with_measured_speed", "write_rate"]
+__all__ = ["find_cpu", "find_gpu", "name_cpu", "name_gpu", "read_rate", "with_measured_speed", "write_rate"]
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 _CPU_TABLE = Path("/proc/cpuinfo")
@@ -23,11 +23,17 @@ _BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 def find_gpu() -> Device | None:
     """Find the first GPU by its driver's table; None where there is none, or none that the plan knows."""
+    name = name_gpu()
+    return None if name is None else find_device_by_model(name)
+
+
+def name_gpu() -> str | None:
+    """What the driver calls the first GPU; None where there is none."""
     for path in sorted(_DRIVER.glob("*/information")) if _DRIVER.is_dir() else []:
         for line in path.read_text("utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "Model":
-                return find_device_by_model(value.strip())
+                return value.strip()
     return None
 
 

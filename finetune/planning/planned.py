@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.budget.devices import Device
-from finetune.budget.duration import ASSUMPTIONS, Work
+from finetune.budget.duration import ASSUMPTIONS, HOST_KEEPS_UP, LEAST_HOST_TOKENS, Work
 from finetune.budget.fitting import Change
 from finetune.budget.memory import Memory, render_assumptions
 from finetune.budget.spending import Spending
@@ -25,8 +25,8 @@ class DevicePlan:
         device: it.
         memory: at the peak.
         spending: which layers keep their activations, and copies of weights.
-        fits: whether the peak is no more than the device has.
-        seconds: of training; None where the device's speed is not known, or the run samples answers.
+        fits: whether the peak is no more than the device has, and the device has what the recipe names.
+        seconds: of training; None where it does not fit, the device's speed is not known, or the run samples answers.
         cost: in US dollars; None where there is no price or no time.
     """
 
@@ -88,6 +88,8 @@ class Plan:
         """Every figure that stands on no count, with its source."""
         device = self.chosen.device
         speed = [] if self.chosen.seconds is None or device.is_cpu else list(ASSUMPTIONS)
+        if speed and self.schedule.tokens_per_batch >= LEAST_HOST_TOKENS:
+            speed.append(HOST_KEEPS_UP)
         return [*render_assumptions(on_cpu=device.is_cpu), *speed, *device.assumptions]
 
     def to_json(self) -> dict[str, Any]:

@@ -65,12 +65,11 @@ def find_rows(recipe: Recipe) -> Rows:
             "  Count them, tokenizer and rows at hand: python -m finetune.sft RECIPE --dry-run\n"
             "  Or say what you expect: data.assumed.rows=1000 data.assumed.tokens_per_row=200"
         )
-    held_out = 0
-    if isinstance(recipe.data.eval, EvalFraction) and assumed.rows > 1:
-        held_out = min(max(round(assumed.rows * recipe.data.eval.fraction), 1), assumed.rows - 1)
+    num_rows = min([assumed.rows, *_find_limits(recipe)])
+    if isinstance(recipe.data.eval, EvalFraction) and num_rows > 1:  # of what a limit has left
+        num_rows -= min(max(round(num_rows * recipe.data.eval.fraction), 1), num_rows - 1)
     answers = ANSWERS_A_ROW.get(recipe.objective, 1)
     tokens_per_row = min(assumed.tokens_per_row, float(max_length * answers))
-    num_rows = min([assumed.rows - held_out, *_find_limits(recipe)])
     return Rows(
         num_rows=num_rows,
         num_tokens=round(num_rows * tokens_per_row),

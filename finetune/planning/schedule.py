@@ -11,7 +11,7 @@ from finetune.planning.rows import ANSWERS_A_ROW, Rows
 from finetune.recipe.catalogue import read_catalogue
 from finetune.recipe.schema import Recipe
 
-__all__ = ["SAMPLED", "Schedule", "build_schedule", "find_setting"]
+__all__ = ["SAMPLED", "Schedule", "build_schedule", "find_setting", "name_rows"]
 
 # Best-fit packing of documents of these lengths fills 98 to 99.9 % of a row; rows sorted by length, of which those of
 # like length share a micro-batch, are 94 to 99 % full (both simulated on Alpaca's lengths, PERFORMANCE.md).
@@ -91,6 +91,13 @@ def build_schedule(recipe: Recipe, rows: Rows, *, num_processes: int = 1) -> Sch
         ),
         fill=fill,
     )
+
+
+def name_rows(objective: str, *, is_packed: bool) -> str:
+    """Name the rows of a micro-batch as its size counts them: packed ones, sampled answers, or rows as they are."""
+    if is_packed:
+        return "packed rows"
+    return "answers" if objective in SAMPLED else "rows"
 
 
 def find_setting(recipe: Recipe, name: str) -> int | float | str | bool | None:

@@ -71,6 +71,8 @@ def _put(tree: Node, path: str, value: Node) -> list[Fault]:
 def drop_hub_settings(tree: Node, overrides: Sequence[str]) -> list[str]:
     """Drop `revision`, `split` and `subset` of a source whose `path` was overridden with a local one.
 
+    With the training rows go the numbers that the recipe assumes of them, unless those were overridden too.
+
     Returns:
         A line to say for each source that lost any.
     """
@@ -88,4 +90,9 @@ def drop_hub_settings(tree: Node, overrides: Sequence[str]) -> list[str]:
             del group.value[name]
         if dropped:
             notices.append(f"{source}.path is local now: dropped the recipe's {', '.join(dropped)} of the Hub dataset.")
+        data = find_node(tree, "data")
+        if source == "data.train" and is_local(path.value) and data is not None and isinstance(data.value, dict):
+            says_own = any(name == "data.assumed" or name.startswith("data.assumed.") for name in overridden)
+            if not says_own and data.value.pop("assumed", None) is not None:
+                notices.append("data.train.path is local now: dropped data.assumed, which is of the recipe's own rows.")
     return notices

@@ -213,7 +213,8 @@ def _to_speed(summary: Summary) -> str:
 def _to_prediction(summary: Summary, predicted: Mapping[str, Any]) -> str:
     """Figures of the plan, each in front of the measured one."""
     planned_bytes, planned_rate = predicted["peak_memory_bytes"], predicted["tokens_per_second"]
-    said = [f"peak {to_gib(planned_bytes)} / measured {to_gib(summary.peak_memory_bytes)}"]
+    # A plan is of training steps; the evaluations are measured with them, and on a CPU all else of the process.
+    said = [f"peak of a step {to_gib(planned_bytes)} / measured {to_gib(summary.peak_memory_bytes)} of the whole run"]
     if planned_rate is not None and summary.tokens_per_second is not None:
         said.append(f"{planned_rate:,.0f} / {summary.tokens_per_second:,.0f} tokens/s")
     return ", ".join(said)

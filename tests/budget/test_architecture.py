@@ -74,3 +74,8 @@ def test_a_kind_without_known_shapes_is_told_with_those_that_are():
 def test_a_size_that_is_no_number_is_told():
     with pytest.raises(RecipeError, match="has a size that cannot be used"):
         build_architecture({"model_type": "llama", "hidden_size": "wide"})
+    for name, size in (("hidden_size", -5), ("num_hidden_layers", 0), ("vocab_size", 0.5)):
+        with pytest.raises(RecipeError, match=f"`{name}` is {size}, and a size is a whole number from 1 on"):
+            build_architecture({"model_type": "llama", name: size})
+    with pytest.raises(RecipeError, match="names no `model_type`"):
+        build_architecture({"hidden_size": 64})

@@ -32,7 +32,24 @@ def test_a_driver_s_name_leads_to_its_device(model, name):
 
 
 def test_a_gpu_that_is_not_in_the_table_is_none_of_it():
-    assert find_device_by_model("NVIDIA L40S") is None
+    for model in (
+        "NVIDIA L40S",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 NVL",
+    ):
+        assert find_device_by_model(model) is None, model
+    with pytest.raises(PlaceError, match="--device: no name stands behind it"):
+        find_device("")
     with pytest.raises(PlaceError, match="--device h300: no such device is in the table") as told:
         find_device("h300")
     assert "Did you mean h100?" in str(told.value)
+
+
+def test_a_price_of_one_s_own_takes_the_place_of_the_table_s():
+    listed, own = find_device("t4"), find_device("t4").with_price(2.0)
+    assert own.price_per_hour == 2.0
+    assert own.assumptions[-1] == "price: $2.00 a device and hour, as given by --price"
+    assert (len(own.assumptions), own.assumptions[0]) == (len(listed.assumptions), listed.assumptions[0])

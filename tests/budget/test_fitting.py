@@ -1,6 +1,7 @@
 """Changes are the smallest that fit, keep the rows of a step, and were estimated again."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from finetune.budget.fitting import Knobs, find_changes
@@ -34,6 +35,50 @@ def test_the_batch_shrinks_no_further_than_it_must_and_the_rows_of_a_step_stay()
     assert batch.peak_bytes == 140
     assert batch.to_arguments() == ("training.per_device_train_batch_size=4 training.gradient_accumulation_steps=4")
     assert length.settings == {"data.max_length": 1024}
+    (in_turn,) = find_changes(needs, replace(KNOBS, num_processes=2, row_name="answers", max_length=None), 145)
+    assert in_turn.costs == "32 answers a step as before"
+
+
+def test_shorter_packed_rows_hold_fewer_documents_so_more_of_them_make_a_step():
+    packed = replace(KNOBS, is_packed=True, row_name="packed rows")
+    batch, length = find_changes(needs, packed, 145)
+    assert batch.costs == "16 packed rows a step as before"
+    assert length.settings == {"data.max_length": 1024, "training.gradient_accumulation_steps": 4}
+    assert length.costs == "as many tokens a step as before; longer rows are dropped or cut"
+    # 80 for weights, 5 for states, 10 for one row of 2,048: what costs results is stepped back first.
+    (both,) = find_changes(needs, packed, 92)
+    assert both.settings == {
+        "training.per_device_train_batch_size": 1,
+        "training.optim": "adamw_8bit",
+        "data.max_length": 1024,
+        "training.gradient_accumulation_steps": 32,  # 16 rows of 2,048 tokens are 32 of 1,024
+    }
+    assert both.costs.startswith("as many tokens a step as before; the optimizer's states")
+
+
+def test_what_the_reader_refuses_is_not_proposed():
+    def refuses_one_row(settings: Mapping[str, Any]) -> int | None:
+        return None if settings.get("training.per_device_train_batch_size") == 1 else needs(settings)
+
+    (change,) = find_changes(refuses_one_row, replace(KNOBS, max_length=None), 112)
+    assert change.settings == {
+        "training.per_device_train_batch_size": 2,
+        "training.gradient_accumulation_steps": 8,
+        "training.optim": "adamw_8bit",
+    }
+    assert change.peak_bytes == 105
+
+
+def test_the_base_itself_is_trained_no_more_where_an_adapter_beside_it_fits():
+    whole = replace(KNOBS, batch_size=1, quantization=None, max_length=None, r=None, trains_base=True)
+    (change,) = find_changes(needs, whole, 145)
+    assert change.settings == {"adapter.method": "lora", "model.quantization": "nf4"}
+
+
+def test_a_huge_batch_is_answered_at_once():
+    huge = replace(KNOBS, batch_size=10**10, accumulation=1, max_length=None)
+    (change, *_) = find_changes(lambda settings: settings.get("training.per_device_train_batch_size", 99), huge, 9)
+    assert change.settings["training.per_device_train_batch_size"] == 8
 
 
 def test_what_no_change_does_alone_several_do_together_and_none_that_was_not_needed():

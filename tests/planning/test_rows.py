@@ -38,6 +38,10 @@ def test_assumed_rows_are_planned_with_until_they_are_counted(tmp_path):
     rows = find_rows(recipe)
     assert (rows.num_rows, rows.num_tokens) == (90, 7200)
     assert rows.origin == "`data.assumed` of the recipe"
+    limited = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"train": recipe.data.train.model_copy(update={"limit": 40})})}
+    )
+    assert find_rows(limited).num_rows == 36  # 4 of the 40 are held out
     write_census(recipe, CENSUS)
     rows = find_rows(recipe)
     assert (rows.num_rows, rows.num_tokens, rows.trained_fraction) == (90, 9000, 0.25)

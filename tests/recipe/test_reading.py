@@ -317,6 +317,15 @@ def test_a_local_path_drops_what_means_something_on_the_hub_alone(write: Write) 
     )
 
 
+def test_a_local_path_drops_what_was_assumed_of_the_recipe_s_own_rows(write: Write) -> None:
+    text = GOOD.replace("data:\n", "data:\n  assumed: {rows: 5, tokens_per_row: 7}\n", 1)
+    reading = read_recipe_with_notices(write(text), ["data.train.path=rows.jsonl"])
+    assert reading.recipe.data.assumed is None
+    assert reading.notices[-1].endswith("dropped data.assumed, which is of the recipe's own rows.")
+    for overrides in ([], ["data.train.path=org/others"], ["data.train.path=rows.jsonl", "data.assumed.rows=6"]):
+        assert read_recipe_with_notices(write(text), overrides).recipe.data.assumed is not None
+
+
 def test_another_hub_name_or_a_typed_split_drops_nothing(write: Write) -> None:
     reading = read_recipe_with_notices(write(GOOD), ["data.train.path=org/others"])
     assert to_resolved(reading.recipe)["data"]["train"]["split"] == "train"

@@ -1,0 +1,69 @@
+"""What a plan says of itself: figures that are estimates where others are counted, and what it leaves out.
+
+In go the shapes and the schedule; out come sentences for people and for the plan's object.
+"""
+
+from finetune.budget.devices import Device
+from finetune.budget.duration import LEAST_HOST_TOKENS
+from finetune.budget.memory import Setup
+from finetune.budget.optimizer_states import is_counted
+from finetune.planning.schedule import SAMPLED, Schedule
+
+__all__ = ["FEWEST_LABELS", "is_in_float32", "list_estimates", "list_not_planned"]
+
+FEWEST_LABELS = 2  # taken where the rows alone tell how many a classifier has
+
+
+def list_estimates(setup: Setup, *, labels_are_known: bool, unknown_gpu: str | None) -> list[str]:
+    """List what is otherwise counted, and is an estimate here.
+
+    Args:
+        setup: of the run on its device.
+        labels_are_known: whether a classifier's labels are.
+        unknown_gpu: this machine's, where it is not in the table and another device was taken; None: it is not so.
+    """
+    shape, found = setup.adapter, []
+    if unknown_gpu is not None:
+        found.append(
+            f"this machine's {unknown_gpu} is not in the table: planned for the smallest of the table that fits; "
+            "--device names another one"
+        )
+    if not shape.is_exact:
+        found.append(f"the shapes of `{shape.method}` do not follow from the base's: taken on the high side")
+    if not is_counted(setup.optimizer):
+        found.append(f"the states of `{setup.optimizer}`: taken as Adam's, the most that one keeps")
+    if not labels_are_known:
+        found.append(f"the labels, which the rows will tell: taken as {FEWEST_LABELS}")
+    if setup.architecture.is_encoder:
+        found.append("activations of an encoder: counted by a decoder's rules")
+    return found
+
+
+def list_not_planned(objective: str, setup: Setup, schedule: Schedule, device: Device) -> list[str]:
+    """List what of the run its plan leaves out.
+
+    Args:
+        objective: of the recipe.
+        setup: of the run on its device.
+        schedule: its micro-batches.
+        device: that it runs on.
+    """
+    if objective in SAMPLED:
+        return [
+            "sampling the answers, which takes most of the time: neither its seconds nor the keys and values it holds",
+            "scoring them by a reward model",
+        ]
+    found = ["evaluations, checkpoints and the start: training steps alone are timed"]
+    if is_in_float32(setup, device):
+        found.append("the speed of float32: the table knows 16-bit products alone")
+    elif not device.is_cpu and schedule.tokens_per_batch < LEAST_HOST_TOKENS:
+        found.append(
+            f"the host, which may not keep up with micro-batches of {schedule.tokens_per_batch:,.0f} tokens: hours are "
+            "a lower bound"
+        )
+    return found
+
+
+def is_in_float32(setup: Setup, device: Device) -> bool:
+    """Whether a GPU multiplies in float32, at a speed that the table does not know."""
+    return not device.is_cpu and setup.holding.compute_bytes == 4
