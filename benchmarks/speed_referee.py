@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -70,6 +71,9 @@ def main() -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         given.model, quantization_config=nf4, dtype=torch.bfloat16, device_map={"": given.device}
     )
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # repacked weights want widths that stories260K has not got
     for number, adapter in enumerate(given.adapters):
         name, _, folder = adapter.partition("=")
         if number == 0:

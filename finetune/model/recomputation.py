@@ -50,7 +50,7 @@ class SavedBytes:
         mlp: the same of the MLP.
         input_bytes: of what goes into a layer, which is saved in any case.
         tokens: that went through the layers at once, padding included.
-        total: bytes of the whole pass, the loss included.
+        total: bytes of the whole decoder.
     """
 
     layers: list[int]
@@ -122,15 +122,20 @@ class Recomputation:
 
     @contextmanager
     def counting(self) -> Iterator[list[SavedBytes]]:
-        """Count what is saved for the backward pass inside: one entry for each forward pass."""
+        """Count what the decoder saves for the backward pass inside: one entry for each forward pass.
+
+        Head and loss are left out: losses by `torch.func`, such as Liger's of preferences, bear no such hooks.
+        """
         count = _Count(self._model)
         first = self._callers[0] if self._callers else self._model
-        handles = [first.register_forward_pre_hook(count.begin)]
+        handles = [
+            first.register_forward_pre_hook(count.begin),
+            first.register_forward_hook(count.end, always_call=True),
+        ]
         for place, layer in enumerate(self._layers):
             handles += _watch(count, layer, place)
         try:
-            with torch.autograd.graph.saved_tensors_hooks(count.note, lambda tensor: tensor):
-                yield count.passes
+            yield count.passes
         finally:
             for handle in handles:
                 handle.remove()
@@ -180,6 +185,7 @@ class _Count:
         tensors = [*model.parameters(), *model.buffers()]
         self._weights = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         self._seen: set[int] = set()
+        self._hooks: Any = None
         self.num_layers = 0
         self.passes: list[SavedBytes] = []
         self.layer: int | None = None
@@ -188,10 +194,18 @@ class _Count:
 
     def begin(self, *_: Any) -> None:
         """Begin with the next pass."""
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self.note, lambda tensor: tensor)
+        self._hooks.__enter__()
         number = self.num_layers
         self.passes.append(SavedBytes([0] * number, [0] * number, [0] * number))
         self._seen = set()
         self.layer = self.part = self.part_input = None
+
+    def end(self, *_: Any) -> None:
+        """End the pass that is under way, also where it did not come to its end."""
+        if self._hooks is not None:
+            self._hooks.__exit__()
+            self._hooks = None
 
     def enter_layer(self, place: int, hidden: Tensor) -> None:
         """Note what goes into a layer."""

@@ -262,18 +262,17 @@ class IdleMemory:
         return {kind: replace(one, num_bytes=round(one.num_bytes * factor)) for kind, one in estimated.items()}
 
     def _measure_step(self, saved: SavedBytes) -> tuple[int, int]:
-        """Bytes that the measured step held: a GPU's peak, or what was saved on a CPU, and what that does not show.
-
-        The latter is the loss or one layer at work; of a base that is not known as much as was saved outside the layers
-        and in the dearest one.
-        """
+        """Bytes that the measured step held, and of the loss or layer that passes by; by arithmetic for a CPU's loss."""
         device, start = self._trainer.args.device, self._start
         assert start is not None
         if device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(device)) - start.allocated_bytes, 0
         if start.estimate is not None:
-            return saved.total, start.estimate.passing_bytes
-        return saved.total, saved.total - sum(saved.layers) + max(saved.layers, default=0)
+            layers = sum(saved.layers) + len(saved.layers) * saved.input_bytes
+            return layers + start.estimate.outside_bytes, start.estimate.passing_bytes
+        head = self._trainer.model.get_output_embeddings()
+        logits = 0 if head is None else saved.tokens * head.weight.shape[0] * torch.float32.itemsize
+        return saved.total + logits, logits + max(saved.layers, default=0)
 
     def _predict(self, spending: Spending) -> int | None:
         """What the measured step was estimated to hold."""

@@ -36,7 +36,9 @@ def train_each(backend: str, folder: Path, recipes: list[Path]) -> None:
 
     for path in recipes:
         try:
-            recipe = read_recipe(path, [f"model.backend={backend}", f"output_dir={folder}"])
+            # Unsloth attends by it on a CPU; by `documents` packed rows would lie behind each other.
+            kernel = ["model.attention=sdpa"] if backend == "transformers" else []
+            recipe = read_recipe(path, [f"model.backend={backend}", f"output_dir={folder}", *kernel])
             with watching(folder / f"{path.stem}.batches.jsonl"):
                 train(recipe, recipe_text=path.read_text(encoding="utf-8"))
         except Exception:
