@@ -262,7 +262,7 @@ class IdleMemory:
         return {kind: replace(one, num_bytes=round(one.num_bytes * factor)) for kind, one in estimated.items()}
 
     def _measure_step(self, saved: SavedBytes) -> tuple[int, int]:
-        """Bytes that the measured step held, and of the loss or layer that passes by; by arithmetic for a CPU's loss."""
+        """Bytes that the measured step held, and of the loss or layer that passes by; a CPU's loss by arithmetic."""
         device, start = self._trainer.args.device, self._start
         assert start is not None
         if device.type == "cuda":
