@@ -279,9 +279,13 @@ class TrainedTokensTrainer(SFTTrainer):
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         figures = self._metrics["train" if self.model.training else "eval"]
-        num_tokens = max(outputs.num_trained_tokens or 0, 1)
-        figures["entropy"].append(outputs.entropy.detach() / num_tokens)
-        figures["mean_token_accuracy"].append(outputs.num_correct.detach() / num_tokens)
+        entropy, num_correct = outputs.entropy.detach(), outputs.num_correct.detach().to(outputs.entropy.dtype)
+        sums = torch.stack([entropy, num_correct, torch.full_like(entropy, outputs.num_trained_tokens or 0)])
+        if self.args.world_size > 1:  # of the rows of all processes, as TRL has it
+            sums = self.accelerator.reduce(sums, "sum")
+        means = sums[:2] / sums[2].clamp(min=1)
+        figures["entropy"].append(means[0])
+        figures["mean_token_accuracy"].append(means[1])
         return (loss, outputs) if return_outputs else loss
 
     def read_figures(self, mode: str) -> None:

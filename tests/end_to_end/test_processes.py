@@ -58,6 +58,12 @@ def test_two_processes_have_the_losses_of_one_with_the_same_rows_a_step(alone, t
     assert column(together, "grad_norm") == pytest.approx(column(alone, "grad_norm"), abs=1e-4)
 
 
+@pytest.mark.parametrize("figure", ["entropy", "mean_token_accuracy"])
+def test_the_figures_of_a_step_are_those_of_both_processes(alone, together, figure):
+    assert len(set(column(alone, figure))) > 1
+    assert column(together, figure) == pytest.approx(column(alone, figure), abs=1e-5)
+
+
 def test_two_processes_count_every_held_out_row_once(alone, together):
     # An odd number, so that it cannot be shared out evenly.
     assert read_json(alone / "data_report.json")["eval"]["census"]["rows"] % 2 == 1

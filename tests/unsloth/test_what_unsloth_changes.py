@@ -58,9 +58,9 @@ def test_every_line_is_said_once(trained):
     assert log.count("before the first step") == 1
 
 
-def test_the_resolved_recipes_differ_in_the_backend_alone(trained):
+def test_the_resolved_recipes_differ_in_the_backend_and_the_attention_asked_for_alone(trained):
     ours, theirs = (read_json(run / "resolved.json") for run in trained["tiny_float32"])
-    assert theirs["model"].pop("backend") == "unsloth"
-    assert ours["model"].pop("backend") == "transformers"
+    assert (ours["model"].pop("backend"), theirs["model"].pop("backend")) == ("transformers", "unsloth")
+    assert (ours["model"].pop("attention"), theirs["model"].pop("attention")) == ("sdpa", "auto")
     assert ours.pop("output_dir") != theirs.pop("output_dir")
     assert theirs == ours
