@@ -26,6 +26,7 @@ from benchmarks.recording import write_result
 from finetune.budget.activations import BatchShape
 from finetune.budget.adapter import build_adapter
 from finetune.budget.architecture import build_architecture
+from finetune.budget.computing import Computing
 from finetune.budget.passes import PassActivations, estimate_pass
 from finetune.data.batches import IGNORE_INDEX
 from finetune.recipe.schema import AdapterSettings
@@ -233,14 +234,16 @@ def estimate(cell: Cell, counted: Mapping[str, Any]) -> PassActivations:
             trained_fraction=counted["num_trained"] / (num_rows * (row_tokens - 1)),
             is_packed=cell.layout == "packed",
         ),
+        Computing(
+            compute_bytes=2 if cell.dtype == "bfloat16" else 4,
+            attention=counted["kernel"],
+            loss="chunks" if cell.objective == "sft" else "logits",
+            is_lean=True,
+            is_quantized=cell.quantization != "none",
+            on_cpu=True,
+        ),
         num_recomputed=cell.num_recomputed,
-        compute_bytes=2 if cell.dtype == "bfloat16" else 4,
-        is_lean=True,
-        attention=counted["kernel"],
         may_recompute=cell.recompute != "not asked for",
-        loss="chunks" if cell.objective == "sft" else "logits",
-        is_quantized=cell.quantization != "none",
-        on_cpu=True,
     )
 
 

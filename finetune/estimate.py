@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.budget.architecture import Architecture, Head, build_architecture
+from finetune.budget.computing import Computing
 from finetune.budget.devices import CPU, DEVICES, Device
 from finetune.budget.duration import Passes, Work, estimate_seconds, estimate_work
 from finetune.budget.fitting import Change, Knobs, find_changes
@@ -174,22 +175,31 @@ def _plan_on(subject: _Subject, device: Device) -> DevicePlan:
 
 
 def _build_setup(subject: _Subject, device: Device) -> Setup:
-    recipe, model = subject.recipe, subject.recipe.model
+    recipe, training = subject.recipe, subject.recipe.training
     compute_bytes = find_compute_bytes(recipe, device)
-    shape = subject.adapter.shape
-    is_simple = shape.method == "lora" and shape.dropout == 0 and not shape.is_weight_decomposed
-    loss = "head" if subject.architecture.output is None else "chunks"
+    holding = Holding(recipe.model.quantization, recipe.model.double_quantization, compute_bytes)
     return Setup(
         architecture=subject.architecture,
-        adapter=shape,
-        holding=Holding(model.quantization, model.double_quantization, compute_bytes),
+        adapter=subject.adapter.shape,
+        holding=holding,
         batch=subject.schedule.largest,
+        computing=_build_computing(subject, device, holding),
         optimizer=str(find_setting(recipe, "optim")),
-        attention=find_attention(recipe, subject.architecture.model_type, device),
-        is_lean=model.backend == "transformers" and is_simple,
-        may_recompute=recipe.training.gradient_checkpointing and recipe.training.memory != "recompute_none",
-        loss="logits" if recipe.objective in _LOGITS else loss,
+        may_recompute=training.gradient_checkpointing and training.memory != "recompute_none",
         has_copy=subject.adapter.has_copy,
+    )
+
+
+def _build_computing(subject: _Subject, device: Device, holding: Holding) -> Computing:
+    recipe, shape = subject.recipe, subject.adapter.shape
+    is_simple = shape.method == "lora" and shape.dropout == 0 and not shape.is_weight_decomposed
+    loss = "head" if subject.architecture.output is None else "chunks"
+    return Computing(
+        compute_bytes=holding.compute_bytes,
+        attention=find_attention(recipe, subject.architecture.model_type, device),
+        loss="logits" if recipe.objective in _LOGITS else loss,
+        is_lean=recipe.model.backend == "transformers" and is_simple,
+        is_quantized=is_quantized(holding),
         on_cpu=device.is_cpu,
     )
 
@@ -215,7 +225,7 @@ def _build_options(setup: Setup, device: Device) -> dict[Keeps, Option]:
     base = setup.architecture
     layer = estimate_layers(setup)
     weights = {part: sum(one.num_weights for one in base.linears if one.part == part) for part in ("attention", "mlp")}
-    last = base.linears[-1].num_weights if setup.is_lean else 0
+    last = base.linears[-1].num_weights if setup.computing.is_lean else 0
     rates = RATES["cpu" if device.is_cpu else "cuda"]
     if device.flops_per_second is not None and device.bytes_per_second is not None:
         rates = Rates(device.flops_per_second, device.bytes_per_second)
@@ -227,7 +237,7 @@ def _build_options(setup: Setup, device: Device) -> dict[Keeps, Option]:
         attention_width=base.num_heads * base.head_dim,
         document_tokens=setup.batch.document_tokens,
         skipped_weights=(0, last),
-        dequantizes=is_quantized(setup.holding),
+        dequantizes=setup.computing.is_quantized,
     )
     return build_options(
         work,
@@ -246,12 +256,12 @@ def _estimate_batch(subject: _Subject, setup: Setup, spending: Spending) -> Work
     if recipe.objective == "kto":
         extra += 1.0 + extra  # the other answers, by which it is measured how far the policy has moved
     document_tokens = rows.attended_tokens
-    if batch.is_packed and setup.attention in ("sdpa", "eager"):
+    if batch.is_packed and setup.computing.attention in ("sdpa", "eager"):
         document_tokens = 2.0 * batch.row_tokens  # a mask hides what is computed all the same
     return estimate_work(
         setup,
         spending,
-        Passes(extra, 1.0 if setup.loss == "logits" else rows.trained_fraction),
+        Passes(extra, 1.0 if setup.computing.loss == "logits" else rows.trained_fraction),
         tokens=subject.schedule.tokens_per_batch,
         document_tokens=document_tokens,
     )

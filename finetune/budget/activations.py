@@ -6,13 +6,15 @@ beside the estimates in `benchmarks/results/plan_error_*.md`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.budget.adapter import AdapterShape
+from finetune.budget.computing import FLOAT32_BYTES, Computing
 from finetune.budget.saved_tensors import (
-    FLOAT32_BYTES,
     BatchShape,
-    Computation,
+    Case,
+    count_tokens,
     estimate_attention,
     estimate_inputs,
     estimate_mlp,
@@ -21,7 +23,7 @@ from finetune.budget.saved_tensors import (
     is_of_heads,
     joins_output,
 )
-from finetune.budget.shapes import Architecture
+from finetune.budget.shapes import Architecture, Linear
 
 __all__ = ["BatchShape", "LayerActivations", "OutsideActivations", "estimate_layer", "estimate_outside", "has_rule"]
 
@@ -62,12 +64,8 @@ def estimate_layer(
     architecture: Architecture,
     adapter: AdapterShape,
     batch: BatchShape,
+    computing: Computing,
     *,
-    compute_bytes: int,
-    is_lean: bool,
-    attention: str,
-    is_quantized: bool = True,
-    on_cpu: bool = False,
     is_first: bool = False,
     may_recompute: bool = False,
 ) -> LayerActivations:
@@ -77,72 +75,70 @@ def estimate_layer(
         architecture: the base.
         adapter: what is trained.
         batch: the micro-batch.
-        compute_bytes: of a number in the compute dtype: 2 or 4.
-        is_lean: whether `model.lean` serves the linears with LoRA.
-        attention: the kernel's name as transformers knows it.
-        is_quantized: whether the base's linears are.
-        on_cpu: whether it runs on a CPU, where PEFT and torch's dropout keep more.
+        computing: how it is computed.
         is_first: whether it is the first layer, whose input needs no gradient where nothing before it is trained.
         may_recompute: `training.gradient_checkpointing`, with which transformers asks for that gradient all the same.
     """
-    tokens = batch.num_tokens + batch.num_rows * adapter.num_virtual_tokens
-    # What IA³ and a trained norm scale is float32 from there on, unless autocast's own products come between.
-    is_widened = adapter.is_whole or (adapter.method in ("ia3", "ln_tuning") and is_quantized and not is_first)
-    trains_before = adapter.is_whole or bool(adapter.num_virtual_tokens) or adapter.method == "ln_tuning"
-    case = Computation(
-        architecture=architecture,
-        adapter=adapter,
-        batch=batch,
-        tokens=tokens,
-        c=compute_bytes,
-        stream_bytes=FLOAT32_BYTES if is_widened else compute_bytes,
-        is_lean=is_lean and adapter.method == "lora" and not adapter.dropout and not adapter.is_weight_decomposed,
-        is_quantized=is_quantized and not adapter.is_whole,
-        on_cpu=on_cpu,
-        is_first=is_first and not (may_recompute or trains_before),
-        attention=attention,
-    )
-    # Norms come in the order they run; those of queries and keys stand behind the others.
-    between = [norm for norm in architecture.norms if not is_of_heads(norm)]
-    of_heads = [norm for norm in architecture.norms if is_of_heads(norm)]
+    stream_bytes = _find_stream_bytes(adapter, computing, is_first=is_first)
+    case = Case(architecture=architecture, adapter=adapter, batch=batch, computing=computing, stream_bytes=stream_bytes)
     attention_linears = [linear for linear in architecture.linears if linear.part == "attention"]
     mlp_linears = [linear for linear in architecture.linears if linear.part == "mlp"]
+    # Where the gradient of the first layer begins.
+    trains_before = adapter.is_whole or bool(adapter.num_virtual_tokens) or adapter.method == "ln_tuning"
+    into_layer = not is_first or may_recompute or trains_before
+    into_mlp = into_layer or _is_any_adapted(case, attention_linears)
+    # Norms come in the order they run; those of queries and keys stand behind the others.
+    norms = [norm for norm in architecture.norms if not is_of_heads(norm)]
+    if not into_layer:
+        norms = norms[1:] if into_mlp else []
+    mlp = _estimate_mlp_part(case, mlp_linears, has_gradient=into_mlp)
+    kept = sum(estimate_norm(case, norm) for norm in norms) + mlp
+    kept += _estimate_attention_part(case, attention_linears, has_gradient=into_layer)
+    return LayerActivations(
+        kept_bytes=kept, mlp_bytes=mlp, input_bytes=case.tokens * architecture.hidden_size * stream_bytes
+    )
 
-    # ---- where the gradient of the first layer begins
-    is_adapted = adapter.adapts
-    into_core = not case.is_first or any(is_adapted(linear) for linear in attention_linears[:-1])
-    into_mlp = into_core or is_adapted(attention_linears[-1])
-    inside_mlp = into_mlp or any(is_adapted(linear) for linear in mlp_linears[:-1])
 
-    if case.is_first:
-        between = between[1:] if into_mlp else []
-    norms = sum(estimate_norm(case, norm) for norm in between)
-    heads = sum(estimate_norm(case, norm) for norm in of_heads) if into_core else 0
-    projections = estimate_inputs(case, attention_linears[:-1], "norm", has_gradient=not case.is_first)
-    core = estimate_attention(case, attention_linears) if into_core else 0
+def _find_stream_bytes(adapter: AdapterShape, computing: Computing, *, is_first: bool = False) -> int:
+    """Bytes of a number between the layers.
+
+    What IA³ and a trained norm scale is float32 from there on, unless autocast's own products come between.
+    """
+    is_scaled = adapter.method in ("ia3", "ln_tuning") and computing.is_quantized and not is_first
+    return FLOAT32_BYTES if adapter.is_whole or is_scaled else computing.compute_bytes
+
+
+def _is_any_adapted(case: Case, linears: Sequence[Linear]) -> bool:
+    return any(case.adapter.adapts(linear) for linear in linears)
+
+
+def _estimate_attention_part(case: Case, linears: Sequence[Linear], *, has_gradient: bool) -> int:
+    """The attention with its linears, and with the norms of queries and keys; the norm before it left aside."""
+    into_core = has_gradient or _is_any_adapted(case, linears[:-1])
+    saved = estimate_inputs(case, linears[:-1], "norm", has_gradient=has_gradient)
+    if into_core:
+        saved += sum(estimate_norm(case, norm) for norm in case.architecture.norms if is_of_heads(norm))
+        saved += estimate_attention(case, linears)
     # The output layer reads what the attention has saved, unless that is the outputs of single documents.
     source = "attention" if into_core and not joins_output(case) else "product"
-    projections += estimate_inputs(case, attention_linears[-1:], source, has_gradient=into_core)
-    mlp = estimate_inputs(case, mlp_linears[:-1], "norm", has_gradient=into_mlp)
-    mlp += estimate_mlp(case) if inside_mlp else 0
-    mlp += estimate_inputs(case, mlp_linears[-1:], "product", has_gradient=inside_mlp)
-    return LayerActivations(
-        kept_bytes=norms + heads + projections + core + mlp,
-        mlp_bytes=mlp,
-        input_bytes=tokens * architecture.hidden_size * case.stream_bytes,
-    )
+    return saved + estimate_inputs(case, linears[-1:], source, has_gradient=into_core)
+
+
+def _estimate_mlp_part(case: Case, linears: Sequence[Linear], *, has_gradient: bool) -> int:
+    """The MLP with its linears, the norm before it left aside."""
+    inside = has_gradient or _is_any_adapted(case, linears[:-1])
+    saved = estimate_inputs(case, linears[:-1], "norm", has_gradient=has_gradient)
+    saved += estimate_mlp(case) if inside else 0
+    return saved + estimate_inputs(case, linears[-1:], "product", has_gradient=inside)
 
 
 def estimate_outside(
     architecture: Architecture,
     adapter: AdapterShape,
     batch: BatchShape,
+    computing: Computing,
     *,
-    compute_bytes: int,
-    loss: str = "chunks",
     keeps_layers: bool = True,
-    is_quantized: bool = True,
-    on_cpu: bool = False,
 ) -> OutsideActivations:
     """Estimate what lies outside the decoder layers: turning angles, the last norm, the loss.
 
@@ -150,45 +146,53 @@ def estimate_outside(
         architecture: the base.
         adapter: what is trained.
         batch: the micro-batch.
-        compute_bytes: of a number in the compute dtype: 2 or 4.
-        loss: `chunks`: of a few tokens at a time; `logits`: of all logits at once, as DPO and its like do.
+        computing: how it is computed.
         keeps_layers: whether a layer is not recomputed.
-        is_quantized: whether the base's linears are.
-        on_cpu: whether it runs on a CPU.
     """
-    tokens = batch.num_tokens + batch.num_rows * adapter.num_virtual_tokens
-    is_widened = adapter.is_whole or (adapter.method in ("ia3", "ln_tuning") and is_quantized)
-    stream_bytes = FLOAT32_BYTES if is_widened else compute_bytes
-    d, vocab = architecture.hidden_size, architecture.vocab_size
-    kept = tokens * (
-        FLOAT32_BYTES * (d + 1) + (stream_bytes * d if adapter.is_whole or adapter.method == "ln_tuning" else 0)
-    )  # as `estimate_norm`
+    tokens, d = count_tokens(adapter, batch), architecture.hidden_size
+    is_scaled = adapter.is_whole or adapter.method == "ln_tuning"
+    factor = _find_stream_bytes(adapter, computing) * d if is_scaled else 0
+    kept = tokens * (FLOAT32_BYTES * (d + 1) + factor)  # as `estimate_norm`
     if keeps_layers:  # cosines and sines, one row for all where positions do not restart
         rows = batch.num_rows if batch.is_packed else 1
-        angle_bytes = FLOAT32_BYTES if adapter.is_whole else compute_bytes
+        angle_bytes = FLOAT32_BYTES if adapter.is_whole else computing.compute_bytes
         kept += 2 * rows * (tokens // batch.num_rows) * architecture.head_dim * angle_bytes
-    if loss == "logits":
-        row_bytes = tokens // batch.num_rows * vocab * FLOAT32_BYTES
-        # The entropy reads a copy of all logits by 128 tokens, three tensors of so many at once. The backward pass
-        # holds a gradient for each row, beside the last one two more of its size; then all of them put together.
-        entropy = batch.num_rows * row_bytes + 3 * min(tokens, _ENTROPY_TOKENS) * vocab * FLOAT32_BYTES
-        head = max((batch.num_rows + 2) * row_bytes, 2 * batch.num_rows * row_bytes, entropy)
-        return OutsideActivations(kept + batch.num_rows * row_bytes, head)
-    if adapter.method == "p_tuning" and compute_bytes < FLOAT32_BYTES:
-        kept += adapter.num_parameters * compute_bytes  # the network that makes the vectors, as autocast takes it
+    if computing.loss == "logits":
+        loss = _estimate_logits(tokens, batch.num_rows, architecture.vocab_size)
+    else:
+        loss = _estimate_chunks(architecture, adapter, batch, computing)
+    return OutsideActivations(kept + loss.kept_bytes, loss.head_bytes)
+
+
+def _estimate_logits(tokens: int, num_rows: int, vocab: int) -> OutsideActivations:
+    """The loss of all logits at once, which are kept in float32."""
+    row_bytes = tokens // num_rows * vocab * FLOAT32_BYTES
+    # The entropy reads a copy of all logits by 128 tokens, three tensors of so many at once. The backward pass
+    # holds a gradient for each row, beside the last one two more of its size; then all of them put together.
+    entropy = num_rows * row_bytes + 3 * min(tokens, _ENTROPY_TOKENS) * vocab * FLOAT32_BYTES
+    return OutsideActivations(num_rows * row_bytes, max((num_rows + 2) * row_bytes, 2 * num_rows * row_bytes, entropy))
+
+
+def _estimate_chunks(
+    architecture: Architecture, adapter: AdapterShape, batch: BatchShape, computing: Computing
+) -> OutsideActivations:
+    """The loss of a few tokens at a time; a head of labels or of a score is as small as a vocabulary of one word."""
+    tokens, d, c = count_tokens(adapter, batch), architecture.hidden_size, computing.compute_bytes
+    vocab = 1 if computing.loss == "head" else architecture.vocab_size
+    kept = 0
+    if adapter.method == "p_tuning" and computing.is_mixed:
+        kept += adapter.num_parameters * c  # the network that makes the vectors, as autocast takes it
     trained = math.ceil((tokens - batch.num_rows) * batch.trained_fraction)
-    kept += trained * d * compute_bytes + tokens * _INDEX_BYTES  # the gradient of what predicts, and its places
+    kept += trained * d * c + tokens * _INDEX_BYTES  # the gradient of what predicts, and its places
     # Logits, their logarithms, probabilities and a product of both, all in float32; of the chunk before its gradient.
-    is_mixed = compute_bytes < FLOAT32_BYTES
-    own_bytes = FLOAT32_BYTES + (compute_bytes if is_mixed else 0)
+    own_bytes = FLOAT32_BYTES + (c if computing.is_mixed else 0)
     chunk, next_chunk = (min(max(0, number), _CHUNK_TOKENS) * vocab for number in (trained, trained - _CHUNK_TOKENS))
-    computing = max(4 * chunk * FLOAT32_BYTES, 4 * next_chunk * FLOAT32_BYTES + chunk * own_bytes)
+    widest = max(4 * chunk * FLOAT32_BYTES, 4 * next_chunk * FLOAT32_BYTES + chunk * own_bytes)
     if adapter.is_whole:
         # The head's gradient in float32; beside a chunk's own in the compute dtype, its weights too, and on a CPU once
         # more in float32, as it is added there.
-        weights = vocab * d * (compute_bytes + (FLOAT32_BYTES if is_mixed and on_cpu else 0))
+        weights = vocab * d * (c + (FLOAT32_BYTES if computing.is_mixed and computing.on_cpu else 0))
         kept += vocab * d * FLOAT32_BYTES
-        computing = max(computing, chunk * (2 * FLOAT32_BYTES + own_bytes) + weights)
-        computing += vocab * d * compute_bytes if is_mixed else 0
-    head = tokens * d * stream_bytes + trained * d * compute_bytes + computing
-    return OutsideActivations(kept, head)
+        widest = max(widest, chunk * (2 * FLOAT32_BYTES + own_bytes) + weights)
+        widest += vocab * d * c if computing.is_mixed else 0
+    return OutsideActivations(kept, tokens * d * _find_stream_bytes(adapter, computing) + trained * d * c + widest)

@@ -84,7 +84,7 @@ def estimate_work(setup: Setup, spending: Spending, passes: Passes, *, tokens: f
     base, adapter = setup.architecture, setup.adapter
     again = _find_again(spending)
     weights = base.num_linear_weights * base.num_layers + sum(one.num_weights for one in base.head_linears)
-    last = base.linears[-1].num_weights * base.num_layers if setup.is_lean else 0
+    last = base.linears[-1].num_weights * base.num_layers if setup.computing.is_lean else 0
     whole = (adapter.num_parameters / base.num_parameters) if adapter.is_whole else 0.0
     linear = 2 * weights * (2 + whole + passes.extra_forwards) + 2 * (weights - last) * again
     low_rank = 0.0
@@ -127,7 +127,7 @@ def _estimate_moved(setup: Setup, again: float, passes: Passes) -> float:
     base = setup.architecture
     lean = 10 * base.hidden_size + 2 * (base.hidden_size + 2 * base.num_kv_heads * base.head_dim)
     lean += 4 * base.intermediate_size
-    once, twice = (_MOVED_LEAN, _MOVED_LEAN_AGAIN) if setup.is_lean else (_MOVED_PEFT, _MOVED_PEFT_AGAIN)
+    once, twice = (_MOVED_LEAN, _MOVED_LEAN_AGAIN) if setup.computing.is_lean else (_MOVED_PEFT, _MOVED_PEFT_AGAIN)
     scale = setup.holding.compute_bytes / 2
     return base.num_layers * lean * scale * (once + twice * (again + passes.extra_forwards))
 
@@ -138,6 +138,6 @@ def _estimate_dequantized(setup: Setup, spending: Spending, again: float, passes
         return 0.0
     base = setup.architecture
     weights = base.num_linear_weights * base.num_layers
-    times = 2 + passes.extra_forwards + (0.0 if setup.is_lean else again)
+    times = 2 + passes.extra_forwards + (0.0 if setup.computing.is_lean else again)
     resident = spending.resident_bytes / setup.holding.compute_bytes
     return max(weights - resident, 0.0) * times * _DEQUANTIZED_BYTES[setup.holding.quantization]

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 
 from finetune.budget.activations import BatchShape, LayerActivations, estimate_layer, estimate_outside
 from finetune.budget.adapter import AdapterShape
+from finetune.budget.computing import FLOAT32_BYTES, Computing
 from finetune.budget.optimizer_states import estimate_state_bytes
 from finetune.budget.passes import estimate_pass
 from finetune.budget.shapes import Architecture
 from finetune.budget.spending import Spending
-from finetune.budget.weights import Holding, estimate_base_bytes, is_quantized
+from finetune.budget.weights import Holding, estimate_base_bytes
 
 __all__ = ["Memory", "Setup", "estimate_layers", "estimate_memory", "find_trained_shapes", "render_assumptions"]
 
-_FLOAT32_BYTES = 4
 _TOKEN_BYTES = 3 * 8  # ids, labels, and a mask or positions, each int64
 # CUDA's context and the libraries' workspaces, which torch does not count; fragments, of all that torch holds.
 _CONTEXT_BYTES = 800_000_000
@@ -36,26 +36,20 @@ class Setup:
         adapter: what is trained.
         holding: how the base is held.
         batch: the largest micro-batch.
+        computing: how a step is computed, of the base as `holding` has it.
         optimizer: its name as transformers knows it.
-        attention: the kernel's name as transformers knows it.
-        is_lean: whether `model.lean` serves the linears with LoRA.
         may_recompute: whether activations may be computed twice (`gradient_checkpointing`).
-        loss: `chunks` of a few tokens, `logits` of all at once, or `head` of a classifier or a reward model.
         has_copy: whether a frozen copy of the adapter lies beside it, as the reference of a run that goes on with one.
-        on_cpu: whether it runs on a CPU.
     """
 
     architecture: Architecture
     adapter: AdapterShape
     holding: Holding
     batch: BatchShape
+    computing: Computing
     optimizer: str
-    attention: str
-    is_lean: bool
     may_recompute: bool
-    loss: str = "chunks"
     has_copy: bool = False
-    on_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +109,8 @@ def estimate_memory(setup: Setup, spending: Spending) -> Memory:
     base, adapter = setup.architecture, setup.adapter
     activations, logits, working = _estimate_pass(setup, spending)
     shapes = find_trained_shapes(base, adapter)
-    trained_bytes = adapter.num_parameters * _FLOAT32_BYTES
-    beside_bytes = 0 if adapter.is_whole else trained_bytes + adapter.num_frozen * _FLOAT32_BYTES
+    trained_bytes = adapter.num_parameters * FLOAT32_BYTES
+    beside_bytes = 0 if adapter.is_whole else trained_bytes + adapter.num_frozen * FLOAT32_BYTES
     memory = Memory(
         weights=estimate_base_bytes(base, adapter, setup.holding) + spending.resident_bytes,
         adapter=beside_bytes * (2 if setup.has_copy else 1),
@@ -127,22 +121,13 @@ def estimate_memory(setup: Setup, spending: Spending) -> Memory:
         buffers=working + setup.batch.num_tokens * _TOKEN_BYTES,
         fragmentation=0,
     )
-    allowance = _PROCESS_BYTES if setup.on_cpu else _CONTEXT_BYTES + int(_FRAGMENTS * memory.held_bytes)
+    allowance = _PROCESS_BYTES if setup.computing.on_cpu else _CONTEXT_BYTES + int(_FRAGMENTS * memory.held_bytes)
     return replace(memory, fragmentation=allowance)
 
 
 def estimate_layers(setup: Setup) -> LayerActivations:
     """Estimate what one decoder layer of a set-up saves for the backward pass; the first one saves somewhat less."""
-    return estimate_layer(
-        setup.architecture,
-        setup.adapter,
-        setup.batch,
-        compute_bytes=setup.holding.compute_bytes,
-        is_lean=setup.is_lean,
-        attention=setup.attention,
-        is_quantized=is_quantized(setup.holding),
-        on_cpu=setup.on_cpu,
-    )
+    return estimate_layer(setup.architecture, setup.adapter, setup.batch, setup.computing)
 
 
 def find_trained_shapes(architecture: Architecture, adapter: AdapterShape) -> list[tuple[int, ...]]:
@@ -160,37 +145,18 @@ def _estimate_pass(setup: Setup, spending: Spending) -> tuple[int, int, int]:
 
     A layer of which a part is kept is one that is recomputed, and that part beside.
     """
-    # A head of labels or of a score is as small as a vocabulary of one word.
-    base = setup.architecture if setup.loss != "head" else replace(setup.architecture, vocab_size=1)
+    base, adapter, batch, computing = setup.architecture, setup.adapter, setup.batch, setup.computing
+    num_recomputed = spending.num_layers - spending.num_kept
     whole = estimate_pass(
-        base,
-        setup.adapter,
-        setup.batch,
-        num_recomputed=spending.num_layers - spending.num_kept,
-        compute_bytes=setup.holding.compute_bytes,
-        is_lean=setup.is_lean,
-        attention=setup.attention,
-        may_recompute=setup.may_recompute,
-        loss="logits" if setup.loss == "logits" else "chunks",
-        is_quantized=is_quantized(setup.holding),
-        on_cpu=setup.on_cpu,
+        base, adapter, batch, computing, num_recomputed=num_recomputed, may_recompute=setup.may_recompute
     )
     layer = estimate_layers(setup)
     parts = spending.num_mlp_kept * layer.mlp_bytes
     parts += spending.num_attention_kept * max(layer.kept_bytes - layer.mlp_bytes, 0)
-    outside = estimate_outside(
-        base,
-        setup.adapter,
-        setup.batch,
-        compute_bytes=setup.holding.compute_bytes,
-        loss="logits" if setup.loss == "logits" else "chunks",
-        keeps_layers=spending.num_kept > 0,
-        is_quantized=is_quantized(setup.holding),
-        on_cpu=setup.on_cpu,
-    )
+    outside = estimate_outside(base, adapter, batch, computing, keeps_layers=spending.num_kept > 0)
     beside = whole.peak_bytes - whole.saved_bytes
     # Where more is alive in a layer's backward pass than at the loss, the logits are gone at the fullest moment.
-    logits = outside.head_bytes if setup.loss != "head" and beside <= 2 * outside.head_bytes else 0
+    logits = outside.head_bytes if computing.loss != "head" and beside <= 2 * outside.head_bytes else 0
     logits = min(logits, beside)
     return whole.saved_bytes + parts, logits, beside - logits
 

@@ -1,7 +1,7 @@
 """What each part of a decoder layer saves for the backward pass: every tensor with its shape and its dtype.
 
-In goes a `Computation`: shapes, and how they are computed; out come bytes, one function for each part of a layer. None
-is fitted: a term stands for a tensor that autograd keeps, and for the reason it does. `activations` puts the parts
+In goes a `Case`: shapes, and how they are computed; out come bytes, one function for each part of a layer. None is
+fitted: a term stands for a tensor that autograd keeps, and for the reason it does. `activations` puts the parts
 together; `benchmarks/plan_error.py` counts the same tensors in real models.
 
 Letters: T tokens of the micro-batch, padding too; d hidden size; f width inside the MLP; r rank; H, K heads of queries
@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.budget.adapter import AdapterShape
+from finetune.budget.computing import FLOAT32_BYTES, Computing
 from finetune.budget.shapes import Architecture, Linear, Norm
 
 __all__ = [
-    "FLOAT32_BYTES",
     "BatchShape",
-    "Computation",
+    "Case",
+    "count_tokens",
     "estimate_attention",
     "estimate_inputs",
     "estimate_mlp",
@@ -28,7 +29,6 @@ __all__ = [
     "joins_output",
 ]
 
-FLOAT32_BYTES = 4
 _VECTORS_BEFORE_TEXT = frozenset({"prompt_tuning", "p_tuning"})
 
 
@@ -52,7 +52,7 @@ class BatchShape:
 
     @property
     def num_tokens(self) -> int:
-        """T: all places of the micro-batch."""
+        """All places of the micro-batch."""
         return self.num_rows * self.row_tokens
 
     @property
@@ -61,48 +61,38 @@ class BatchShape:
         return self.document_tokens < self.row_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Computation:
-    """How a layer is computed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What the bytes of a layer follow from.
 
     Attributes:
         architecture: the base.
         adapter: what is trained.
         batch: the micro-batch.
-        tokens: T, learned vectors before each row among them.
-        c: bytes of a number in the compute dtype.
+        computing: how it is computed.
         stream_bytes: bytes of a number between the layers.
-        is_lean: whether `model.lean` serves the linears with the adapter.
-        is_quantized: whether bitsandbytes holds the linears.
-        on_cpu: whether it runs on a CPU.
-        is_first: whether nothing before the layer is trained, so that its input needs no gradient.
-        attention: the kernel's name as transformers knows it.
     """
 
     architecture: Architecture
     adapter: AdapterShape
     batch: BatchShape
-    tokens: int
-    c: int
+    computing: Computing
     stream_bytes: int
-    is_lean: bool
-    is_quantized: bool
-    on_cpu: bool
-    is_first: bool
-    attention: str
 
     @property
-    def is_mixed(self) -> bool:
-        """Whether autocast makes the products shorter than float32."""
-        return self.c < FLOAT32_BYTES
+    def tokens(self) -> int:
+        """T, see `count_tokens`."""
+        return count_tokens(self.adapter, self.batch)
 
     @property
-    def has_detour(self) -> bool:
-        """Whether PEFT takes a linear's input to float32 first, from which autocast makes a copy for each adapter.
+    def c(self) -> int:
+        """Bytes of a number in the compute dtype."""
+        return self.computing.compute_bytes
 
-        Of a quantized linear it asks whether autocast is on for CUDA, whatever the device; of another one never.
-        """
-        return self.is_mixed and (self.on_cpu or not self.is_quantized)
+
+def count_tokens(adapter: AdapterShape, batch: BatchShape) -> int:
+    """T: all places of a micro-batch, vectors that are learned before each row among them."""
+    return batch.num_tokens + batch.num_rows * adapter.num_virtual_tokens
 
 
 def has_rule(architecture: Architecture, adapter: AdapterShape) -> bool:
@@ -128,7 +118,7 @@ def is_of_heads(norm: Norm) -> bool:
     return norm.path.endswith(("q_norm", "k_norm"))
 
 
-def estimate_norm(case: Computation, norm: Norm) -> int:
+def estimate_norm(case: Case, norm: Norm) -> int:
     """RMS norm: its input in float32 for the square and the product, one root for each group, its weight's factor."""
     base = case.architecture
     groups = 1
@@ -143,11 +133,11 @@ def estimate_norm(case: Computation, norm: Norm) -> int:
 # ---- linear layers
 
 
-def estimate_inputs(case: Computation, linears: Sequence[Linear], source: str, *, has_gradient: bool) -> int:
+def estimate_inputs(case: Case, linears: Sequence[Linear], source: str, *, has_gradient: bool) -> int:
     """What linears with one input save: nothing where they are frozen, for their weights get no gradient.
 
     Args:
-        case: how it is computed.
+        case: shapes, and how they are computed.
         linears: that read the same tensor.
         source: `norm` or `product`: nobody else saves the tensor; `attention`: the attention does.
         has_gradient: whether their input needs one.
@@ -164,38 +154,39 @@ def estimate_inputs(case: Computation, linears: Sequence[Linear], source: str, *
     if case.adapter.dropout:
         # Each adapter drops numbers of its own: what is left of the input, and what was dropped.
         if has_gradient:
-            saved += len(adapted) * case.tokens * width * (FLOAT32_BYTES if case.on_cpu else 1)
+            saved += len(adapted) * case.tokens * width * (FLOAT32_BYTES if case.computing.on_cpu else 1)
         return saved + len(adapted) * case.tokens * width * case.c
-    if case.has_detour and not case.is_lean:
+    if case.computing.has_detour and not case.computing.serves(case.adapter):
         return saved + len(adapted) * case.tokens * width * case.c
     return saved + (0 if source == "attention" else case.tokens * width * case.c)
 
 
-def _whole(case: Computation, linears: Sequence[Linear], source: str) -> int:
+def _whole(case: Case, linears: Sequence[Linear], source: str) -> int:
     """Linears trained whole: their input, of which autocast makes a copy for each behind a norm, and their weights."""
     width = linears[0].in_features
-    num_inputs = len(linears) if case.is_mixed and source == "norm" else int(source != "attention")
-    weights = sum(linear.num_weights for linear in linears) * case.c if case.is_mixed else 0
+    is_mixed = case.computing.is_mixed
+    num_inputs = len(linears) if is_mixed and source == "norm" else int(source != "attention")
+    weights = sum(linear.num_weights for linear in linears) * case.c if is_mixed else 0
     return num_inputs * case.tokens * width * case.c + weights
 
 
-def _lora(case: Computation, linear: Linear, *, has_gradient: bool) -> int:
+def _lora(case: Case, linear: Linear, *, has_gradient: bool) -> int:
     """LoRA's own: the input of B, and under autocast A and B in the compute dtype; DoRA: the two it adds up."""
     r = case.adapter.r
     saved = case.tokens * r * case.c
-    if case.is_mixed:
+    if case.computing.is_mixed:
         saved += r * linear.out_features * case.c
-        saved += r * linear.in_features * case.c if has_gradient or case.is_lean else 0
+        saved += r * linear.in_features * case.c if has_gradient or case.computing.serves(case.adapter) else 0
     if case.adapter.is_weight_decomposed or not has_rule(case.architecture, case.adapter):
         saved += 2 * case.tokens * linear.out_features * case.c + 3 * linear.out_features * FLOAT32_BYTES
     return saved
 
 
-def _ia3(case: Computation, linear: Linear, *, is_last: bool) -> int:
+def _ia3(case: Case, linear: Linear, *, is_last: bool) -> int:
     """IA³: what is scaled, which is a linear's output, and of the MLP's last one its input."""
     width = linear.in_features if is_last else linear.out_features
-    if case.is_quantized:
-        number = FLOAT32_BYTES if case.on_cpu else case.stream_bytes
+    if case.computing.is_quantized:
+        number = FLOAT32_BYTES if case.computing.on_cpu else case.stream_bytes
     else:
         number = FLOAT32_BYTES if is_last else case.c
     return case.tokens * width * number
@@ -204,19 +195,19 @@ def _ia3(case: Computation, linear: Linear, *, is_last: bool) -> int:
 # ---- between the linear layers
 
 
-def estimate_attention(case: Computation, linears: Sequence[Linear]) -> int:
+def estimate_attention(case: Case, linears: Sequence[Linear]) -> int:
     """Attention itself: turned queries and keys, values, its output and the sum of each row's weights.
 
     A mask makes SDPA take keys and values repeated for all heads, and a copy of the mask in the compute dtype for every
     layer; within named documents there is none. Eager attention saves the weights of each pair of tokens, in float32
     and rounded.
     """
-    base, row_tokens = case.architecture, case.tokens // case.batch.num_rows
+    base, computing, row_tokens = case.architecture, case.computing, case.tokens // case.batch.num_rows
     queries, keys = base.num_heads * base.head_dim, base.num_kv_heads * base.head_dim
-    if case.attention == "eager":
+    if computing.attention == "eager":
         pairs = case.tokens * row_tokens * base.num_heads
-        return case.tokens * 3 * queries * case.c + pairs * (FLOAT32_BYTES + (case.c if case.is_mixed else 0))
-    reads_mask = case.attention == "sdpa" or (case.attention == "documents" and not _is_flat(case))
+        return case.tokens * 3 * queries * case.c + pairs * (FLOAT32_BYTES + (case.c if computing.is_mixed else 0))
+    reads_mask = computing.attention == "sdpa" or (computing.attention == "documents" and not _is_flat(case))
     masked = case.batch.has_mask and reads_mask
     if masked and base.num_heads != base.num_kv_heads:
         keys_and_values = 2 * queries
@@ -229,19 +220,20 @@ def estimate_attention(case: Computation, linears: Sequence[Linear]) -> int:
     return case.tokens * (2 * queries + keys_and_values) * case.c + rows + mask
 
 
-def _is_flat(case: Computation) -> bool:
+def _is_flat(case: Case) -> bool:
     """Whether the documents of one row are named to the kernel, see `data.batches`."""
     return case.batch.is_packed and case.batch.num_rows == 1
 
 
-def joins_output(case: Computation) -> bool:
+def joins_output(case: Case) -> bool:
     """Whether the attention's output is put together from what it saves: of eager weights, of documents on a CPU."""
-    return case.attention == "eager" or (case.attention == "documents" and case.on_cpu and _is_flat(case))
+    attention, on_cpu = case.computing.attention, case.computing.on_cpu
+    return attention == "eager" or (attention == "documents" and on_cpu and _is_flat(case))
 
 
-def estimate_mlp(case: Computation) -> int:
+def estimate_mlp(case: Case) -> int:
     """Inside the MLP: the input of the activation, and where a second branch is multiplied with it both factors."""
     number = case.stream_bytes if case.adapter.method == "ia3" else case.c
-    if case.adapter.method == "ln_tuning" and case.is_quantized:
+    if case.adapter.method == "ln_tuning" and case.computing.is_quantized:
         number = FLOAT32_BYTES
     return case.tokens * case.architecture.intermediate_size * number * (3 if case.architecture.is_gated else 1)

@@ -5,7 +5,7 @@ comes out for a base or a method whose shapes are not known: there the first ste
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +13,7 @@ from datasets import Dataset
 from finetune.budget.activations import BatchShape, LayerActivations, estimate_layer, estimate_outside
 from finetune.budget.adapter import AdapterShape, build_adapter
 from finetune.budget.architecture import Architecture, build_architecture
+from finetune.budget.computing import Computing
 from finetune.budget.optimizer_states import estimate_state_bytes
 from finetune.budget.spending import RATES, Keeps, LayerWork, Option, build_options, estimate_layer_work
 from finetune.errors import RecipeError
@@ -40,12 +41,8 @@ class Shapes:
 
     architecture: Architecture
     adapter: AdapterShape
-    compute_bytes: int
-    attention: str
-    is_quantized: bool
-    is_lean: bool
+    computing: Computing
     device_type: str
-    loss: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +86,15 @@ def build_shapes(base: BaseModel, settings: AdapterSettings, *, is_lean: bool, l
         adapter = build_adapter(architecture, settings)
     except RecipeError:
         return None
-    return Shapes(
-        architecture=architecture,
-        adapter=adapter,
+    computing = Computing(
         compute_bytes=base.compute_dtype.itemsize,
         attention=base.attention,
-        is_quantized=base.quantization != "none",
-        is_lean=is_lean,
-        device_type=base.device.type,
         loss=loss,
+        is_lean=is_lean,
+        is_quantized=base.quantization != "none",
+        on_cpu=base.device.type == "cpu",
     )
+    return Shapes(architecture, adapter, computing, base.device.type)
 
 
 # ---- the longest micro-batch
@@ -153,25 +149,10 @@ def estimate_step(shapes: Shapes, batch: BatchShape, *, has_parts: bool) -> Step
         batch: of the micro-batch.
         has_parts: whether a layer's attention and MLP can be recomputed by themselves.
     """
-    on_cpu, compute_bytes, is_quantized = shapes.device_type == "cpu", shapes.compute_bytes, shapes.is_quantized
-    layer = estimate_layer(
-        shapes.architecture,
-        shapes.adapter,
-        batch,
-        compute_bytes=compute_bytes,
-        is_lean=shapes.is_lean,
-        attention=shapes.attention,
-        is_quantized=is_quantized,
-        on_cpu=on_cpu,
-    )
-    outside = estimate_outside(
-        shapes.architecture,
-        shapes.adapter,
-        batch,
-        compute_bytes=compute_bytes,
-        loss=shapes.loss,
-        is_quantized=is_quantized,
-    )
+    architecture, adapter, computing = shapes.architecture, shapes.adapter, shapes.computing
+    layer = estimate_layer(architecture, adapter, batch, computing)
+    # Without what a CPU holds beside for a head that is trained itself: its gradient once more in float32.
+    outside = estimate_outside(architecture, adapter, batch, replace(computing, on_cpu=False))
     # Recomputed alone, a part keeps its input, which is as long as the layer's.
     mlp_bytes = layer.mlp_bytes - layer.input_bytes if has_parts else None
     options = build_options(
@@ -182,7 +163,7 @@ def estimate_step(shapes: Shapes, batch: BatchShape, *, has_parts: bool) -> Step
 
 def estimate_work(shapes: Shapes, batch: BatchShape) -> LayerWork:
     """Estimate what computing a layer of a model a second time takes."""
-    architecture = shapes.architecture
+    architecture, computing = shapes.architecture, shapes.computing
     by_part = {
         part: [linear.num_weights for linear in architecture.linears if linear.part == part]
         for part in ("attention", "mlp")
@@ -194,8 +175,8 @@ def estimate_work(shapes: Shapes, batch: BatchShape) -> LayerWork:
         mlp_weights=sum(by_part["mlp"]),
         attention_width=architecture.num_heads * architecture.head_dim,
         document_tokens=batch.document_tokens,
-        skipped_weights=(by_part["attention"][-1], by_part["mlp"][-1]) if shapes.is_lean else (0, 0),
-        dequantizes=shapes.is_quantized and not shapes.is_lean,
+        skipped_weights=(by_part["attention"][-1], by_part["mlp"][-1]) if computing.is_lean else (0, 0),
+        dequantizes=computing.is_quantized and not computing.is_lean,
     )
 
 

@@ -13,12 +13,14 @@ from benchmarks.plan_error import MODELS, Cell, count, estimate
 from finetune.budget.activations import BatchShape, estimate_layer, estimate_outside, has_rule
 from finetune.budget.adapter import AdapterShape, build_adapter
 from finetune.budget.architecture import Architecture, build_architecture
+from finetune.budget.computing import Computing
 from finetune.budget.passes import estimate_pass
 from finetune.recipe.schema import AdapterSettings
 
 TINY = "mistral 128 x 2"
 LORA = {"method": "lora", "r": 4, "lora_dropout": 0.0, "target_modules": "all-linear"}
 ROW = BatchShape(num_rows=1, row_tokens=64, document_tokens=64)
+LEAN = Computing(compute_bytes=2, attention="sdpa", loss="chunks", is_lean=True, is_quantized=True, on_cpu=False)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +73,7 @@ def test_the_fullest_moment_is_estimated_within_fifteen_per_cent() -> None:
 
 
 def test_a_layer_by_hand(tiny: Architecture) -> None:
-    layer = estimate_layer(tiny, adapter_of(tiny), ROW, compute_bytes=2, is_lean=True, attention="sdpa")
+    layer = estimate_layer(tiny, adapter_of(tiny), ROW, LEAN)
 
     norms = 2 * 64 * (128 + 1) * 4  # inputs in float32, and a root for each token
     attention = 64 * (128 + 64 + 64 + 128) * 2 + 64 * 4 * 4  # q, k, v and what comes out; a sum for each of 4 heads
@@ -88,9 +90,7 @@ def test_a_layer_by_hand(tiny: Architecture) -> None:
 
 def test_peft_own_path_keeps_an_input_for_each_adapter_where_ours_keeps_one(tiny: Architecture) -> None:
     lean, plain = (
-        estimate_layer(
-            tiny, adapter_of(tiny), ROW, compute_bytes=2, is_lean=is_lean, attention="sdpa", on_cpu=True
-        ).kept_bytes
+        estimate_layer(tiny, adapter_of(tiny), ROW, replace(LEAN, is_lean=is_lean, on_cpu=True)).kept_bytes
         for is_lean in (True, False)
     )
 
@@ -101,7 +101,7 @@ def test_a_mask_costs_the_square_of_a_row_and_named_documents_none(tiny: Archite
     packed = BatchShape(num_rows=1, row_tokens=64, document_tokens=16, is_packed=True)
 
     masked, named = (
-        estimate_layer(tiny, adapter_of(tiny), packed, compute_bytes=2, is_lean=True, attention=attention).kept_bytes
+        estimate_layer(tiny, adapter_of(tiny), packed, replace(LEAN, attention=attention)).kept_bytes
         for attention in ("sdpa", "documents")
     )
 
@@ -110,10 +110,10 @@ def test_a_mask_costs_the_square_of_a_row_and_named_documents_none(tiny: Archite
 
 def test_the_loss_keeps_trained_tokens_alone_and_all_logits_where_it_reads_them(tiny: Architecture) -> None:
     few, all_tokens = (
-        estimate_outside(tiny, adapter_of(tiny), replace(ROW, trained_fraction=share), compute_bytes=2).kept_bytes
+        estimate_outside(tiny, adapter_of(tiny), replace(ROW, trained_fraction=share), LEAN).kept_bytes
         for share in (1 / 63, 1.0)
     )
-    logits = estimate_outside(tiny, adapter_of(tiny), ROW, compute_bytes=2, loss="logits").kept_bytes
+    logits = estimate_outside(tiny, adapter_of(tiny), ROW, replace(LEAN, loss="logits")).kept_bytes
 
     assert all_tokens - few == 62 * 128 * 2
     assert logits > 64 * 4096 * 4
@@ -121,9 +121,7 @@ def test_the_loss_keeps_trained_tokens_alone_and_all_logits_where_it_reads_them(
 
 def test_recomputing_more_layers_saves_less(tiny: Architecture) -> None:
     saved = [
-        estimate_pass(
-            tiny, adapter_of(tiny), ROW, num_recomputed=number, compute_bytes=2, is_lean=True, attention="sdpa"
-        ).saved_bytes
+        estimate_pass(tiny, adapter_of(tiny), ROW, LEAN, num_recomputed=number, may_recompute=True).saved_bytes
         for number in range(3)
     ]
 
@@ -132,7 +130,7 @@ def test_recomputing_more_layers_saves_less(tiny: Architecture) -> None:
 
 def test_methods_without_a_rule_are_known_as_such_and_estimated_higher_than_lora(tiny: Architecture) -> None:
     def keep(adapter: AdapterShape) -> int:
-        return estimate_layer(tiny, adapter, ROW, compute_bytes=2, is_lean=False, attention="sdpa").kept_bytes
+        return estimate_layer(tiny, adapter, ROW, replace(LEAN, is_lean=False)).kept_bytes
 
     lora, other = adapter_of(tiny), build_adapter(tiny, AdapterSettings.model_validate({"method": "loha", "r": 4}))
 

@@ -7,6 +7,7 @@ import pytest
 from finetune.budget.activations import BatchShape
 from finetune.budget.adapter import build_adapter
 from finetune.budget.architecture import build_architecture
+from finetune.budget.computing import Computing
 from finetune.budget.memory import Setup, estimate_memory, find_trained_shapes, render_assumptions
 from finetune.budget.spending import Spending
 from finetune.budget.weights import Holding
@@ -14,14 +15,14 @@ from finetune.recipe.schema import AdapterSettings
 
 MISTRAL = build_architecture({"model_type": "mistral"})
 LORA = build_adapter(MISTRAL, AdapterSettings.model_validate({"method": "lora", "r": 16}))
+COMPUTING = Computing(compute_bytes=2, attention="sdpa", loss="chunks", is_lean=True, is_quantized=True, on_cpu=False)
 SETUP = Setup(
     architecture=MISTRAL,
     adapter=LORA,
     holding=Holding("nf4", True, 2),
     batch=BatchShape(num_rows=1, row_tokens=2048, document_tokens=2048),
+    computing=COMPUTING,
     optimizer="adamw_torch_fused",
-    attention="sdpa",
-    is_lean=True,
     may_recompute=True,
 )
 ALL_RECOMPUTED = Spending(num_layers=32)
@@ -60,7 +61,8 @@ def test_a_reference_beside_the_adapter_is_a_second_one():
 
 def test_all_logits_at_once_take_more_than_chunks_and_labels_next_to_nothing():
     chunks, logits, head = (
-        estimate_memory(replace(SETUP, loss=loss), ALL_RECOMPUTED) for loss in ("chunks", "logits", "head")
+        estimate_memory(replace(SETUP, computing=replace(COMPUTING, loss=loss)), ALL_RECOMPUTED)
+        for loss in ("chunks", "logits", "head")
     )
     assert logits.logits >= 2 * 2048 * 32000 * 4
     assert logits.held_bytes > chunks.held_bytes
@@ -69,7 +71,7 @@ def test_all_logits_at_once_take_more_than_chunks_and_labels_next_to_nothing():
 
 
 def test_a_cpu_s_measured_figure_is_the_process():
-    memory = estimate_memory(replace(SETUP, on_cpu=True), ALL_RECOMPUTED)
+    memory = estimate_memory(replace(SETUP, computing=replace(COMPUTING, on_cpu=True)), ALL_RECOMPUTED)
     assert memory.fragmentation == 750_000_000
     assert "750 MB for Python" in render_assumptions(on_cpu=True)[0]
     assert "800 MB for CUDA's context" in render_assumptions(on_cpu=False)[0]
@@ -77,7 +79,8 @@ def test_a_cpu_s_measured_figure_is_the_process():
 
 def test_every_weight_of_a_whole_model_has_a_gradient_and_states():
     whole = build_adapter(MISTRAL, AdapterSettings.model_validate({"method": "full"}))
-    setup = replace(SETUP, adapter=whole, holding=Holding("none", False, 2))
+    unquantized = replace(COMPUTING, is_quantized=False)
+    setup = replace(SETUP, adapter=whole, holding=Holding("none", False, 2), computing=unquantized)
     memory = estimate_memory(setup, ALL_RECOMPUTED)
     assert memory.weights == memory.gradients == MISTRAL.num_parameters * 4
     assert memory.adapter == 0

@@ -1,0 +1,53 @@
+"""How a step is computed: in which numbers, by which kernels and paths, on what kind of device.
+
+In go facts that a recipe and a device settle, whatever the batch; `saved_tensors`, `activations` and `passes` read them
+to say how many bytes a step holds.
+"""
+
+from dataclasses import dataclass
+
+from finetune.budget.adapter import AdapterShape
+
+__all__ = ["FLOAT32_BYTES", "Computing"]
+
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computing:
+    """How a step is computed.
+
+    Attributes:
+        compute_bytes: bytes of a number in the compute dtype: 2 or 4.
+        attention: the kernel's name as transformers knows it, or `documents`.
+        loss: `chunks`: of a few tokens at a time; `logits`: of all logits at once, as DPO and its like do; `head`: of
+            a classifier or a reward model, which has no logits of words.
+        is_lean: whether `model.lean` may serve linears with LoRA; `serves` says whether it does.
+        is_quantized: whether bitsandbytes holds the base's linears in 4 or 8 bits.
+        on_cpu: whether it runs on a CPU, where PEFT and torch's dropout keep more.
+    """
+
+    compute_bytes: int
+    attention: str
+    loss: str
+    is_lean: bool
+    is_quantized: bool
+    on_cpu: bool
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether autocast makes the products shorter than float32."""
+        return self.compute_bytes < FLOAT32_BYTES
+
+    @property
+    def has_detour(self) -> bool:
+        """Whether PEFT takes a linear's input to float32 first, from which autocast makes a copy for each adapter.
+
+        Of a quantized linear it asks whether autocast is on for CUDA, whatever the device; of another one never.
+        """
+        return self.is_mixed and (self.on_cpu or not self.is_quantized)
+
+    def serves(self, adapter: AdapterShape) -> bool:
+        """Whether `model.lean` serves the linears with this adapter: with plain LoRA, without dropout."""
+        is_plain = adapter.method == "lora" and not adapter.dropout and not adapter.is_weight_decomposed
+        return self.is_lean and is_plain
