@@ -2,9 +2,11 @@
 
 import argparse
 import os
+from contextlib import nullcontext
 
 from tests.faults.measures import LEAST_SHARES, Rig, find_measures
 from tests.faults.programme import run_programme
+from tests.faults.ready import keep_ready
 from tests.faults.recipes import ROOT
 from tests.faults.results import (
     Store,
@@ -28,6 +30,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="these measures alone; --list names all")
     parser.add_argument("--seed", type=int, default=0, help="what all draws come from (default 0)")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="at the same time")
+    parser.add_argument("--fresh", action="store_true", help="start an interpreter for every run; three times slower")
     parser.add_argument("--list", action="store_true", help="name the measures and how far they are, run nothing")
     parser.add_argument("--publish", action="store_true", help="replace a published table that has more cases, too")
     options = parser.parse_args()
@@ -48,9 +51,9 @@ def main() -> int:
     work_dir = FOLDER / tree.name
     work_dir.mkdir(parents=True, exist_ok=True)
     chosen = {name: measure for name, measure in measures.items() if name in options.only or not options.only}
-    broken = run_programme(
-        Rig(options.seed, work_dir), store, chosen, tree, minutes=options.minutes, processes=options.processes
-    )
+    with nullcontext() if options.fresh else keep_ready() as ready_path:
+        rig = Rig(options.seed, work_dir, ready_path)
+        broken = run_programme(rig, store, chosen, tree, minutes=options.minutes, processes=options.processes)
     lines = store.read()
     sums = sum_up(lines, measures)
     if not lines:

@@ -184,6 +184,8 @@ def main() -> None:
     assert dash_m == "-m", "python -m tests.faults.hooked PLAN.json -m MODULE …"
     hook = Hook(json.loads(Path(plan_path).read_text(encoding="utf-8")))
     wraps = {"transformers.trainer": hook.wrap_trainer, "finetune.prepare": hook.wrap_prepare}
+    for name in wraps.keys() & sys.modules.keys():  # in a process that was forked with the libraries in it
+        wraps.pop(name)(sys.modules[name])
     sys.meta_path.insert(0, _AfterImport(wraps))
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -52,7 +52,7 @@ def kill_in_chain(place: Place, moments: list[Moment]) -> Chain:
     """Kill a run at one moment after the other, then let it run to its end."""
     chain = Chain()
     for moment in moments:
-        process = place.start()
+        process = place.start(fresh=moment.mark == "start")  # it may fall into the imports
         chain.processes.append(process)
         before = find_whole_steps(place.checkpoints)
         struck = process.strike(moment, signal.SIGKILL)

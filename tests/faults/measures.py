@@ -66,10 +66,12 @@ class Rig:
     Attributes:
         seed: of the programme.
         work_dir: a folder for files of the measures that share it, kept from call to call (references, bases).
+        ready_path: socket of the interpreter that runs are forked from; None: each starts one of its own.
     """
 
     seed: int
     work_dir: Path
+    ready_path: Path | None = None
 
     def draw(self, measure: str, case: int) -> Random:
         """Build the generator of a case: the same numbers for the same seed, measure and case."""

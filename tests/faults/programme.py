@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.faults import ready
 from tests.faults.measures import Measure, Outcome, Rig, find_measures
 from tests.faults.reference import UnmadeReference
 from tests.faults.results import Store, Tree, read_tree
@@ -109,6 +110,7 @@ def run_slice(name: str, rig: Rig, store_path: Path, tree: Tree, seconds: float)
     They are stored together at its end: where the files changed meanwhile, nothing of the slice is of this tree.
     """
     measure, store = find_measures()[name], Store(store_path)
+    ready.use(rig.ready_path)
     outcomes: list[tuple[Outcome, float]] = []
     try:
         if read_tree().name == tree.name:

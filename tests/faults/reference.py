@@ -97,7 +97,7 @@ def make_reference(folder: Path, kind: str, rig: Rig) -> None:
         UnmadeReference: one did not run to its end, has not all steps, or the two are not equal.
     """
     place = build_place(folder, kind, rig)
-    process = place.start(events=True)
+    process = place.start(events=True, fresh=True)
     code, ended_seconds = process.wait(), time.monotonic()
     if code != 0:
         raise UnmadeReference(f"the unbroken run of kind {kind} ended with {code}:\n{process.read_said()}")

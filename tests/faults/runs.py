@@ -20,6 +20,7 @@ from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
+from tests.faults import ready
 from tests.faults.recipes import KEPT, ROOT, RUN_NAME, STEPS, find_verb, write_recipe
 
 __all__ = [
@@ -95,8 +96,17 @@ class Place:
         """What the hook wrote, all processes of the run one behind the other."""
         return self.path / "trace.jsonl"
 
-    def start(self, *, env: dict[str, str] | None = None, hooked: bool = True, **plan: Any) -> "Process":
-        """Start the command in a new process with a plan for its hook; without one it is the bare command."""
+    def start(
+        self, *, env: dict[str, str] | None = None, hooked: bool = True, fresh: bool = False, **plan: Any
+    ) -> "Process":
+        """Start the command in a new process with a plan for its hook.
+
+        Args:
+            env: further variables; the process is then an interpreter of its own.
+            hooked: whether there is a hook; without one it is the bare command.
+            fresh: start an interpreter of its own, imports and all, though one is ready to be forked.
+            plan: for the hook.
+        """
         checkpoints = self.checkpoints.resolve()
         plan_path = self.path / "plan.json"
         values = {"trace": str(self.trace), "checkpoints": str(checkpoints), **plan}
@@ -104,6 +114,9 @@ class Place:
         offset = self.trace.stat().st_size if self.trace.exists() else 0
         said = self.path / f"said_{len(list(self.path.glob('said_*.txt')))}.txt"
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | (env or {})
+        if ready.is_ready() and hooked and not fresh and not env:
+            arguments = [str(plan_path), "-m", self.module, *self.arguments]
+            return Process(ready.fork(arguments, environment, said), self.trace, offset, said)
         hook = ["-m", "tests.faults.hooked", str(plan_path)] if hooked else []
         with said.open("wb") as file:
             popen = subprocess.Popen(
@@ -126,7 +139,7 @@ class Process:
         started_seconds: of the monotonic clock, when it was started.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], trace: Path, offset: int, said: Path) -> None:
+    def __init__(self, popen: "subprocess.Popen[bytes] | ready.Forked", trace: Path, offset: int, said: Path) -> None:
         self.popen = popen
         self.marks: list[dict[str, Any]] = []
         self.said = said

@@ -1,7 +1,8 @@
 """The programme's short version: one NF4 run in real processes, killed, interrupted and torn, and still the same run.
 
-Every start of a process costs about ten seconds, so the faults come one behind the other in a single run. The unbroken
-run it is held against is made in this process. `make faults` does the same some hundred times, at drawn moments.
+Every start of an interpreter costs about ten seconds, so the faults come one behind the other in a single run, whose
+first process is one of its own and the others are forked from one that has imported the libraries. The unbroken run it
+is held against is made in this process. `make faults` does the same some hundred times, at drawn moments.
 """
 
 import json
@@ -12,6 +13,7 @@ import pytest
 
 from finetune.recipe.reading import build_recipe
 from finetune.train import train
+from tests.faults import ready
 from tests.faults.kills import find_torn
 from tests.faults.recipes import KINDS, SAVE_STEPS, STEPS, build_values
 from tests.faults.runs import Moment, Place, Process, read_figures, read_lines, read_trace, says
@@ -40,23 +42,28 @@ def broken(tmp_path_factory) -> tuple[Place, dict[str, dict]]:
             "said": process.read_said(),
         }  # fmt: skip
 
-    process = place.start()
-    process.strike(Moment("step", 7, 0.005), signal.SIGKILL)
-    process.wait()
-    look("killed", process)
+    with ready.keep_ready() as path:
+        ready.use(path)
+        try:
+            process = place.start(fresh=True)
+            process.strike(Moment("step", 7, 0.005), signal.SIGKILL)
+            process.wait()
+            look("killed", process)
 
-    process = place.start()
-    process.strike(Moment("step", 12, 0.0), signal.SIGTERM)
-    process.wait()
-    look("interrupted", process)
+            process = place.start()
+            process.strike(Moment("step", 12, 0.0), signal.SIGTERM)
+            process.wait()
+            look("interrupted", process)
 
-    process = place.start(kill={"step": 20, "event": 8})
-    process.wait()
-    look("torn", process)
+            process = place.start(kill={"step": 20, "event": 8})
+            process.wait()
+            look("torn", process)
 
-    process = place.start()
-    process.wait()
-    look("done", process)
+            process = place.start()
+            process.wait()
+            look("done", process)
+        finally:
+            ready.use(None)
     return place, seen
 
 
