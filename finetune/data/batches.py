@@ -9,7 +9,8 @@ else has three layouts, chosen once by `choose_layout`:
   all-ones mask would let the documents read each other.
 - `flat`: all rows of the micro-batch as one row without padding, for kernels that attend within each document of a
   single row: flash attention and `model.document_attention`, which are told where documents begin and how long the
-  longest is, and Unsloth's, which read the restarts while they train, and `packed_seq_lengths` always.
+  longest is, and Unsloth's, which read the restarts while they train, and `packed_seq_lengths` always. Where documents
+  are named, packed rows are filled up to a multiple of 64 tokens with a last document that nobody reads.
 
 What a step would otherwise ask its device for is counted here, on the host: `num_real_tokens` and
 `num_trained_tokens`, and in a flat row the documents.
@@ -41,6 +42,10 @@ __all__ = [
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy passes over
 
 Layout = Literal["padded", "packed", "flat"]
+
+# Kernels are chosen for each new shape, and on a CPU compiled and kept: with rows of any number of tokens a run of the
+# tiny base held 1.5 GiB after 40 steps instead of 0.9, and took a tenth longer.
+_FLAT_MULTIPLE = 64
 
 
 def choose_layout(*, packing: bool, attention: str, by_unsloth: bool = False) -> Layout:
@@ -105,7 +110,10 @@ class Collator:
         # A document's first token is predicted by nothing: its left neighbour is another document's end.
         labels = [row.masked_fill(place == 0, IGNORE_INDEX) for row, place in zip(labels, positions, strict=True)]
         if self.layout == "flat":
-            ids, labels, positions = [torch.cat(ids)], [torch.cat(labels)], [torch.cat(positions)]
+            num_filled = self._find_filling(positions) if "seq_lengths" in rows[0] else 0
+            ids = [torch.cat([*ids, torch.full((num_filled,), self.pad_token_id)])]
+            labels = [torch.cat([*labels, torch.full((num_filled,), IGNORE_INDEX)])]
+            positions = [torch.cat([*positions, torch.arange(num_filled)])]
         labels_BT = _pad(labels, IGNORE_INDEX)
         return {
             "input_ids": _pad(ids, self.pad_token_id),
@@ -116,6 +124,12 @@ class Collator:
             **({"packed_seq_lengths": _find_starts(positions[0]).diff()} if self.names_lengths else {}),
             **(name_documents(positions[0]) if self.names_documents else {}),
         }
+
+    def _find_filling(self, positions: Sequence[torch.Tensor]) -> int:
+        """Find how many tokens fill a flat row up; 0 where that would be a document longer than those it has."""
+        num_filled = -sum(map(len, positions)) % _FLAT_MULTIPLE
+        longest = max(int(row.max()) for row in positions) + 1
+        return num_filled if self.names_documents and num_filled <= longest else 0
 
 
 def count_predicted(labels_BT: torch.Tensor) -> int:

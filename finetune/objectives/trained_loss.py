@@ -32,6 +32,8 @@ __all__ = ["TrainedTokensTrainer", "sum_trained_loss", "use_trained_loss"]
 
 # Large enough for the head's product to run at its full speed on two cores, and 32 MB of logits with 32,000 words.
 _CHUNK_TOKENS = 256
+# The last chunk's products are filled up to a multiple of so many rows: a CPU compiles kernels for each number.
+_ROWS_MULTIPLE = 64
 _TRIED_TOKENS = 4
 
 
@@ -84,7 +86,7 @@ class _SummedLoss(torch.autograd.Function):
         bias = None if bias_V is None else bias_V.to(hidden_KH.dtype)
         for chunk in _cut(len(hidden_KH)):
             hidden_CH, labels_C1 = hidden_KH[chunk], labels_K[chunk, None]
-            logits_CV = _shape(F.linear(hidden_CH, weight, bias).to(exact), form)
+            logits_CV = _shape(_multiply(hidden_CH, weight, bias).to(exact), form)
             logps_CV = F.log_softmax(logits_CV, dim=-1)
             sums[0] -= logps_CV.gather(1, labels_C1).sum()
             num_correct += (logps_CV.argmax(-1) == labels_C1[:, 0]).sum()
@@ -99,7 +101,7 @@ class _SummedLoss(torch.autograd.Function):
                 grad_CV *= form.scale
             grad = grad_CV.to(hidden_KH.dtype)
             if hidden_grad is not None:
-                torch.mm(grad, weight, out=hidden_grad[chunk])
+                hidden_grad[chunk] = _multiply(grad, weight.t())
             if weight_grad is not None:
                 weight_grad += grad.t() @ hidden_CH
             if bias_grad is not None:
@@ -119,6 +121,13 @@ class _SummedLoss(torch.autograd.Function):
 
 def _cut(num_tokens: int) -> Iterator[slice]:
     return (slice(start, start + _CHUNK_TOKENS) for start in range(0, num_tokens, _CHUNK_TOKENS))
+
+
+def _multiply(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply rows by a transposed weight, as `F.linear`, in few different shapes."""
+    num_filled = -len(rows) % _ROWS_MULTIPLE
+    filled = F.pad(rows, (0, 0, 0, num_filled)) if num_filled else rows
+    return F.linear(filled, weight, bias)[: len(rows)]
 
 
 def _shape(logits: Tensor, form: HeadForm) -> Tensor:

@@ -198,6 +198,25 @@ def test_a_flat_batch_names_its_documents_by_where_they_begin_and_how_long_the_l
     assert "cu_seq_lens_q" not in Collator("packed", pad_token_id=0, names_documents=True)(rows)
 
 
+def test_a_flat_batch_of_packed_rows_is_filled_up_with_a_document_that_nobody_reads():
+    long = list(range(3, 43))
+    collator = Collator("flat", pad_token_id=0, names_documents=True)
+    batch = collator([packed_row(long, DOCUMENTS[0])])
+    assert batch["input_ids"].shape == (1, 64)
+    assert batch["cu_seq_lens_q"].tolist() == [0, 40, 45, 64]
+    assert batch["input_ids"][0, 45:].unique().tolist() == [0]
+    assert batch["labels"][0, 45:].unique().tolist() == [IGNORE_INDEX]
+    assert batch["num_real_tokens"] == 45
+    assert batch["num_trained_tokens"] == 45 - 2  # the first of each
+    unpacked = collator([{"input_ids": long, "labels": long}])
+    assert unpacked["input_ids"].shape == (1, 40)
+
+
+def test_what_fills_a_flat_batch_up_is_no_longer_than_its_longest_document():
+    batch = Collator("flat", pad_token_id=0, names_documents=True)([packed_row(*DOCUMENTS[:2])])
+    assert batch["input_ids"].shape == (1, 9)
+
+
 @pytest.mark.parametrize("layout", ["packed", "padded", "flat"])
 def test_trained_tokens_are_counted_as_the_loss_sees_them(layout):
     batch = Collator(layout, pad_token_id=0)([packed_row(DOCUMENTS[1]), packed_row(DOCUMENTS[3])])

@@ -40,9 +40,9 @@ def build(model_type: str, attention: str, dtype: torch.dtype = torch.float64, *
     return model
 
 
-def draw_documents() -> list[list[int]]:
+def draw_documents(lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, 64, (length,), generator=generator).tolist() for length in LENGTHS]
+    return [torch.randint(3, 64, (length,), generator=generator).tolist() for length in lengths]
 
 
 def build_batch(documents: list[list[int]]) -> dict[str, Any]:
@@ -75,8 +75,10 @@ def find_gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
     return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
 
-def check_equal(packed: PreTrainedModel, alone: PreTrainedModel, tolerance: float) -> None:
-    documents = draw_documents()
+def check_equal(
+    packed: PreTrainedModel, alone: PreTrainedModel, tolerance: float, lengths: tuple[int, ...] = LENGTHS
+) -> None:
+    documents = draw_documents(lengths)
     loss, wanted_loss = sum_packed(packed, documents), sum_alone(alone, documents)
     assert loss.item() == pytest.approx(wanted_loss.item(), rel=tolerance)
     gradients, wanted = find_gradients(packed, loss), find_gradients(alone, wanted_loss)
@@ -109,6 +111,29 @@ def test_a_window_shorter_than_a_document_hides_what_it_hides_of_it_alone(model_
     documents = draw_documents()
     whole = sum_packed(build(model_type, DOCUMENTS, **fields, sliding_window=64), documents)
     assert sum_packed(build(model_type, DOCUMENTS, **windowed), documents).item() != pytest.approx(whole.item())
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_what_fills_a_row_and_its_documents_up_changes_nothing(window):
+    lengths = (40, 5)
+    assert build_batch(draw_documents(lengths))["input_ids"].shape == (1, 64)
+    fields = {"sliding_window": window}
+    check_equal(build("mistral", DOCUMENTS, **fields), build("mistral", "sdpa", **fields), 2e-4, lengths)
+
+
+def test_a_cpu_compiles_its_kernels_for_few_lengths(monkeypatch):
+    lengths = set()
+
+    def attend(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        lengths.add(query.shape[2])
+        return query
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    query, key = torch.zeros(1, 4, 60, 8), torch.zeros(1, 2, 60, 8)
+    for length in range(1, 60):
+        row = document_attention._Row(torch.tensor([0, length, 60], dtype=torch.int32), 59, None, 0.0, None)
+        assert document_attention._attend_one_by_one(torch.nn.Module(), query, key, key, row).shape == (1, 60, 4, 8)
+    assert lengths == {32, 64}
 
 
 def test_recomputed_layers_are_told_of_the_documents_too():

@@ -16,6 +16,7 @@ from finetune.errors import PlaceError
 from finetune.model.adapters import attach_adapter
 from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import supervised
+from finetune.objectives.batch_parts import cut
 from finetune.objectives.building import RunArguments
 from finetune.objectives.supervised import SupervisedTrainer, build_arguments, build_trainer
 from finetune.objectives.trainer import StepMixin
@@ -198,3 +199,18 @@ def test_the_host_waits_for_nothing_between_a_batch_and_its_gradients(folder, to
     ours, theirs = waits
     assert ours == 0
     assert theirs >= 4
+
+
+def test_what_fills_a_row_up_trains_nothing_where_it_is_a_part_of_its_own(folder, tokenizer, tmp_path):
+    rows = to_rows([list(range(3, 43)), [5, 6, 7, 8]])
+    whole, parts = (make(folder, tokenizer, tmp_path, rows, tokens_per_batch=64) for _ in range(2))
+    batch = whole.data_collator([rows.dataset[0]])
+    found = cut(batch, 1, flat_rows=1)
+    assert [part["num_trained_tokens"] for part in found] == [39, 3, 0]
+    parts.micro_batches.rows = 1
+    loss, gradients, figures = train_step(whole, (1,))
+    loss_of_parts, gradients_of_parts, figures_of_parts = train_step(parts, (1,))
+    assert loss_of_parts == pytest.approx(loss, rel=1e-5)
+    assert figures["our tokens"] == figures_of_parts["our tokens"] == 44
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, gradients_of_parts[name], atol=1e-6), name
