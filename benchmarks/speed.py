@@ -93,6 +93,7 @@ def prepare_line(line: Line, given: argparse.Namespace) -> tuple[Path, RowSet] |
         full_tokens=line.full_tokens,
         max_tokens=shape.max_tokens,
         tokens_per_step=shape.tokens_per_step,
+        packed_tokens=shape.packed_tokens,
         num_steps=shape.warmup_steps + shape.timed_steps + 1,
         num_held_out=shape.held_out_rows,
         count=count,

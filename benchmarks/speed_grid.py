@@ -1,15 +1,17 @@
 """What the speed benchmark compares: shapes, kinds of rows, contenders, and in which order they are measured.
 
 Nothing is run here. A `Line` is one line of the table: an objective on a kind of rows with a shape, and its contenders,
-which train the same rows once, as many a step. Settings hold the line's own sizes in braces, filled in when it runs.
+which train the same rows once, as many a step as whole rows allow. Settings hold the line's own sizes in braces,
+filled in when it runs.
 """
 
 import importlib.util
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.speed_sizes import StepSizes
 from finetune.recipe.schema import DataSettings, ModelSettings, TrainingSettings
 from finetune.recipe.section import Section
 
@@ -30,10 +32,10 @@ class Shape:
         title: in the table.
         base: the recipe in benchmarks/recipes whose random weights are drawn, or a folder: of the repository, or, where
             that has none, of the data beside it.
-        learning_rate: at its peak.
+        learning_rate: of sft, at its peak.
         max_tokens: of a short row; longer ones are left out.
         packed_tokens: of a packed row.
-        tokens_per_step: real tokens of an optimizer step, near enough.
+        tokens_per_step: of an optimizer step of full packed rows; the rows that those hold are every contender's.
         warmup_steps: first steps that are not timed.
         timed_steps: steps that are.
         held_out_rows: measured by the referee.
@@ -56,7 +58,8 @@ class Shape:
 
 
 CPU_SHAPES = (
-    Shape("stories260K", "stories260K", "models/stories260K", 1e-3, 512, 512, 2048),
+    # Five packed rows of it hold 7.9 rows, four 6.3: steps of padded rows can be as large to one in a hundred.
+    Shape("stories260K", "stories260K", "models/stories260K", 1e-3, 512, 512, 2560),
     Shape("tiny_base", "the tiny base, 4M", "data/tiny_base", 1e-3, 512, 1024, 2048),
     # A step of seconds: fewer of them.
     Shape(
@@ -98,7 +101,7 @@ class Contender:
     target: float | None = None
 
 
-_BUDGET = ("data.packing=true", "data.tokens_per_batch={tokens_per_step}", "data.max_length={max_tokens}")
+_BUDGET = ("data.packing=true", "data.tokens_per_batch={tokens_per_batch}", "data.max_length={max_tokens}")
 _PACKED = ("data.packing=true", "data.max_length={packed_tokens}")
 _PACKED_BATCH = ("training.per_device_train_batch_size={packed_rows}",)
 _ALONE = ("data.packing=false", "data.max_length={max_tokens}")
@@ -141,8 +144,20 @@ ABLATIONS = (
     ),
     Contender("without_lean", "PEFT's own forward instead of the lean path", "ours", _BUDGET, ("lean",), _NEEDS),
     Contender(
+        "without_lean_elementwise", "norms and MLPs as transformers has them", "ours", _BUDGET, ("lean_elementwise",),
+        (*_NEEDS, "finetune.model.lean_elementwise"),
+    ),
+    Contender(
         "without_document_attention", "SDPA over the whole row (attention: sdpa)", "ours",
         (*_BUDGET, "model.attention=sdpa"), needs=(*_NEEDS, "model.attention=documents"),
+    ),
+    Contender(
+        "without_trained_loss", "TRL's loss in chunks, the head's product made twice", "ours", _BUDGET,
+        ("trained_loss",), _NEEDS,
+    ),
+    Contender(
+        "loss_over_all_logits", "the model's own loss over all logits (loss_type: nll)", "ours",
+        (*_BUDGET, "training.loss_type=nll"), needs=_NEEDS,
     ),
 )  # fmt: skip
 
@@ -168,6 +183,8 @@ DPO = (
         "trl_kept", "TRL, checkpointing off, cached reference", "trl",
         (*_TRL_PAIRS, "--no-checkpointing", "--cached-reference"),
     ),
+    Contender("unsloth", "Unsloth, default", "unsloth", _TRL_PAIRS),
+    Contender("unsloth_tuned", "Unsloth, tuned", "unsloth", (*_TRL_PAIRS, "--tuned")),
 )  # fmt: skip
 
 
@@ -196,22 +213,18 @@ class Line:
         return f"{self.group}/{self.objective}/{rows}/{self.shape.name}"
 
     @property
+    def learning_rate(self) -> float:
+        """At its peak; pairs want a twentieth of what texts do, with which they would leave the start for good."""
+        return self.shape.learning_rate / (20 if self.objective == "dpo" else 1)
+
+    @property
     def is_refereed(self) -> bool:
         """Whether the adapters' held-out losses are compared: between tools, where a seed changes something."""
         return self.group in ("targets", "dpo")
 
-    def to_sizes(self, rows_per_step: int, micro_batch_rows: int) -> dict[str, Any]:
+    def to_sizes(self, sizes: StepSizes) -> dict[str, Any]:
         """Name what the braces of settings stand for."""
-        tokens = self.shape.tokens_per_step
-        packed_tokens = self.full_tokens or self.shape.packed_tokens
-        return {
-            "tokens_per_step": tokens,
-            "max_tokens": self.full_tokens or self.shape.max_tokens,
-            "packed_tokens": packed_tokens,
-            "packed_rows": max(1, tokens // packed_tokens),
-            "micro_batch_rows": micro_batch_rows,
-            "accumulation": max(1, rows_per_step // micro_batch_rows),
-        }
+        return asdict(sizes) | {"max_tokens": self.full_tokens or self.shape.max_tokens}
 
 
 def build_lines(shapes: Sequence[Shape], device: Literal["cpu", "cuda"]) -> list[Line]:

@@ -60,6 +60,7 @@ def build_environment(place: Place, cache_dir: Path) -> dict[str, str]:
     return environment | {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(cache_dir),
+        "UNSLOTH_COMPILE_LOCATION": str(cache_dir / "unsloth"),  # else into the repository
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -142,7 +143,7 @@ def build_ours_command(
     line: Line, contender: Contender, rows: RowSet, base: Path, place: Place, folder: Path, seed: int
 ) -> list[str]:
     """Build the command of ours: the verb as users type it, behind the ideas that are switched off."""
-    sizes = line.to_sizes(rows.rows_per_step, rows.micro_batch_rows)
+    sizes = line.to_sizes(rows.sizes)
     tokenizer = [] if (base / "tokenizer.json").exists() else [f"model.tokenizer_name_or_path={TINY_TOKENIZER}"]
     too_long = ["data.too_long=truncate"] if line.full_tokens is not None else []
     return [
@@ -151,7 +152,7 @@ def build_ours_command(
         "name=run", f"output_dir={folder}", f"seed={seed}",
         f"model.model_name_or_path={base}", f"model.device={place.device}", *tokenizer,
         f"data.train.path={rows.train}", *too_long,
-        f"training.learning_rate={line.shape.learning_rate}",
+        f"training.learning_rate={line.learning_rate}",
         *(setting.format(**sizes) for setting in contender.settings),
     ]  # fmt: skip
 
@@ -160,14 +161,14 @@ def build_rival_command(
     line: Line, contender: Contender, rows: RowSet, base: Path, place: Place, folder: Path, seed: int
 ) -> list[str]:
     """Build the command of a rival's script."""
-    sizes = line.to_sizes(rows.rows_per_step, rows.micro_batch_rows)
+    sizes = line.to_sizes(rows.sizes)
     python = sys.executable if contender.kind == "trl" else str(place.python_with_unsloth)
     script = "benchmarks.speed_plain_trl" if contender.kind == "trl" else "benchmarks.speed_unsloth"
     tokenizer = base if (base / "tokenizer.json").exists() else TINY_TOKENIZER
     return [
         python, "-m", script, f"--model={base}", f"--tokenizer={tokenizer}", f"--rows={rows.train}",
         f"--output={folder}", f"--device={place.device}", f"--seed={seed}",
-        f"--learning-rate={line.shape.learning_rate}",
+        f"--learning-rate={line.learning_rate}",
         *(setting.format(**sizes) for setting in contender.settings),
     ]  # fmt: skip
 

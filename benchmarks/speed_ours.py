@@ -14,11 +14,14 @@ from typing import Any
 
 __all__ = ["IDEAS"]
 
-# Idea -> module, function, and what it does when the idea is off.
+# Idea -> module, function, and what it does when the idea is off; before those modules that import it by name.
 IDEAS: Mapping[str, tuple[str, str, Callable[..., Any]]] = {
     "lean": ("finetune.model.lean", "use_lean_path", lambda model: 0),
+    "lean_elementwise": ("finetune.model.lean_elementwise", "use_lean_elementwise", lambda model: 0),
     # Nothing is found that a copy could be kept of.
     "resident": ("finetune.model.frozen_weights", "find_quantized", lambda layer: []),
+    # No head is of a form that it serves, so that TRL's own loss is left.
+    "trained_loss": ("finetune.objectives.trained_loss", "_is_of_form", lambda model, form: False),
 }
 
 
@@ -29,8 +32,9 @@ def main() -> None:
     parser.add_argument("verb")
     parser.add_argument("arguments", nargs="*")
     given = parser.parse_args()
-    for idea in given.without:
-        place, function, off = IDEAS[idea]
+    for idea, (place, function, off) in IDEAS.items():
+        if idea not in given.without:
+            continue
         module = importlib.import_module(place)
         if function not in vars(module):
             raise SystemExit(f"{place} has no {function} any more: benchmarks/speed_ours.py is to be mended.")

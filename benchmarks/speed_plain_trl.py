@@ -15,16 +15,13 @@ before (`--cached-reference`).
 """
 
 import argparse
-from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import load_dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from benchmarks.speed_rows import to_prompt
+from benchmarks.speed_rivals import build_parser, build_settings, load_rows
 from benchmarks.speed_steps import StepNotes
 
 NF4 = BitsAndBytesConfig(
@@ -36,56 +33,12 @@ NF4 = BitsAndBytesConfig(
 LORA = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def to_completion(row: dict[str, str]) -> dict[str, str]:
-    """Put Alpaca's prompt before the answer; TRL trains the completion alone and ends it with the end token."""
-    return {"prompt": to_prompt(row["instruction"], row["input"]), "completion": row["output"]}
-
-
-def to_pair(row: dict[str, str]) -> dict[str, str]:
-    """Put Alpaca's prompt before both answers."""
-    return {"prompt": to_prompt(row["prompt"]), "chosen": row["chosen"], "rejected": row["rejected"]}
-
-
 def read_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--objective", choices=("sft", "dpo"), default="sft")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--rows", required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--max-length", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--packing", action="store_true")
+    parser = build_parser()
     parser.add_argument("--no-checkpointing", action="store_true")
     parser.add_argument("--cached-reference", action="store_true")
     return parser.parse_args()
-
-
-def build_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Name what both trainers' configs are given."""
-    return {
-        "output_dir": str(options.output / "trainer"),
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": options.batch_size,
-        "gradient_accumulation_steps": options.accumulation,
-        "gradient_checkpointing": not options.no_checkpointing,
-        "learning_rate": options.learning_rate,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 0.1,
-        "max_length": options.max_length,
-        "bf16": True,
-        "use_cpu": options.device == "cpu",
-        "logging_steps": 1,  # the notes are taken from the log
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": options.seed,
-    }
 
 
 def main() -> None:
@@ -98,18 +51,14 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(
         options.model, quantization_config=NF4, dtype=torch.bfloat16, device_map={"": options.device}
     )
-    rows = load_dataset("json", data_files=options.rows, split="train")
-    settings = build_settings(options)
-    built = {"model": model, "processing_class": tokenizer, "peft_config": LORA}
+    settings = {**build_settings(options), "gradient_checkpointing": not options.no_checkpointing}
+    built = {"model": model, "processing_class": tokenizer, "peft_config": LORA, "train_dataset": load_rows(options)}
     built["callbacks"] = [StepNotes(options.output / "steps.json")]
     if options.objective == "sft":
-        rows = rows.map(to_completion, remove_columns=rows.column_names)
-        config = SFTConfig(packing=options.packing, **settings)
-        trainer = SFTTrainer(args=config, train_dataset=rows, **built)
+        trainer = SFTTrainer(args=SFTConfig(packing=options.packing, **settings), **built)
     else:
-        rows = rows.map(to_pair, remove_columns=rows.column_names)
         config = DPOConfig(precompute_ref_log_probs=options.cached_reference, **settings)
-        trainer = DPOTrainer(args=config, train_dataset=rows, **built)
+        trainer = DPOTrainer(args=config, **built)
     trainer.train()
     trainer.save_model(str(options.output / "adapter"))
 

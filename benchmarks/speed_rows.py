@@ -1,8 +1,8 @@
-"""The rows and the bases of the speed benchmark: the same files for ours and for every rival.
+"""The rows of the speed benchmark: the same files for ours and for every rival.
 
 In go a shape, a kind of rows and the folder of data of others; out come a JSON file of exactly as many rows as all
-contenders train once, another of held-out rows, and what is counted of them (tokens, steps, rows a step). Where
-the real rows are not beside the repository, the tiny world's stand in for them.
+contenders train once, another of held-out rows, and what is counted of them (tokens, rows a step). Where the real rows
+are not beside the repository, the tiny world's stand in for them.
 
 A row of SFT is Alpaca's `instruction`, `input` and `output`; a pair has `prompt`, `chosen` and `rejected`.
 """
@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recording import ROOT
+from benchmarks.speed_sizes import StepSizes, choose_packed_sizes, choose_sizes_alone
 
-__all__ = ["RowSet", "choose_rows_per_step", "to_prompt", "to_texts", "write_rows"]
+__all__ = ["RowSet", "to_prompt", "to_texts", "write_rows"]
 
 ALPACA = Path("instructions") / "alpaca_cleaned_first5000.json"
 PAIRS = Path("preference") / "orca_dpo_pairs_validation.jsonl"
 TINY_WORLD = ROOT / "data" / "tiny_world"
-# What TRL's trainers take in one micro-batch unless told otherwise; larger steps are accumulated of such.
-MICRO_BATCH_ROWS = 8
-MAX_ROWS_AT_ONCE = 16
 _PREAMBLE = (
     "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
 )
@@ -42,8 +40,7 @@ class RowSet:
         source: where the rows come from, in words.
         num_rows: of `train`.
         tokens: of `train` without padding; of a pair both answers, each behind its prompt.
-        rows_per_step: of an optimizer step.
-        micro_batch_rows: of a micro-batch where each row lies alone.
+        sizes: of a step, whichever way a contender makes one.
         mean_seen_tokens: tokens before and with a token in its document, on the mean over tokens, times two: S of the
             formula of attention.
         trained_fraction: tokens with a label over all.
@@ -54,8 +51,7 @@ class RowSet:
     source: str
     num_rows: int
     tokens: int
-    rows_per_step: int
-    micro_batch_rows: int
+    sizes: StepSizes
     mean_seen_tokens: float
     trained_fraction: float
 
@@ -79,14 +75,6 @@ def to_texts(row: dict[str, str]) -> list[tuple[str, str]]:
     return [(to_prompt(row["instruction"], row["input"]), row["output"])]
 
 
-def choose_rows_per_step(tokens_per_step: int, mean_tokens: float) -> tuple[int, int]:
-    """Choose how many rows come nearest to the tokens of a step, and how many of them are a micro-batch."""
-    rows = max(1, round(tokens_per_step / mean_tokens))
-    if rows <= MAX_ROWS_AT_ONCE:
-        return rows, rows
-    return MICRO_BATCH_ROWS * round(rows / MICRO_BATCH_ROWS), MICRO_BATCH_ROWS
-
-
 def write_rows(
     folder: Path,
     *,
@@ -95,11 +83,12 @@ def write_rows(
     full_tokens: int | None,
     max_tokens: int,
     tokens_per_step: int,
+    packed_tokens: int,
     num_steps: int,
     num_held_out: int,
     count: Count,
 ) -> RowSet:
-    """Write the rows of one line of the table.
+    """Write the rows of one line of the table: as many as the steps take, packed.
 
     Args:
         folder: to write into.
@@ -107,7 +96,8 @@ def write_rows(
         objective: sft or dpo.
         full_tokens: make every row of more than this many tokens, which the contenders cut there; None: short rows.
         max_tokens: of a row; longer ones are left out.
-        tokens_per_step: real tokens of an optimizer step, near enough.
+        tokens_per_step: of an optimizer step of full packed rows.
+        packed_tokens: of a packed row of short rows; a full row is one by itself.
         num_steps: steps that the rows are to last for.
         num_held_out: rows kept apart.
         count: texts -> tokens of each, with the marks of beginning and end.
@@ -116,34 +106,39 @@ def write_rows(
     random.Random(0).shuffle(rows)
     if full_tokens is not None:
         rows, source = list(_lengthen(rows, full_tokens, count)), f"{source}, joined to rows of {full_tokens:,} tokens"
-        sizes = [full_tokens] * len(rows)
         lengths, trained = [[full_tokens]] * len(rows), [1.0] * len(rows)
     else:
-        lengths, trained = _measure(rows, count)
-        kept = [index for index, one in enumerate(lengths) if max(one) <= max_tokens]
-        rows = [rows[index] for index in kept]
-        lengths, trained = [lengths[index] for index in kept], [trained[index] for index in kept]
-        sizes = [sum(one) for one in lengths]
-    rows_per_step, micro_batch_rows = choose_rows_per_step(tokens_per_step, sum(sizes) / len(sizes))
-    num_rows = rows_per_step * num_steps
-    if num_rows + num_held_out > len(rows):  # few rows, many steps: they come again
-        again = -(-(num_rows + num_held_out) // len(rows))
-        rows, lengths, trained, sizes = rows * again, lengths * again, trained * again, sizes * again
+        rows, lengths, trained = _keep_short(rows, max_tokens, count)
+    tokens = [sum(one) for one in lengths]
+
+    def take(start: int, num_rows: int) -> list[int]:  # few rows, many steps: they come again
+        return [index % len(rows) for index in range(start, start + num_rows)]
+
+    if objective == "dpo":  # no contender packs pairs
+        num_rows, sizes = choose_sizes_alone(tokens, tokens_per_step=tokens_per_step, num_steps=num_steps)
+    else:
+        max_tokens, packed_tokens = full_tokens or max_tokens, full_tokens or packed_tokens
+        packed_rows = max(1, tokens_per_step // packed_tokens)
+        most = num_steps * packed_rows * (packed_tokens // min(tokens))  # were all as short as the shortest
+        num_rows, sizes = choose_packed_sizes(
+            [tokens[index] for index in take(num_held_out, most)],
+            max_tokens=max_tokens, packed_tokens=packed_tokens, packed_rows=packed_rows, num_steps=num_steps,
+        )  # fmt: skip
+    used = take(num_held_out, num_rows)
     folder.mkdir(parents=True, exist_ok=True)
-    used = range(num_held_out, num_held_out + num_rows)
-    for name, part in (("held_out", rows[:num_held_out]), ("train", rows[used.start : used.stop])):
-        (folder / f"{name}.json").write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
-    tokens = sum(sizes[index] for index in used)
+    for name, part in (("held_out", take(0, num_held_out)), ("train", used)):
+        text = json.dumps([rows[index] for index in part], ensure_ascii=False)
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    tokens_used = sum(tokens[index] for index in used)
     return RowSet(
         train=folder / "train.json",
         held_out=folder / "held_out.json",
         source=source,
         num_rows=num_rows,
-        tokens=tokens,
-        rows_per_step=rows_per_step,
-        micro_batch_rows=micro_batch_rows,
-        mean_seen_tokens=sum(length**2 for index in used for length in lengths[index]) / tokens,
-        trained_fraction=sum(trained[index] * sizes[index] for index in used) / tokens,
+        tokens=tokens_used,
+        sizes=sizes,
+        mean_seen_tokens=sum(length**2 for index in used for length in lengths[index]) / tokens_used,
+        trained_fraction=sum(trained[index] * tokens[index] for index in used) / tokens_used,
     )
 
 
@@ -174,6 +169,15 @@ def _to_pair(row: dict[str, Any]) -> dict[str, str]:
     prompt = "\n\n".join(message["content"] for message in row["input"]["messages"] if message["content"])
     chosen, rejected = (row[f"{name}_output"][0]["content"] for name in ("preferred", "non_preferred"))
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _keep_short(
+    rows: Sequence[dict[str, str]], max_tokens: int, count: Count
+) -> tuple[list[dict[str, str]], list[list[int]], list[float]]:
+    """Keep rows whose texts are short enough, with what `_measure` counts of them."""
+    lengths, trained = _measure(rows, count)
+    kept = [index for index, one in enumerate(lengths) if max(one) <= max_tokens]
+    return [rows[index] for index in kept], [lengths[index] for index in kept], [trained[index] for index in kept]
 
 
 def _measure(rows: Sequence[dict[str, str]], count: Count) -> tuple[list[list[int]], list[float]]:

@@ -13,6 +13,7 @@ from benchmarks.speed_peak import estimate_flops_per_token
 
 __all__ = ["render_page", "sum_up"]
 
+_ROUNDS_TO_JUDGE = 3  # before, it is not said whether a goal is met
 _MEDIANS = ("tokens_per_second", "seconds_per_step", "peak_memory_bytes", "rows_per_step", "steps", "steps_timed",
             "tokens_counted_share", "process_seconds")  # fmt: skip
 
@@ -103,7 +104,12 @@ def _sum_contender(
 def _to_spread(values: Sequence[float]) -> dict[str, float] | None:
     if not values:
         return None
-    return {"median": round(median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+    return {
+        "median": round(median(values), 3),
+        "min": round(min(values), 3),
+        "max": round(max(values), 3),
+        "rounds": len(values),
+    }
 
 
 def _to_difference(values: Sequence[float]) -> dict[str, float | None] | None:
@@ -136,8 +142,11 @@ def _render_about(about: Mapping[str, Any]) -> list[str]:
     return [
         f"Machine: {about['machine']}. {versions}. Code `{about['tree']}`, commit `{about['commit']}`.",
         f"{said}Tokens are real ones: padding does not count. A line's contenders train the same rows once, as many a "
-        "step on the mean, in turn, each in a process of its own; figures are medians over the rounds, ratios those of "
-        "pairs of the same round with their range. Memory on a CPU is the process's, libraries and all.",
+        "step on the mean as whole rows allow, in turn, each in a process of its own; figures are medians over the "
+        "rounds, ratios those of pairs of the same round with their range. Peak memory is that of tensors on a GPU. On "
+        "a CPU it is the most of the process that was ever resident: pages of Python and the libraries, the loading of "
+        "rows and weights, and freed memory that the allocator keeps are in it. The plan that is held against it "
+        "counts tensors, and for all of these one fixed sum.",
     ]  # fmt: skip
 
 
@@ -162,6 +171,8 @@ def _render_targets(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 def _render_goal(ratio: Mapping[str, float] | None, target: float) -> str:
     if ratio is None:
         return "not measured"
+    if ratio["rounds"] < _ROUNDS_TO_JUDGE:
+        return f"{_render_spread(ratio)}, {ratio['rounds']} of {_ROUNDS_TO_JUDGE} rounds"
     return f"{_render_spread(ratio)} {'met' if ratio['median'] >= target else 'not met'}"
 
 

@@ -13,44 +13,20 @@ from unsloth import FastLanguageModel  # before everything it changes
 
 # isort: on
 import argparse
-from pathlib import Path
 
 import torch
-from datasets import load_dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from benchmarks.speed_rows import to_prompt
+from benchmarks.speed_rivals import build_parser, build_settings, load_rows
 from benchmarks.speed_steps import StepNotes
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def to_completion(row: dict[str, str]) -> dict[str, str]:
-    """Put Alpaca's prompt before the answer."""
-    return {"prompt": to_prompt(row["instruction"], row["input"]), "completion": row["output"]}
-
-
-def to_pair(row: dict[str, str]) -> dict[str, str]:
-    """Put Alpaca's prompt before both answers."""
-    return {"prompt": to_prompt(row["prompt"]), "chosen": row["chosen"], "rejected": row["rejected"]}
-
-
 def read_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--objective", choices=("sft", "dpo"), default="sft")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--rows", required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--max-length", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--packing", action="store_true")
+    parser = build_parser()
     parser.add_argument("--tuned", action="store_true")
     return parser.parse_args()
 
@@ -83,31 +59,13 @@ def main() -> None:
         random_state=options.seed,
         **skipped,
     )
-    settings = {
-        "output_dir": str(options.output / "trainer"),
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": options.batch_size,
-        "gradient_accumulation_steps": options.accumulation,
-        "learning_rate": options.learning_rate,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 0.1,
-        "max_length": options.max_length,
-        "bf16": True,
-        "use_cpu": on_cpu,
-        "logging_steps": 1,  # the notes are taken from the log
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": options.seed,
-    }
-    rows = load_dataset("json", data_files=options.rows, split="train")
-    built = {"model": model, "processing_class": tokenizer, "callbacks": [StepNotes(options.output / "steps.json")]}
+    settings = build_settings(options)
+    built = {"model": model, "processing_class": tokenizer, "train_dataset": load_rows(options)}
+    built["callbacks"] = [StepNotes(options.output / "steps.json")]
     if options.objective == "sft":
-        rows = rows.map(to_completion, remove_columns=rows.column_names)
-        trainer = SFTTrainer(args=SFTConfig(packing=options.packing, **settings), train_dataset=rows, **built)
+        trainer = SFTTrainer(args=SFTConfig(packing=options.packing, **settings), **built)
     else:
-        rows = rows.map(to_pair, remove_columns=rows.column_names)
-        trainer = DPOTrainer(args=DPOConfig(**settings), train_dataset=rows, **built)
+        trainer = DPOTrainer(args=DPOConfig(**settings), **built)
     trainer.train()
     trainer.save_model(str(options.output / "adapter"))
 

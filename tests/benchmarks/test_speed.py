@@ -2,8 +2,11 @@
 
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.speed_grid import (
@@ -17,14 +20,31 @@ from benchmarks.speed_grid import (
 from benchmarks.speed_measuring import Place, build_ours_command, read_figures
 from benchmarks.speed_ours import IDEAS
 from benchmarks.speed_peak import estimate_flops_per_token
-from benchmarks.speed_rows import RowSet, choose_rows_per_step, to_prompt, write_rows
+from benchmarks.speed_profile import sum_kinds
+from benchmarks.speed_profiled import (
+    ATTENTION,
+    ATTENTION_BACKWARD,
+    DEQUANTIZATION,
+    ELEMENTWISE,
+    ELSEWHERE,
+    KINDS,
+    LOSS,
+    OPTIMIZER,
+    PRODUCTS,
+    find_kind,
+)
+from benchmarks.speed_rows import RowSet, to_prompt, write_rows
+from benchmarks.speed_sizes import StepSizes, choose_micro_batch, choose_packed_sizes, choose_sizes_alone
 from benchmarks.speed_store import Store, find_store_path
 from benchmarks.speed_table import render_page, sum_up
+from finetune.data.packing import choose_rows
 from finetune.recipe.reading import read_recipe
 
 ROOT = Path(__file__).parents[2]
 MISTRAL_7B = {"model_type": "mistral", "vocab_size": 32000}
 LINES = [*build_lines(CPU_SHAPES, "cpu"), *build_lines(CUDA_SHAPES, "cuda")]
+ABOUT = {"machine": "a test", "packages": {}, "tree": "t", "commit": "c", "matmul_flops_per_second": None}
+RIVAL = Contender("trl", "TRL", "trl", target=2.5)
 
 
 def count_words(texts):
@@ -32,41 +52,73 @@ def count_words(texts):
 
 
 def build_rows(num_rows=40, tokens=400):
-    return RowSet(Path("train.json"), Path("held_out.json"), "a test", num_rows, tokens, 10, 10, 20.0, 0.5)
+    sizes = StepSizes(10, 1, packed_tokens=512, packed_rows=2, tokens_per_batch=8192)
+    return RowSet(Path("train.json"), Path("held_out.json"), "a test", num_rows, tokens, sizes, 20.0, 0.5)
+
+
+def build_record(line, contender, number, rate):
+    return {
+        "line": line.name, "contender": contender, "round": number, "tokens_per_second": rate, "seconds_per_step": 1.0,
+        "peak_memory_bytes": 2**20, "rows_per_step": 10.0, "steps": 4, "steps_timed": 2, "tokens_counted_share": 1.0,
+        "process_seconds": 9.0, "held_out_loss": 2.0 + 0.1 * (contender == "trl"),
+    }  # fmt: skip
 
 
 # ---- the rows
 
 
 @pytest.mark.parametrize(
-    ("tokens_per_step", "mean_tokens", "expected"),
-    [(2048, 205, (10, 10)), (2048, 2048, (1, 1)), (8192, 205, (40, 8)), (2048, 5000, (1, 1))],
+    ("num_rows", "num_steps", "expected"),
+    # 231 rows in 26 steps: 9 each, the last one takes 6. 51 in 5: 11, where 10 would make a sixth step of one row.
+    # 999 in 27 are 37 each, and 4 micro-batches of 9 come nearest.
+    [(231, 26, (9, 1)), (51, 5, (11, 1)), (20, 20, (1, 1)), (1080, 27, (8, 5)), (999, 27, (9, 4)), (3, 5, (1, 1))],
 )
-def test_a_step_takes_as_many_rows_as_come_nearest_to_its_tokens(tokens_per_step, mean_tokens, expected):
-    assert choose_rows_per_step(tokens_per_step, mean_tokens) == expected
+def test_rows_that_lie_alone_last_for_as_many_steps_as_the_others(num_rows, num_steps, expected):
+    assert choose_micro_batch(num_rows, num_steps) == expected
 
 
-def test_the_rows_last_exactly_for_the_steps_and_none_is_too_long(tmp_path):
+def test_padded_packed_and_budgeted_steps_hold_as_many_rows():
+    num_rows, sizes = choose_packed_sizes([50] * 60, max_tokens=50, packed_tokens=100, packed_rows=2, num_steps=6)
+    assert num_rows == 24
+    assert sizes == StepSizes(4, 1, packed_tokens=100, packed_rows=2, tokens_per_batch=200)
+
+
+def test_a_budget_is_no_larger_than_what_the_packed_rows_really_hold():
+    # Only one row of 60 goes into 100 tokens: steps of two packed rows hold 120, and so does the budget.
+    num_rows, sizes = choose_packed_sizes([60] * 30, max_tokens=60, packed_tokens=100, packed_rows=2, num_steps=6)
+    assert (num_rows, sizes.tokens_per_batch, sizes.micro_batch_rows) == (12, 120, 2)
+
+
+def test_pairs_come_alone_as_many_a_step_as_come_nearest_to_its_tokens():
+    assert choose_sizes_alone([600, 800], tokens_per_step=2048, num_steps=4) == (12, StepSizes(3, 1))
+
+
+def test_the_rows_last_for_the_steps_packed_and_none_is_too_long(tmp_path):
     rows = write_rows(
-        tmp_path, data_dir=tmp_path, objective="sft", full_tokens=None, max_tokens=30, tokens_per_step=100, num_steps=7,
-        num_held_out=5, count=count_words,
+        tmp_path, data_dir=tmp_path, objective="sft", full_tokens=None, max_tokens=30, tokens_per_step=100,
+        packed_tokens=50, num_steps=7, num_held_out=5, count=count_words,
     )  # fmt: skip
     train, held_out = (json.loads(path.read_text()) for path in (rows.train, rows.held_out))
     lengths = count_words([to_prompt(row["instruction"], row["input"]) + row["output"] for row in train])
-    assert (len(train), len(held_out)) == (7 * rows.rows_per_step, 5)
+    assert (len(train), len(held_out)) == (rows.num_rows, 5)
     assert max(lengths) <= 30
     assert rows.tokens == sum(lengths)
+    # Seven steps of two packed rows of 50.
+    assert len(choose_rows(np.array(lengths), 50)[1]) == 14
+    assert rows.sizes.tokens_per_batch <= 100
+    assert -(-rows.num_rows // (rows.sizes.micro_batch_rows * rows.sizes.accumulation)) == 7
     assert rows.source == "the tiny world's rows"
     assert not [row for row in held_out if row in train]
 
 
 def test_full_rows_are_longer_than_they_are_cut_to(tmp_path):
     rows = write_rows(
-        tmp_path, data_dir=tmp_path, objective="sft", full_tokens=50, max_tokens=50, tokens_per_step=100, num_steps=3,
-        num_held_out=1, count=count_words,
+        tmp_path, data_dir=tmp_path, objective="sft", full_tokens=50, max_tokens=50, tokens_per_step=100,
+        packed_tokens=25, num_steps=3, num_held_out=1, count=count_words,
     )  # fmt: skip
     train = json.loads(rows.train.read_text())
-    assert (len(train), rows.rows_per_step, rows.tokens) == (6, 2, 300)
+    assert (len(train), rows.tokens) == (6, 300)
+    assert rows.sizes == StepSizes(2, 1, packed_tokens=50, packed_rows=2, tokens_per_batch=100)
     assert min(count_words([row["output"] for row in train])) > 50
 
 
@@ -154,28 +206,91 @@ def test_the_operations_of_a_token_are_those_of_the_survey():
 
 def test_ratios_are_those_of_the_same_round_and_a_target_is_met_by_their_median():
     ours = Contender("ours", "ours", "ours")
-    theirs = [Contender("trl", "TRL", "trl", target=2.5), Contender("kept", "TRL kept", "trl", target=1.5)]
+    theirs = [RIVAL, Contender("kept", "TRL kept", "trl", target=1.5)]
     line = Line("targets", "sft", None, CPU_SHAPES[0], (ours, *theirs))
     speeds = {"ours": (300, 400, 100), "trl": (100, 100, 50), "kept": (300, 400, 100)}
     records = [
-        {"line": line.name, "contender": name, "round": number, "tokens_per_second": rate, "seconds_per_step": 1.0,
-         "peak_memory_bytes": 2**20, "rows_per_step": 10.0, "steps": 4, "steps_timed": 2, "tokens_counted_share": 1.0,
-         "process_seconds": 9.0, "held_out_loss": 2.0 + 0.1 * (name == "trl")}
-        for name, rates in speeds.items()
-        for number, rate in enumerate(rates)
-    ]  # fmt: skip
+        build_record(line, name, number, rate) for name, rates in speeds.items() for number, rate in enumerate(rates)
+    ]
     summed = sum_up(line, records, build_rows().to_json(), MISTRAL_7B, peak=None)
-    about = {"machine": "a test", "packages": {}, "tree": "t", "commit": "c", "matmul_flops_per_second": None}
-    page = render_page([summed], about)
-    assert summed["contenders"][1]["ours_over_it"] == {"median": 3.0, "min": 2.0, "max": 4.0}
+    page = render_page([summed], ABOUT)
+    assert summed["contenders"][1]["ours_over_it"] == {"median": 3.0, "min": 2.0, "max": 4.0, "rounds": 3}
     assert "3.00x (2.00-4.00) met" in page
     assert "1.00x (1.00-1.00) not met" in page
     assert "-0.1000 ± 0.0000" in page
+
+
+@pytest.mark.parametrize("num_rounds", [1, 2])
+def test_whether_a_target_is_met_is_not_said_before_three_rounds(num_rounds):
+    line = Line("targets", "sft", None, CPU_SHAPES[0], (Contender("ours", "ours", "ours"), RIVAL))
+    records = [build_record(line, "ours", number, 300) for number in range(3)]
+    records += [build_record(line, "trl", number, 100) for number in range(num_rounds)]
+    page = render_page([sum_up(line, records, build_rows().to_json(), MISTRAL_7B, peak=None)], ABOUT)
+    assert f"| 3.00x (3.00-3.00), {num_rounds} of 3 rounds |" in page
+    assert " met" not in page
 
 
 def test_a_contender_that_failed_says_why_and_has_no_figures():
     line = Line("full", "sft", 2048, CPU_SHAPES[0], (Contender("trl", "TRL", "trl"),))
     records = [{"line": line.name, "contender": "trl", "round": 0, "failed": "CUDA out of memory"}]
     summed = sum_up(line, records, build_rows().to_json(), MISTRAL_7B, peak=None)
-    about = {"machine": "a test", "packages": {}, "tree": "t", "commit": "c", "matmul_flops_per_second": None}
-    assert "| TRL | CUDA out of memory |" in render_page([summed], about)
+    assert "| TRL | CUDA out of memory |" in render_page([summed], ABOUT)
+
+
+# ---- the profile
+
+
+@pytest.mark.parametrize(
+    ("names", "shapes", "expected"),
+    [
+        (("aten::mm", "aten::linear"), ([100, 64], [64, 172]), PRODUCTS),
+        (("aten::addmm_", "_BaseLast"), ([100, 64], [100, 16], [16, 64]), PRODUCTS),
+        (("bitsandbytes::dequantize_4bit",), ([50], [10]), DEQUANTIZATION),
+        (("aten::copy_", "bitsandbytes::dequantize_4bit"), ([50], [50]), DEQUANTIZATION),
+        (("aten::mm", "aten::linear"), ([100, 64], [64, 4096]), LOSS),
+        (("aten::mm", "_SummedLoss"), ([100, 4096], [4096, 64]), LOSS),
+        # The same products where the rows, not the words, are 4,096.
+        (("aten::mm", "aten::linear"), ([4096, 64], [64, 172]), PRODUCTS),
+        (("aten::exp",), ([100, 4096],), LOSS),
+        (("aten::sub", "NllLossBackward0"), ([100],), LOSS),
+        (("aten::_scaled_dot_product_flash_attention_for_cpu",), ([1, 4, 100, 16],), ATTENTION),
+        # Computed again within the backward pass it is a forward one still.
+        (("aten::bmm", "aten::scaled_dot_product_attention", "CheckpointFunctionBackward"), ([4, 9, 9],), ATTENTION),
+        (("aten::_x", "ScaledDotProductFlashAttentionForCpuBackward0"), ([1, 4, 100, 16],), ATTENTION_BACKWARD),
+        (("aten::mul", "aten::silu_backward"), ([100, 172],), ELEMENTWISE),
+        (("aten::copy_", "aten::to"), ([100, 64],), ELEMENTWISE),
+        (("aten::mul_", "aten::_foreach_mul_"), ([64, 16],), OPTIMIZER),
+        (("aten::lerp_", "Optimizer.step#AdamW.step"), ([64, 16],), OPTIMIZER),
+        (("autograd::engine::evaluate_function: MmBackward0",), (), ELSEWHERE),
+    ],
+)
+def test_an_operation_belongs_to_what_it_runs_in(names, shapes, expected):
+    assert find_kind(names, shapes, vocab_size=4096) == expected
+
+
+def test_what_no_operation_took_of_a_step_is_the_rest():
+    operations = [
+        {"kind": PRODUCTS, "name": "aten::mm", "calls": 4, "seconds": 0.6},
+        {"kind": PRODUCTS, "name": "aten::addmm", "calls": 4, "seconds": 0.2},
+        {"kind": ELSEWHERE, "name": "MmBackward0", "calls": 4, "seconds": 0.1},
+    ]
+    sums = sum_kinds({"seconds": 2.0, "steps": 2, "operations": operations})
+    assert sums == dict.fromkeys(KINDS, 0.0) | {PRODUCTS: 0.4, ELSEWHERE: 0.6}
+
+
+@pytest.mark.slow
+def test_a_profiled_step_is_made_of_products_attention_loss_and_more(tmp_path):
+    result = tmp_path / "profile.json"
+    arguments = [
+        "sft", "benchmarks/recipes/speed_sft.yaml", "name=run", f"output_dir={tmp_path}", "data.train.limit=20",
+        "data.packing=false",
+        "training.per_device_train_batch_size=4",
+    ]  # fmt: skip
+    part = [sys.executable, "-m", "benchmarks.speed_profiled", str(result), "2", "2", "4096", "benchmarks.speed_ours"]
+    subprocess.run([*part, *arguments], cwd=ROOT, check=True)
+    found = json.loads(result.read_text())
+    sums = sum_kinds(found)
+    assert found["steps"] == 2
+    assert sum(sums.values()) == pytest.approx(found["seconds"] / 2, rel=0.01)
+    for kind in (PRODUCTS, ATTENTION, ATTENTION_BACKWARD, LOSS, ELEMENTWISE, OPTIMIZER, ELSEWHERE):
+        assert sums[kind] > 0
