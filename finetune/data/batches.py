@@ -1,7 +1,7 @@
 """Rows of tokens to the tensors of one micro-batch.
 
 Answers that are compared lie padded, one a row, and so do labelled texts and texts with masked tokens. All
-else has three layouts, chosen once by `choose_layout`:
+else has three layouts, chosen once by `row_layouts.choose_layout`:
 
 - `padded`: one document a row, padded on the right, with an `attention_mask`.
 - `packed`: several documents a row, kept apart by `position_ids` that restart at 0. There is no
@@ -21,10 +21,12 @@ Shape suffixes: B rows, T tokens, D documents.
 import copy
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+
+from finetune.recipe.row_layouts import FLAT_MULTIPLE, Layout, choose_layout
 
 __all__ = [
     "IGNORE_INDEX",
@@ -40,32 +42,6 @@ __all__ = [
 ]
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy passes over
-
-Layout = Literal["padded", "packed", "flat"]
-
-# Kernels are chosen for each new shape, and on a CPU compiled and kept: with rows of any number of tokens a run of the
-# tiny base held 1.5 GiB after 40 steps instead of 0.9, and took a tenth longer.
-_FLAT_MULTIPLE = 64
-
-
-def choose_layout(*, packing: bool, attention: str, by_unsloth: bool = False) -> Layout:
-    """Choose how a micro-batch lies in memory: flat where the kernels read it, else by packing.
-
-    Rows of one document each stay padded under `documents`: there are those of like length in a micro-batch.
-
-    Args:
-        packing: whether a row holds several documents.
-        attention: transformers' name of the kernel.
-        by_unsloth: whether Unsloth's own kernels attend, which they do on a GPU: of several rows at once they
-            would read the packed documents as one, and padding on the right costs them nothing.
-    """
-    if by_unsloth:
-        return "flat" if packing else "padded"
-    if attention == "flash_attention_2":
-        return "flat"
-    if attention == "documents" and packing:
-        return "flat"
-    return "packed" if packing else "padded"
 
 
 class Collator:
@@ -127,7 +103,7 @@ class Collator:
 
     def _find_filling(self, positions: Sequence[torch.Tensor]) -> int:
         """Find how many tokens fill a flat row up; 0 where that would be a document longer than those it has."""
-        num_filled = -sum(map(len, positions)) % _FLAT_MULTIPLE
+        num_filled = -sum(map(len, positions)) % FLAT_MULTIPLE
         longest = max(int(row.max()) for row in positions) + 1
         return num_filled if self.names_documents and num_filled <= longest else 0
 

@@ -39,6 +39,7 @@ __all__ = [
     "find_cached",
     "find_download_bytes",
     "find_folder",
+    "find_tensor_files",
     "reaching",
     "refuse_lacking",
 ]
@@ -215,7 +216,7 @@ def find_download_bytes(name: str, revision: str | None) -> int:
     Of the repository's files those are counted that loading it fetches: safetensors, not their copies in other
     formats, and what is small. A Hub that gives no list of them keeps no run from starting: a word in the log, and 0.
     """
-    if is_here(name) or constants.is_offline_mode() or _are_weights_cached(name, revision):
+    if is_here(name) or constants.is_offline_mode() or find_tensor_files(name, revision):
         return 0
     try:
         listed = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=_PATIENCE_SECONDS).siblings
@@ -229,11 +230,15 @@ def find_download_bytes(name: str, revision: str | None) -> int:
     return sum(sizes[one] for one in [*weights, *small] if find_cached(name, one, revision) is None)
 
 
-def _are_weights_cached(name: str, revision: str | None) -> bool:
-    if find_cached(name, SAFE_WEIGHTS_NAME, revision) is not None:
-        return True
-    index = find_cached(name, SAFE_WEIGHTS_INDEX_NAME, revision)
-    return index is not None and not _find_missing_shards(index)
+def find_tensor_files(name: str, revision: str | None) -> list[Path]:
+    """Find a model's safetensors files on this machine, in the order of their names; none where one is missing."""
+    for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        found = Path(expand(name)) / filename if is_here(name) else find_cached(name, filename, revision)
+        if found is not None and found.is_file():
+            if filename == SAFE_WEIGHTS_NAME:
+                return [found]
+            return [] if _find_missing_shards(found) else [found.parent / shard for shard in _read_shards(found)]
+    return []
 
 
 def refuse_lacking(name: str, missing: Set[str]) -> None:

@@ -7,8 +7,8 @@ merging and switching stay PEFT's.
     PEFT                                                   here
     base, its copy, lora_A, lora_B, scaled, added          lora_A, base, and lora_B added into the base's output by one
                                                            product: one tensor of the output's size instead of five
-    on a CPU each linear casts its input twice, and        the input as it is, kept once for all that read it
-    keeps a cast of its own
+    on a CPU each linear casts its input twice, and        the input as it is, kept once for all that read it, or
+    keeps a cast of its own                                what it was made from (`lean_inputs`)
     base first: all is recomputed                          adapter first: recomputation stops before a layer's last base
     dequantized forward, recomputed, and backward          dequantized forward, and once for the other two
 
@@ -24,8 +24,9 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from finetune.model.frozen_weights import find_resident, is_plain_4bit, multiply, to_full_weight
+from finetune.model.lean_inputs import Origin, find_origin
 
-__all__ = ["forget_shared_weights", "use_lean_path"]
+__all__ = ["forget_shared_weights", "is_watched", "use_lean_path"]
 
 _FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -96,7 +97,7 @@ def _forward(
     # The adapter's float32 weights are cast once for all passes; the input once, where it is float32 under autocast.
     a_RI, b_OR = (matrices[adapter].weight.to(dtype) for matrices in (layer.lora_A, layer.lora_B))
     inputs = x.to(dtype).contiguous()
-    stand_in, h = _AdapterFirst.apply(inputs, a_RI, b_OR, layer, scaling)
+    stand_in, h = _AdapterFirst.apply(inputs, a_RI, b_OR, layer, scaling, find_origin(inputs))
     out: Tensor = _BaseLast.apply(stand_in, inputs, h, b_OR, layer, scaling)
     return out.to(x.dtype) if _is_quantized(layer.get_base_layer()) else out
 
@@ -109,10 +110,12 @@ class _AdapterFirst(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a_RI: Tensor, b_OR: Tensor, layer: _Lean, scaling: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, a_RI: Tensor, b_OR: Tensor, layer: _Lean, scaling: float, origin: Origin
+    ) -> tuple[Tensor, Tensor]:
         h = nn.functional.linear(x, a_RI)
-        ctx.save_for_backward(x, h, a_RI, b_OR)
-        ctx.layer, ctx.scaling = layer, scaling
+        ctx.save_for_backward(h, a_RI, b_OR, *origin.parts)
+        ctx.layer, ctx.scaling, ctx.remake, ctx.shape = layer, scaling, origin.remake, x.shape
         ctx.mark_non_differentiable(h)
         ctx.set_materialize_grads(False)
         # Stands for the output of the linear: of its shape, so that the gradient can come by it, and of no size.
@@ -124,19 +127,19 @@ class _AdapterFirst(torch.autograd.Function):
         layer, scaling = ctx.layer, ctx.scaling
         weight_OI, layer.shared_OI = layer.shared_OI, None
         if grad_out is None:
-            return None, None, None, None, None
-        x, h, a_RI, b_OR = ctx.saved_tensors
+            return None, None, None, None, None, None
+        h, a_RI, b_OR, *parts = ctx.saved_tensors
         needs_x, needs_a, needs_b, *_ = ctx.needs_input_grad
-        x_TI, h_TR, grad_TO = (one.reshape(-1, one.shape[-1]) for one in (x, h, grad_out))
+        h_TR, grad_TO = (one.reshape(-1, one.shape[-1]) for one in (h, grad_out))
         grad_h_TR = torch.mm(grad_TO, b_OR).mul_(scaling)
-        grad_a_RI = torch.mm(grad_h_TR.t(), x_TI) if needs_a else None
+        grad_a_RI = torch.mm(grad_h_TR.t(), ctx.remake(*parts).reshape(-1, ctx.shape[-1])) if needs_a else None
         grad_b_OR = torch.mm(grad_TO.t(), h_TR).mul_(scaling) if needs_b else None
         if not needs_x:
-            return None, grad_a_RI, grad_b_OR, None, None
+            return None, grad_a_RI, grad_b_OR, None, None, None
         if weight_OI is None:
             weight_OI = to_full_weight(layer.get_base_layer(), grad_TO.dtype)
         grad_x_TI = torch.mm(grad_TO, weight_OI).addmm_(grad_h_TR, a_RI)
-        return grad_x_TI.view(x.shape), grad_a_RI, grad_b_OR, None, None
+        return grad_x_TI.view(ctx.shape), grad_a_RI, grad_b_OR, None, None, None
 
 
 class _BaseLast(torch.autograd.Function):
@@ -194,7 +197,7 @@ def _find_only_adapter(layer: lora.LoraLayer) -> str | None:
     parts = (layer.lora_A[names[0]], layer.lora_B[names[0]])
     if not is_off or parts[1].bias is not None or any(type(part) is not nn.Linear for part in parts):
         return None
-    return None if any(_is_watched(part) for part in (*parts, dropout, layer.get_base_layer())) else names[0]
+    return None if any(is_watched(part) for part in (*parts, dropout, layer.get_base_layer())) else names[0]
 
 
 def _find_product_dtype(layer: lora.LoraLayer, adapter: str, x: Tensor) -> torch.dtype | None:
@@ -226,7 +229,7 @@ def _is_known(base: nn.Module) -> bool:
     return type(base) in (nn.Linear, bnb.nn.Linear8bitLt) or is_plain_4bit(base)
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether somebody waits for a module's own call: a hook, or another forward put over it."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return any(hooks) or "forward" in vars(module)

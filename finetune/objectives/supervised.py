@@ -113,7 +113,8 @@ def _build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings, 
     if not data.packing:
         return rows
     row_tokens = data.tokens_per_batch or data.max_length
-    packed = pack_documents(rows.dataset, row_tokens, rows.fingerprint)
+    is_batch = data.tokens_per_batch is not None  # a row is all that a micro-batch has
+    packed = pack_documents(rows.dataset, row_tokens, rows.fingerprint, mixes_lengths=is_batch)
     census = rows.report["census"]
     filled = {"packed_rows": len(packed), "packing_fill": round(census["tokens"] / (len(packed) * row_tokens), 4)}
     return replace(rows, dataset=packed, report=rows.report | {"census": census | filled})

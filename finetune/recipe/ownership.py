@@ -68,7 +68,7 @@ OWNED_TRAINER_FIELDS: dict[str, Instead] = {
     "max_length": Instead("data.max_length"),
     "truncation_mode": Instead("data.too_long", "drop, truncate, split or error."),
     "packing": Instead("data.packing"),
-    "packing_strategy": Instead("data.packing", "Rows are always packed best-fit decreasing, documents kept apart."),
+    "packing_strategy": Instead("data.packing", "Rows are packed by best fit, documents kept apart."),
     "eval_packing": Instead("data.packing", "Held-out rows are laid out as the training rows are."),
     "padding_free": Instead("data.packing", "Without packing, rows go padding-free where the attention allows it."),
     "pad_to_multiple_of": Instead(None, "Rows are padded to the longest of their batch."),

@@ -36,9 +36,10 @@ def test_the_rows_are_those_of_trl(max_length, count):
         assert ours[name][:] == theirs[name][:]
 
 
-def test_no_document_is_torn_lost_or_taken_twice():
+@pytest.mark.parametrize("mixes_lengths", [False, True])
+def test_no_document_is_torn_lost_or_taken_twice(mixes_lengths):
     lengths = [5, 9, 2, 2, 8, 1]
-    packed = pack_documents(to_documents(lengths), 10, "six documents")
+    packed = pack_documents(to_documents(lengths), 10, "six documents", mixes_lengths=mixes_lengths)
     documents = []
     for row in packed:
         assert sum(row["seq_lengths"]) == len(row["input_ids"]) == len(row["labels"]) <= 10
@@ -55,3 +56,14 @@ def test_rows_of_documents_taken_from_a_larger_set_hold_those_alone():
 
 def test_a_document_as_long_as_a_row_fills_it_alone():
     assert pack_documents(to_documents([10, 10]), 10, "full rows")["seq_lengths"][:] == [[10], [10]]
+
+
+def test_in_a_drawn_order_rows_mix_lengths_and_are_nearly_as_full():
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.3, 0.6, 5000), 20, 512).astype(int)
+    spreads, fills = [], []
+    for mixes_lengths in (False, True):
+        packed = pack_documents(to_documents(lengths.tolist()), 2048, "drawn", mixes_lengths=mixes_lengths)
+        spreads.append(np.std([np.mean(row) for row in packed["seq_lengths"][:]]))
+        fills.append(lengths.sum() / (len(packed) * 2048))
+    assert spreads[1] < spreads[0] / 2
+    assert fills[0] > 0.995 and fills[1] > 0.985
