@@ -17,7 +17,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
@@ -71,20 +70,24 @@ def _answer_faults(main: Callable[..., object]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def guarded(*, debug: bool, **parameters: Any) -> None:
-        from finetune.run.secrets import print_masked_traceback
+        from finetune.run.early_signals import Terminated, end_now, forget_signals
+        from finetune.run.secrets import masked_tracebacks, print_masked_traceback
 
-        sys.excepthook = print_masked_traceback  # for a bug of ours; typer's own would show secrets
         # Process 1 of a container never hears a SIGTERM that it has no handler for.
-        before = signal.signal(signal.SIGTERM, _end_now)
+        before = signal.signal(signal.SIGTERM, end_now)
         try:
-            main(**parameters)
-            sys.stdout.flush()
+            with masked_tracebacks():  # typer's own would show secrets
+                main(**parameters)
+                sys.stdout.flush()
         except FinetuneError as error:
+            # What has ended is told in full: a second signal would put a traceback in the place of the exit code.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if debug:
                 print_masked_traceback(type(error), error, error.__traceback__)
             _say(str(error))
             raise typer.Exit(error.exit_code) from error
-        except _Terminated:
+        except Terminated:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             _say("Stopped by SIGTERM.")
             raise typer.Exit(_TERMINATED) from None
         except KeyboardInterrupt:
@@ -94,6 +97,7 @@ def _answer_faults(main: Callable[..., object]) -> Callable[..., None]:
             raise typer.Exit(leave_readerless_output()) from None
         finally:
             signal.signal(signal.SIGTERM, before)
+            forget_signals()
 
     option = typer.Option("--debug", help="Show where in the program a message comes from.")
     annotation = Annotated[bool, option]
@@ -114,14 +118,6 @@ def _say(message: str) -> None:
         lines = [*lines[: MAX_MESSAGE_LINES - 1], f"And {len(lines) - MAX_MESSAGE_LINES + 1} more lines."]
     with contextlib.suppress(BrokenPipeError):  # nobody reads it any more; the exit code says the same
         print("\n".join(lines), file=sys.stderr, flush=True)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM where no run takes it up; like KeyboardInterrupt it passes every `except Exception`."""
-
-
-def _end_now(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
 
 
 def escape_what_cannot_be_encoded() -> None:

@@ -71,6 +71,7 @@ def export(
     from finetune.model.merging import check_effect, check_mergeable, check_room, describe_difference, write_merged
     from finetune.model.targets import find_target
     from finetune.run.logging import log_to_console
+    from finetune.run.writing import sync_tree
 
     with log_to_console():
         found = find_target(target, quantization=quantization, device=device)
@@ -85,7 +86,7 @@ def export(
         else:
             prompts = [speaker.tokenizer(text)["input_ids"] for text in PROMPTS]
         dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-        difference = write_merged(speaker, merge, dtypes[dtype], prompts)
+        difference = write_merged(speaker, merge, dtypes[dtype], prompts, sync=sync_tree)
     if as_json:
         made_from = {"folder": str(merge), "dtype": dtype, "merged_from": speaker.description}
         print(json.dumps(made_from | asdict(difference)))

@@ -19,7 +19,8 @@ from finetune.objectives.training_state import check_no_pickle
 from finetune.prepare import Prepared
 from finetune.recipe.reading import to_resolved
 from finetune.recipe.schema import Recipe
-from finetune.run.checkpoints import find_newest_checkpoint, warn_of_other_libraries
+from finetune.run.checkpoints import find_newest_checkpoint, find_set_aside, warn_of_other_machine
+from finetune.run.environment import name_device
 from finetune.run.folder import RunFolder
 from finetune.run.launch import count_processes
 from finetune.run.layout import find_step
@@ -64,7 +65,8 @@ class Origin:
 
     Attributes:
         identity: what the recipe does not show and a resumed run must share.
-        made_from: hashes of recipe, rows, template and base, which each checkpoint's record says.
+        made_from: hashes of recipe, rows, template and base, and the precision, kernel and device that computed; each
+            checkpoint's record says them.
         accepted: differences from the run so far that the command line allows.
         checkpoint: the one to continue from; None: step 0.
     """
@@ -107,16 +109,19 @@ def find_origin(
         CheckpointError: what lies in the folder was made from something else.
     """
     identity = _build_identity(recipe, base, prepared, trained_dir)
-    named = {name: identity[name] for name in ("data", "template", "base")}
-    made_from = {"recipe": hash_recipe(to_resolved(recipe))} | named
+    named = {name: identity[name] for name in ("data", "template", "base", "device", "compute_dtype", "attention")}
+    made_from = {"recipe": hash_recipe(to_resolved(recipe))} | named | {"device_name": name_device(base.device.type)}
     if not resume:
         return Origin(identity, made_from, [], None)
-    all_accepted = [*accepted, *refuse_other_identity(folder, identity, allow_mismatch)]
+    all_accepted = [*accepted, *refuse_other_identity(folder, identity, allow_mismatch, accepted=accepted)]
     return Origin(identity, made_from, all_accepted, _find_checkpoint(folder, made_from, all_accepted))
 
 
 def _build_identity(recipe: Recipe, base: BaseModel, prepared: Prepared, trained_dir: Path | None) -> dict[str, object]:
-    """Build what the recipe does not show and a resumed run must share: base, trained adapter, rows, processes."""
+    """Build what the recipe does not show and a resumed run must share: base, trained adapter, rows, processes.
+
+    Of device, precision and kernel the recipe may say `auto`; here stands what that came to.
+    """
     template = None if prepared.renderer is None else prepared.renderer.template.source
     identity: dict[str, object] = {
         "base_commit": base.commit,
@@ -124,6 +129,9 @@ def _build_identity(recipe: Recipe, base: BaseModel, prepared: Prepared, trained
         "template": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         "data": prepared.train.report["label_hash"],
         "num_processes": count_processes(),
+        "device": base.device.type,
+        "compute_dtype": str(base.compute_dtype).removeprefix("torch."),
+        "attention": base.attention,
     }
     if prepared.held_out is not None:  # the best step and early stopping go by these
         identity["held_out"] = prepared.held_out.report["label_hash"]
@@ -135,12 +143,19 @@ def _find_checkpoint(folder: RunFolder, made_from: dict[str, object], accepted: 
     # One after the other: the first process sets a torn checkpoint aside while the others would be reading it.
     with PartialState().main_process_first():
         checkpoint = find_newest_checkpoint(folder.checkpoints_dir, writes=folder.writes)
-    if checkpoint is None:
+    set_aside = find_set_aside(folder.checkpoints_dir)
+    if checkpoint is None and set_aside:
+        log.warning(
+            "No checkpoint is whole, and %d set aside as .broken: starting at step 0.\n"
+            "  What is set aside stays until the run has come as far again; to look at it first, stop this run.",
+            len(set_aside),
+        )
+    elif checkpoint is None:
         log.info("No checkpoint yet: starting at step 0.")
     else:
         check_no_pickle(checkpoint)
         refuse_other_origin(folder, checkpoint, made_from, accepted)
-        warn_of_other_libraries(checkpoint)
+        warn_of_other_machine(checkpoint, str(made_from["device_name"]))
         folder.note_resumed(find_step(checkpoint))
         log.info("Continuing after step %d.", find_step(checkpoint))
     return checkpoint

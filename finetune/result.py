@@ -25,6 +25,7 @@ from finetune.run.card import build_card
 from finetune.run.checkpoints import find_checkpoint_named
 from finetune.run.environment import name_device
 from finetune.run.folder import RunFolder
+from finetune.run.full_disk import find_full
 from finetune.run.layout import find_step
 from finetune.run.loss_plot import write_loss_plot
 from finetune.run.metrics import read_totals
@@ -63,11 +64,15 @@ def leave_result(
     after = gauge.measure()
     write_answers(folder, best_step or trainer.state.global_step, after.samples)
     write_predictions(folder, prepared, trainer)
-    result = save_result(folder, recipe, base, trainer, prepared, before, after)
-    summary = build_summary(folder, base, trainer, prepared, before, after, best_step, result, plan)
-    folder.write_json(folder.summary_path, summary.to_json())
     if folder.writes:
-        write_loss_plot(folder.metrics_path, folder.loss_plot_path)
+        draw_curves(folder)
+    result = folder.model_dir if recipe.adapter.method in WHOLE_METHODS else folder.adapter_dir
+    # It takes its place when the block ends: the last thing but one, since it says that the run has finished.
+    with folder.write_dir(result) as part:
+        if folder.writes:
+            save_result(part, recipe, base, trainer, prepared, before, after)
+        summary = build_summary(folder, base, trainer, prepared, before, after, best_step, part, plan)
+        folder.write_json(folder.summary_path, summary.to_json())
     folder.write_status("done")
     for lines in render_answers(before.samples, after.samples):
         log.info("%s", lines)
@@ -90,6 +95,17 @@ def put_best_back(folder: RunFolder, trainer: StepMixin) -> int | None:
     return find_step(checkpoint)
 
 
+def draw_curves(folder: RunFolder) -> None:
+    """Draw loss.png; a picture that cannot be drawn is no reason to lose a run, a full disk is told as everywhere."""
+    try:
+        write_loss_plot(folder.metrics_path, folder.loss_plot_path)
+    except Exception as error:
+        if find_full(error) is not None:
+            raise
+        folder.loss_plot_path.unlink(missing_ok=True)
+        log.warning("%s could not be drawn: %s: %s", folder.loss_plot_path.name, type(error).__name__, error)
+
+
 def write_predictions(folder: RunFolder, prepared: Prepared, trainer: StepMixin) -> None:
     """Label the rows that the recipe asks about; a whole model's weights are not rounded for the disk yet."""
     if prepared.labelled is None or not prepared.labelled.asked:
@@ -99,53 +115,48 @@ def write_predictions(folder: RunFolder, prepared: Prepared, trainer: StepMixin)
 
 
 def save_result(
-    folder: RunFolder,
+    part: Path,
     recipe: Recipe,
     base: BaseModel,
     trainer: StepMixin,
     prepared: Prepared,
     before: Measured,
     after: Measured,
-) -> Path:
-    """Save what was trained: the adapter, or the whole model where its own weights were changed."""
-    target = folder.model_dir if recipe.adapter.method in WHOLE_METHODS else folder.adapter_dir
-    if not folder.writes:
-        return target
-    with folder.write_dir(target) as part:
-        trainer.save_weights(part, dtype=base.stored_dtype)
-        if target == folder.adapter_dir:
-            note_base_weights(part, recipe.model)
-        prepared.tokenizer.save_pretrained(part)
-        if base.head == "words":
-            GenerationConfig(
-                bos_token_id=prepared.tokenizer.bos_token_id,
-                eos_token_id=prepared.stop_ids,
-                pad_token_id=prepared.tokenizer.pad_token_id,
-            ).save_pretrained(part)
-        if base.head == "labels":
-            write_labels(trainer.model, part)  # PEFT's files do not say what the outputs mean
-        sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
-        card = build_card(
-            name=recipe.name,
-            base=recipe.model.model_name_or_path,
-            quantization=recipe.model.quantization,
-            backend=recipe.model.backend,
-            method=find_method(trainer.model) or recipe.adapter.method,
-            fields=recipe.adapter.fields,
-            init_from=recipe.adapter.init_from,
-            ends_with=base.head,
-            labels=None if base.labels is None else base.labels.names,
-            data_paths=[source.path for source in sources],
-            template=None if prepared.renderer is None else prepared.renderer.template.name,
-            max_length=recipe.data.max_length,
-            seed=recipe.seed,
-            commit=base.commit,
-            results={"steps": trainer.state.global_step, **to_words(before, after, prepared.labelled)},
-            rows=len(prepared.train.dataset),
-            fingerprint=prepared.train.fingerprint,
-        )
-        (part / "README.md").write_text(card, encoding="utf-8")
-    return target
+) -> None:
+    """Save what was trained into a folder: the adapter, or the whole model where its own weights were changed."""
+    trainer.save_weights(part, dtype=base.stored_dtype)
+    if recipe.adapter.method not in WHOLE_METHODS:
+        note_base_weights(part, recipe.model)
+    prepared.tokenizer.save_pretrained(part)
+    if base.head == "words":
+        GenerationConfig(
+            bos_token_id=prepared.tokenizer.bos_token_id,
+            eos_token_id=prepared.stop_ids,
+            pad_token_id=prepared.tokenizer.pad_token_id,
+        ).save_pretrained(part)
+    if base.head == "labels":
+        write_labels(trainer.model, part)  # PEFT's files do not say what the outputs mean
+    sources = recipe.data.train if isinstance(recipe.data.train, list) else [recipe.data.train]
+    card = build_card(
+        name=recipe.name,
+        base=recipe.model.model_name_or_path,
+        quantization=recipe.model.quantization,
+        backend=recipe.model.backend,
+        method=find_method(trainer.model) or recipe.adapter.method,
+        fields=recipe.adapter.fields,
+        init_from=recipe.adapter.init_from,
+        ends_with=base.head,
+        labels=None if base.labels is None else base.labels.names,
+        data_paths=[source.path for source in sources],
+        template=None if prepared.renderer is None else prepared.renderer.template.name,
+        max_length=recipe.data.max_length,
+        seed=recipe.seed,
+        commit=base.commit,
+        results={"steps": trainer.state.global_step, **to_words(before, after, prepared.labelled)},
+        rows=len(prepared.train.dataset),
+        fingerprint=prepared.train.fingerprint,
+    )
+    (part / "README.md").write_text(card, encoding="utf-8")
 
 
 def build_summary(
@@ -156,10 +167,10 @@ def build_summary(
     before: Measured,
     after: Measured,
     best_step: int | None,
-    result: Path,
+    part: Path,
     plan: Plan | None,
 ) -> Summary:
-    """Put a run's figures together, those before an interruption included."""
+    """Put a run's figures together, those before an interruption included; `part` is where the result lies."""
     totals, parameters = read_totals(folder.metrics_path), count_parameters(trainer.model)
     keep_speed(plan, totals, folder.path.name)
     return Summary(
@@ -177,7 +188,7 @@ def build_summary(
         **to_summary(before, after),
         trainable_parameters=parameters.trainable,
         total_parameters=parameters.total,
-        adapter_bytes=adapter_bytes(result) if folder.writes else 0,
+        adapter_bytes=adapter_bytes(part) if folder.writes else 0,
         tokens=totals.tokens,
         tokens_per_second=totals.tokens_per_second,
         peak_memory_bytes=totals.peak_memory_bytes,

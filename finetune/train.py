@@ -28,11 +28,14 @@ from finetune.model.continuing import (
 )
 from finetune.model.devices import check_trainer_fields, choose_device
 from finetune.model.lean import use_lean_path
+from finetune.model.lean_elementwise import use_lean_elementwise
 from finetune.model.printing import printed_to_log
+from finetune.model.read_ahead import read_ahead
 from finetune.model.scoring import check_same_words, check_scorer, load_scorer
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Answerer, SampleAnswers
 from finetune.objectives.finite import NonFinitePolicy
+from finetune.objectives.free_memory import read_available_bytes
 from finetune.objectives.full_memory import telling_full_memory
 from finetune.objectives.rehearsal import rehearse
 from finetune.objectives.rewards import build_rewards
@@ -106,6 +109,7 @@ def train(
         with folder, Interrupts(folder) as interrupts:
             arguments, trained_dir = check_settings(recipe)
             with telling_of_the_place(recipe, arguments, trained_dir, folder):
+                read_ahead(recipe.model, read_available_bytes())  # while the rows are tokenized
                 prepared = prepare(recipe)
                 plan = open_with_plan(recipe, prepared, num_processes=arguments.world_size)
                 if trained_dir is not None:
@@ -119,6 +123,7 @@ def train(
                 samples = SampleAnswers(answerer, prepared.samples, partial(write_answers, folder))
                 # The interrupts stand behind the others, so that they see what came while those worked.
                 trainer = build_trainer(recipe, arguments, prepared, base, model, folder, origin, [samples, interrupts])
+                trainer.is_stopping = interrupts.is_stopping
                 if recipe.training.rehearsal:
                     rehearse(trainer, folder.path)
 
@@ -206,6 +211,7 @@ def attach(
             add_reference(model, trained_dir)
     if base.backend == "transformers":  # Unsloth has functions of its own
         use_lean_path(model)
+        use_lean_elementwise(model)
     return model
 
 

@@ -15,7 +15,7 @@ of 3e-5 nats. An int8 base differs by up to 0.1 in any dtype, since bitsandbytes
 
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +135,14 @@ def check_room(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def write_merged(speaker: Speaker, folder: Path, dtype: torch.dtype, prompts: Sequence[list[int]]) -> LogitDifference:
+def write_merged(
+    speaker: Speaker,
+    folder: Path,
+    dtype: torch.dtype,
+    prompts: Sequence[list[int]],
+    *,
+    sync: Callable[[Path], None],
+) -> LogitDifference:
     """Merge, save, open what was saved, and compare it with what it was made from.
 
     The folder appears when all of it is there. The speaker's model is used up.
@@ -145,6 +152,7 @@ def write_merged(speaker: Speaker, folder: Path, dtype: torch.dtype, prompts: Se
         folder: absent or empty.
         dtype: of the weights that are saved.
         prompts: token ids at whose every position the two are compared.
+        sync: brings all of a folder to the disk, before it gets its name.
 
     Raises:
         PlaceError: the folder is in use or too small, a merged weight does not fit `dtype`, or the adapter's numbers
@@ -170,6 +178,7 @@ def write_merged(speaker: Speaker, folder: Path, dtype: torch.dtype, prompts: Se
         merged.to("meta")  # its memory goes to the one that is read back
         saved = find_builder(speaker.base.head).from_pretrained(part, dtype=dtype, device_map={"": device}).eval()
         difference = compare_logits(expected, to_logits(saved, prompts))
+        sync(part)
         part.replace(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

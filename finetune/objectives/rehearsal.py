@@ -51,6 +51,7 @@ def rehearse(trainer: StepMixin, folder: Path) -> None:
 
     Raises:
         PlaceError: memory does not hold a single row, or the optimizer's states; the folder does not take a checkpoint.
+        RecipeError: no checkpoint holds what the optimizer keeps.
     """
     began_seconds = time.monotonic()
     rows = find_longest(trainer, trainer.train_dataset, trainer.args.per_device_train_batch_size)

@@ -12,8 +12,11 @@ from typing import Any
 from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
+from transformers.training_args import OptimizerNames
 
+from finetune.errors import RecipeError
 from finetune.objectives.training_state import (
+    UnsavableState,
     build_random_state,
     check_no_pickle,
     put_random_state_back,
@@ -63,7 +66,15 @@ class ResumableTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
-            write_state(Path(output_dir), "optimizer", self.optimizer.state_dict())
+            try:
+                write_state(Path(output_dir), "optimizer", self.optimizer.state_dict())
+            except UnsavableState as error:
+                raise RecipeError(
+                    f"`training.optim: {OptimizerNames(self.args.optim).value}` keeps states that no checkpoint holds "
+                    f"({error}).\n"
+                    "  A checkpoint has plain tensors and numbers alone, and the run could never be resumed.\n"
+                    "  With states of the same size: training.optim=adamw_8bit     Or: training.optim=adamw_torch"
+                ) from error
             write_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())
 
     def _save_scaler(self, output_dir: str) -> None:

@@ -29,13 +29,13 @@ from finetune.objectives.idle_memory import IdleMemory
 from finetune.objectives.micro_batches import MicroBatches
 from finetune.objectives.order import LengthGroupedOrder
 from finetune.objectives.pairs import answer_logps
-from finetune.objectives.resumable import ResumableTrainer
+from finetune.objectives.postponed import PostponingTrainer
 from finetune.objectives.training_state import check_no_pickle
 
 __all__ = ["StepMixin"]
 
 
-class StepMixin(ResumableTrainer):
+class StepMixin(PostponingTrainer):
     """Goes in front of a TRL trainer: `class SupervisedTrainer(StepMixin, SFTTrainer)`.
 
     Attributes:
@@ -124,16 +124,6 @@ class StepMixin(ResumableTrainer):
 
     def check_first_loss(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Check the loss of a run's first batch, where a trainer knows what it has to be."""
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Run an epoch, unless all steps are done already.
-
-        Resumed from a checkpoint of the last step in mid-epoch, transformers (5.17) would train one more.
-        """
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
 
     # ---- the held-out loss
 

@@ -23,6 +23,7 @@ from finetune.errors import CheckpointError, PlaceError
 from finetune.objectives.full_memory import first_line, is_out_of_memory
 
 __all__ = [
+    "UnsavableState",
     "build_random_state",
     "check_no_pickle",
     "put_random_state_back",
@@ -49,6 +50,10 @@ class _Malformed(Exception):
     """A tree that says something else than a state; its text says where and what."""
 
 
+class UnsavableState(TypeError):
+    """A state that holds something else than data of the few kinds; its text says where and what."""
+
+
 # ---- writing
 
 
@@ -62,14 +67,14 @@ def write_state(folder: Path, name: str, state: Any) -> None:
             A tensor that stands in several places is written once, and is one tensor again when it is read.
 
     Raises:
-        TypeError: a value of another kind, named by its place.
+        UnsavableState: a value of another kind, named by its place.
         OSError, SafetensorError: the disk does not take it.
     """
     writer = _TreeWriter()
     tree = writer.to_tree(state, name, 0)
     text = json.dumps({"state": tree}, allow_nan=False)
     if len(text) > _MAX_TREE_BYTES:
-        raise TypeError(f"{name}: its tree has {len(text)} bytes, and no more than {_MAX_TREE_BYTES} would be read")
+        raise UnsavableState(f"{name}: its tree has {len(text)} bytes, and at most {_MAX_TREE_BYTES} would be read")
     tensors_path = folder / f"{name}.safetensors"
     if writer.tensors:
         save_file(writer.tensors, tensors_path)
@@ -87,7 +92,7 @@ class _TreeWriter:
 
     def to_tree(self, value: Any, path: str, depth: int) -> Any:
         if depth > _MAX_DEPTH:
-            raise TypeError(f"{path}: it is nested more than {_MAX_DEPTH} deep")
+            raise UnsavableState(f"{path}: it is nested more than {_MAX_DEPTH} deep")
         kind = type(value)
         if value is None or kind in (bool, int, str):
             return value
@@ -100,18 +105,18 @@ class _TreeWriter:
             return {_DICT: [self._to_pair(key, item, path, depth) for key, item in value.items()]}
         if isinstance(value, torch.Tensor):
             return {_TENSOR: self._keep(value, path)}
-        raise TypeError(f"{path}: a checkpoint holds no {kind.__module__}.{kind.__qualname__}")
+        raise UnsavableState(f"{path}: a checkpoint holds no {kind.__module__}.{kind.__qualname__}")
 
     def _to_pair(self, key: Any, item: Any, path: str, depth: int) -> list[Any]:
         if type(key) not in (int, str):
-            raise TypeError(f"{path}: a checkpoint holds no key of type {type(key).__qualname__}")
+            raise UnsavableState(f"{path}: a checkpoint holds no key of type {type(key).__qualname__}")
         return [key, self.to_tree(item, f"{path}.{key}", depth + 1)]
 
     def _keep(self, tensor: torch.Tensor, path: str) -> str:
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided:
-            raise TypeError(f"{path}: a checkpoint holds plain tensors, and this is a {type(tensor).__qualname__}")
+            raise UnsavableState(f"{path}: a checkpoint holds plain tensors, and this is a {type(tensor).__qualname__}")
         if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{path}: a checkpoint holds no tensor of {tensor.dtype}")
+            raise UnsavableState(f"{path}: a checkpoint holds no tensor of {tensor.dtype}")
         # bitsandbytes lays one table of 8-bit values in the state of every parameter.
         same = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tensor.numel() and same in self._names:
@@ -293,8 +298,8 @@ def put_random_state_back(state: dict[str, Any], *, all_gpus: bool) -> bool:
     """Put back what `build_random_state` built.
 
     Returns:
-        Whether the GPU's part was there too, where there is a GPU: without it, what it draws is not what it would
-        have been.
+        Whether the GPU's part was there too, where there is a GPU, and of as many as are seen now: without it, what
+        it draws is not what it would have been.
     """
     name, keys, *further = state["numpy"]
     random.setstate(state["python"])
@@ -302,12 +307,14 @@ def put_random_state_back(state: dict[str, Any], *, all_gpus: bool) -> bool:
     torch.random.set_rng_state(state["cpu"])
     if not torch.cuda.is_available():
         return True
-    if "cuda" not in state:
-        return False
+    # Several processes write the states of all GPUs, in a list, and one alone that of its own.
+    of_gpus = state.get("cuda")
     if all_gpus:
-        if len(state["cuda"]) != torch.cuda.device_count():
+        if not isinstance(of_gpus, list) or len(of_gpus) != torch.cuda.device_count():
             return False
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(of_gpus)
     else:
-        torch.cuda.set_rng_state(state["cuda"])
+        if not isinstance(of_gpus, torch.Tensor):
+            return False
+        torch.cuda.set_rng_state(of_gpus)
     return True

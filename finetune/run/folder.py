@@ -48,6 +48,7 @@ class RunFolder(RunLayout):
         total_steps: optimizer steps of the whole run; 0 while unknown.
         started: `start` was called: files may be written.
         done: the run is complete and its status.json says so; nothing takes that back.
+        when_left: called once the folder is left and its status written.
     """
 
     def __init__(self, path: Path, *, writes: bool = True, lock: FolderLock | None = None) -> None:
@@ -59,6 +60,7 @@ class RunFolder(RunLayout):
         self.total_steps = 0
         self.started = False
         self.done = False
+        self.when_left: Callable[[], None] | None = None
         self._lock = lock
         self._is_new = False  # made by this claim
         self._replaces = False  # what lies there goes when the run starts
@@ -186,13 +188,18 @@ class RunFolder(RunLayout):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self.started and not self.done:
-            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            reason = mask_text(str(error).strip().split("\n")[0]) or type(error).__name__
-            # On a full disk even this cannot be written; the error that is passing tells more.
-            with contextlib.suppress(PlaceError):
-                self.write_status("interrupted" if stopped else "failed", reason=reason)
-        self.release()
+        try:
+            if error is not None and self.started and not self.done:
+                stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+                reason = mask_text(str(error).strip().split("\n")[0]) or type(error).__name__
+                # On a full disk even this cannot be written; the error that is passing tells more.
+                with contextlib.suppress(PlaceError):
+                    self.write_status("interrupted" if stopped else "failed", reason=reason)
+            self.release()
+        finally:
+            if self.when_left is not None:
+                self.when_left()
+                self.when_left = None
 
     def release(self) -> None:
         """Unlock the folder, as the end of the process does; one that this claim made and never used goes."""
@@ -272,10 +279,7 @@ class RunFolder(RunLayout):
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         yield beside
-        for path in beside.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+        writing.sync_tree(beside)
         if target.exists():
             shutil.rmtree(target)
         beside.rename(target)

@@ -1,9 +1,11 @@
 """SIGTERM and Ctrl-C: a run that is asked to stop saves first, and says how to go on.
 
-While steps are being trained a signal is only noted; at the end of the step (or of the evaluation, or
-of the save that is under way) the run is saved and stopped. Before and after, when there is nothing to
-save, it ends at once. A second Ctrl-C always ends at once. Once `status.json` says that the run is done,
-there is nothing left to stop.
+While steps are being trained a signal is only noted; at the end of the step (or of the save that is
+under way) the run is saved and stopped. An evaluation is not waited for: the trainer asks `is_stopping`,
+saves, and leaves it to the resumed run. Before and after, when there is nothing to save, it ends at once.
+A second Ctrl-C always ends at once, until the run is on its way out: from there on both signals are
+ignored until `status.json` says how it ended. Once that says that the run is done, there is nothing left
+to stop.
 
 Slurm and a terminal send the signal to the data workers too. Those leave it to this process: a worker that died of
 it would take the step with it that is to be saved.
@@ -27,6 +29,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from finetune.errors import Interrupted
+from finetune.run.early_signals import was_terminated
 from finetune.run.folder import RunFolder
 
 __all__ = ["Interrupts"]
@@ -59,17 +62,30 @@ class Interrupts(TrainerCallback):
         os.register_at_fork(after_in_child=self._hold_back)
 
     def __enter__(self) -> Self:
+        if was_terminated():
+            self.received = signal.SIGTERM
+            raise self._build_error("left at once")
         self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # The folder has yet to write how the run ended. A signal says nothing new any more, and would cut that short.
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        self._folder.when_left = self._give_back
+        if isinstance(error, _EndNow):
+            raise self._build_error("left at once") from None
+
+    def _give_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        if isinstance(error, _EndNow):
-            raise self._build_error("left at once") from None
+
+    def is_stopping(self) -> bool:
+        """Whether the run is to save now and stop; every process of a launch asks at the same moment."""
+        return self._is_training and self._anyone_received()
 
     def raise_if_received(self) -> None:
         """Ask after `trainer.train()`: it returns normally when it was stopped.
@@ -128,14 +144,14 @@ class Interrupts(TrainerCallback):
             control.should_training_stop = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop where a signal came during the evaluation; the step before it has ended."""
-        if self._is_training and self._anyone_received():
+        """Save and stop where a signal came behind the evaluation's last batch; the step before it has ended."""
+        if self.is_stopping():
             control.should_save = True
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop where a signal came during the save: this checkpoint is the one to go on from."""
-        if self._is_training and self._anyone_received():
+        if self.is_stopping():
             control.should_training_stop = True
 
     def on_train_end(

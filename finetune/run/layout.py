@@ -7,6 +7,8 @@ is written here, and no torch is imported.
 import re
 from pathlib import Path
 
+from finetune.errors import PlaceError
+
 __all__ = ["RunLayout", "find_checkpoints", "find_step"]
 
 
@@ -112,11 +114,21 @@ class RunLayout:
 
 
 def find_checkpoints(checkpoints_dir: Path) -> list[Path]:
-    """Find the folders that are named as checkpoints, oldest step first; none where the folder is missing."""
+    """Find the folders that are named as checkpoints, oldest step first; none where the folder is missing.
+
+    Raises:
+        PlaceError: the folder cannot be read.
+    """
     if not checkpoints_dir.is_dir():
         return []
-    named = [path for path in checkpoints_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((path for path in named if path.is_dir()), key=find_step)
+    try:
+        named = [path for path in checkpoints_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+        return sorted((path for path in named if path.is_dir()), key=find_step)
+    except OSError as error:
+        raise PlaceError(
+            f"{checkpoints_dir} cannot be read: {error.strerror}.\n"
+            "  Nothing was set aside or deleted. When it can be read again, the same command goes on."
+        ) from error
 
 
 def find_step(checkpoint: Path) -> int:

@@ -46,6 +46,7 @@ class FolderLock:
         """
         path = folder / ".lock"
         while True:
+            is_locked = True
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError as error:
@@ -65,6 +66,7 @@ class FolderLock:
                     os.close(descriptor)
                     raise CheckpointError(_to_message(folder, holder)) from None
                 _warn_of_no_locks(folder, holder)
+                is_locked = False
             # Between open and lock the holder may have ended and removed the file: lock the new one.
             if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
                 break
@@ -74,8 +76,14 @@ class FolderLock:
             "host": socket.gethostname(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder_now).encode() + b"\n", 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder_now).encode() + b"\n", 0)
+        except OSError as error:  # a full disk
+            if not is_locked:
+                os.close(descriptor)
+                raise refuse_to_write(path, error) from error
+            # The lock holds without a word in it. Whether there is room for the run is asked where it writes.
         return cls(path, descriptor)
 
     def release(self) -> None:

@@ -2,19 +2,21 @@
 
 `log_to_console` is the one place that configures Python's logging. Our own loggers speak from INFO on;
 libraries from WARNING on, and only into log.txt, unless it is an error; Python's warnings go there
-too. Nothing is coloured. Standard output stays free for results.
+too. What ends a run stands there as well. Nothing is coloured. Standard output stays free for results.
 """
 
 import contextlib
 import logging
 import logging.handlers
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from finetune.errors import FinetuneError
 from finetune.run.progress import PROGRESS_LOGGER, shows_bars
 from finetune.run.secrets import MaskingFormatter
 
@@ -39,6 +41,17 @@ class LogFile:
         self._file.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.handler.setTarget(self._file)
         self.handler.flush()
+
+    def note_end(self, error: BaseException) -> None:
+        """Write what ended the run: a message of ours as it is, a bug with its traceback. The command line tells it.
+
+        Into the file alone, so that nobody reads it twice.
+        """
+        said, trace = str(error), None
+        if not isinstance(error, FinetuneError):
+            said = "Ended by " + " ".join(traceback.format_exception_only(error)).strip()
+            trace = (type(error), error, error.__traceback__) if isinstance(error, Exception) else None
+        self.handler.handle(logging.LogRecord("finetune", logging.ERROR, __file__, 0, said, None, trace))
 
     def close(self) -> None:
         """Close log.txt; what was kept for one that was never opened is let go."""
@@ -72,6 +85,9 @@ def log_to_console(*, writes: bool = True) -> Iterator[LogFile]:
         transformers_logging.disable_progress_bar()
     try:
         yield log_file
+    except BaseException as error:
+        log_file.note_end(error)
+        raise
     finally:
         for handler in handlers:
             root.removeHandler(handler)

@@ -5,6 +5,7 @@ trained again.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from finetune.run.folder import RunFolder
 from finetune.run.writing import write_text
 
 __all__ = ["cut_non_finite_rows", "write_non_finite_rows"]
+
+log = logging.getLogger("finetune.run.non_finite")
 
 
 def write_non_finite_rows(folder: RunFolder, step: int, rows: Sequence[dict[str, Any]]) -> Path:
@@ -37,7 +40,18 @@ def cut_non_finite_rows(path: Path, resumed_step: int | None) -> None:
 
 
 def _read_lines(path: Path, last_step: int) -> list[str]:
-    """The lines up to a step, each with its end."""
+    """The lines up to a step, each with its end; the first that is none, as a lost disk leaves it, ends them."""
+    if not path.exists():
+        return []
     # Not splitlines, which also ends a line at separators that JSON leaves as they are.
-    written = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [f"{line}\n" for line in written if json.loads(line)["step"] <= last_step]
+    *written, _torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = []
+    for number, line in enumerate(written, start=1):
+        try:
+            step = int(json.loads(line)["step"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            log.warning("%s: line %d cannot be read; it and what follows is left out.", path, number)
+            break
+        if step <= last_step:
+            lines.append(f"{line}\n")
+    return lines

@@ -2,7 +2,9 @@
 
 Goes in: the run's resolved.json and identity.json, a checkpoint's record, and the same of today. What changes the
 mathematics must be as it was, or be accepted key by key; a difference comes out as a CheckpointError with a table.
-What may differ unasked is listed in FREE_KEYS, what nobody can accept in FIXED_KEYS, and nowhere else.
+What may differ unasked is listed in FREE_KEYS, what nobody can accept in FIXED_KEYS, and nowhere else. Where a recipe
+says `auto`, what that came to counts: it stands in identity.json, and a machine on which it comes to something else is
+another one.
 """
 
 import hashlib
@@ -73,8 +75,12 @@ _FITTING = frozenset({"adapter.lora_alpha", "adapter.lora_dropout"})
 # Schedules that follow the figures: what another learning rate would have come to by now is not known.
 _FOLLOWING = ("reduce_lr_on_plateau", "greedy")
 _OF_THE_SCHEDULE = ("training.learning_rate", "training.lr_scheduler_type", "training.lr_scheduler_kwargs")
+# What the recipe's setting of that name under `model` came to on the run's machine.
+_COME_TO = ("device", "compute_dtype", "attention")
 # What `write_identity` is given beside what a recipe can hold.
-_IDENTITY_KEYS = ("base_commit", "base", "template", "data", "held_out", "init_from", "num_processes")
+_IDENTITY_KEYS = ("base_commit", "base", "template", "data", "held_out", "init_from", "num_processes", *_COME_TO)
+# Of a checkpoint's record: hashes of what its weights were made from.
+_MADE_FROM = ("recipe", "data", "template", "base")
 _ACCEPTED = "accepted_mismatches"
 _ABSENT = "(not set)"
 _MOST_ROWS = 10  # a message has at most 15 lines
@@ -101,6 +107,9 @@ class Mismatch:
 def refuse_other_recipe(folder: RunFolder, resolved: dict[str, Any], allowed: Collection[str] = ()) -> list[Mismatch]:
     """Compare today's resolved recipe with the one the run was started with.
 
+    `auto` and what it came to in this run are no difference; whether it comes to that today, `refuse_other_identity`
+    asks.
+
     Args:
         folder: the run's.
         resolved: today's.
@@ -112,8 +121,12 @@ def refuse_other_recipe(folder: RunFolder, resolved: dict[str, Any], allowed: Co
     Raises:
         CheckpointError: a key that changes the mathematics differs.
     """
+    came_to = _read_record(folder.identity_path)
+    then, now = _flatten(_read_record(folder.resolved_path)), _flatten(resolved)
+    keys = {f"model.{name}": came_to.get(name) for name in _COME_TO}
+    same = [key for key, value in keys.items() if {str(then.get(key)), str(now.get(key))} == {"auto", value}]
     how = "with another recipe"
-    return _refuse_differences(folder, folder.resolved_path, resolved, allowed, how, "train the new recipe")
+    return _refuse_differences(folder, folder.resolved_path, resolved, allowed, same, how, "train the new recipe")
 
 
 def hash_recipe(resolved: dict[str, Any]) -> str:
@@ -132,7 +145,7 @@ def write_identity(
         folder: the run's.
         identity: `base_commit` of the base on the Hub (None for a folder) and `base`, a hash of its content;
             `template`, the hash of the prompt template; `data`, the hash of the rows' ids and masks; `num_processes`
-            of the launch.
+            of the launch; `device`, `compute_dtype` and `attention` that the recipe's settings came to.
         accepted: differences that the command line accepts; those of earlier resumes stay beside them.
         step: after which the run goes on; None at its start, where there was nothing to differ from.
     """
@@ -148,17 +161,37 @@ def read_accepted(folder: RunFolder) -> list[dict[str, Any]]:
     return accepted
 
 
-def refuse_other_identity(folder: RunFolder, identity: dict[str, Any], allowed: Collection[str] = ()) -> list[Mismatch]:
+def refuse_other_identity(
+    folder: RunFolder, identity: dict[str, Any], allowed: Collection[str] = (), *, accepted: Sequence[Mismatch] = ()
+) -> list[Mismatch]:
     """Compare what `write_identity` would write today with what it wrote when the run was started.
+
+    Args:
+        folder: the run's.
+        identity: today's.
+        allowed: keys whose difference is accepted.
+        accepted: differences of the recipe; who accepts `model.attention: eager` accepts that it is that.
 
     Returns:
         The differences accepted.
 
     Raises:
-        CheckpointError: the base has another content, the rows other tokens, the launch another size.
+        CheckpointError: the base has another content, the rows other tokens, the launch another size, or the machine
+            computes otherwise.
     """
-    how = "on another base, other rows or other processes"
-    return _refuse_differences(folder, folder.identity_path, identity, allowed, how, "train on these")
+    how = "on another base, other rows, other processes or in another precision"
+    then, asked_for = _read_record(folder.identity_path), {one.key: one.now for one in accepted}
+    # Versions before this one did not write these down.
+    unknown = [name for name in _COME_TO if then and name in identity and name not in then]
+    if unknown and folder.has_checkpoint:
+        log.warning(
+            "What this run computed in was not written down when it began, and cannot be compared: %s now.",
+            ", ".join(f"{name} {identity[name]}" for name in unknown),
+        )
+    # Not of `auto`, which says nothing of what it comes to.
+    implied = [*unknown, *(name for name in _COME_TO if asked_for.get(f"model.{name}", "") == identity.get(name))]
+    found = _refuse_differences(folder, folder.identity_path, identity, allowed, implied, how, "train on these")
+    return [one for one in found if one.key not in unknown]
 
 
 def refuse_other_origin(
@@ -169,7 +202,8 @@ def refuse_other_origin(
     Args:
         folder: the run's.
         checkpoint: found whole.
-        made_from: `recipe`, `data`, `template` and `base`, as `CommitRecord` is handed them.
+        made_from: `recipe`, `data`, `template` and `base`, as `CommitRecord` is handed them; what else there is need
+            not be equal.
         accepted: differences accepted now; those of earlier resumes are in identity.json.
 
     Raises:
@@ -181,7 +215,7 @@ def refuse_other_origin(
         keys.add("recipe")
     if "base_commit" in keys:
         keys.add("base")
-    others = [name for name, value in made_from.items() if record.get(name) != value and name not in keys]
+    others = [name for name in _MADE_FROM if record.get(name) != made_from[name] and name not in keys]
     if others:
         raise CheckpointError(
             f"{checkpoint} was not made from this run's {' and '.join(others)}, as its COMPLETE.json says.\n"
@@ -190,8 +224,13 @@ def refuse_other_origin(
 
 
 def has_other_recipe(checkpoint: Path, made_from: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was written under other settings than today's: those accepted are to count from it on."""
-    return bool(read_record(checkpoint).get("recipe") != made_from["recipe"])
+    """Whether a checkpoint was written under other settings than today's: those accepted are to count from it on.
+
+    What they come to on this machine is one of them: what was decided for another precision need not fit.
+    """
+    record = read_record(checkpoint)
+    names = ("recipe", *(name for name in _COME_TO if name in record and name in made_from))
+    return any(record.get(name) != made_from[name] for name in names)
 
 
 def check_allowed_keys(folder: RunFolder, resolved: dict[str, Any], allowed: Sequence[str]) -> None:
@@ -236,9 +275,19 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _refuse_differences(
-    folder: RunFolder, path: Path, today: dict[str, Any], allowed: Collection[str], how: str, instead: str
+    folder: RunFolder,
+    path: Path,
+    today: dict[str, Any],
+    allowed: Collection[str],
+    implied: Collection[str],
+    how: str,
+    instead: str,
 ) -> list[Mismatch]:
-    """Raise where the record at `path` differs from today's and there is something that would be continued."""
+    """Raise where the record at `path` differs from today's and there is something that would be continued.
+
+    Differences of the keys in `allowed` are accepted, and each of these is answered in the log; those of the keys in
+    `implied` are accepted without a word.
+    """
     if not (folder.finished or folder.has_checkpoint):
         return []
     # A record that is gone differs in everything: what cannot be compared is not continued.
@@ -247,13 +296,14 @@ def _refuse_differences(
     # Through JSON once, so that both sides hold lists and strings where a recipe may hold tuples and paths.
     now = json.loads(json.dumps(today))
     differences = find_differences(then, now)
-    accepted = [Mismatch(*one) for one in differences if one[0] in allowed]
+    accepted = [Mismatch(*one) for one in differences if one[0] in allowed or one[0] in implied]
     for one in accepted:
-        log.warning("Goes on although %s differs, as accepted: %s of this run, %s now.", one.key, one.then, one.now)
+        if one.key in allowed:
+            log.warning("Goes on although %s differs, as accepted: %s of this run, %s now.", one.key, one.then, one.now)
     for key in allowed:
         if key in _flatten(now) and key not in {one.key for one in accepted}:
             log.warning("--allow-mismatch %s: it does not differ, or may differ anyway.", key)
-    differences = [one for one in differences if one[0] not in allowed]
+    differences = [one for one in differences if one[0] not in {same.key for same in accepted}]
     if not differences:
         return accepted
     rows = [("setting", "of this run", "asked for now"), *differences[:_MOST_ROWS]]
@@ -262,9 +312,15 @@ def _refuse_differences(
     more = f"\n  and {len(differences) - _MOST_ROWS} more" if len(differences) > _MOST_ROWS else ""
     raise CheckpointError(
         f"{folder.path} was started {how}, so its checkpoints do not continue this one.\n{table}{more}\n"
-        f"  Put these back and --resume, or {instead} under a name of its own: name=…"
+        f"  Put these back{_render_settings(differences)} and --resume, or {instead} under a name of its own: name=…"
         f"{_render_way_on([key for key, *_ in differences], _flatten(then), _flatten(now))}"
     )
+
+
+def _render_settings(differences: Sequence[tuple[str, str, str]]) -> str:
+    """The settings that put back what `auto` came to: the recipe shows none that could be."""
+    settings = [f"model.{key}={then}" for key, then, _ in differences if key in _COME_TO and then != _ABSENT]
+    return f" ({' '.join(settings)})" if settings else ""
 
 
 def _render_way_on(keys: list[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -5,21 +5,36 @@ value of an environment variable that is named as one (HF_TOKEN, WANDB_API_KEY, 
 has a known form (`recipe.secret_patterns`). Imports nothing heavy, so that every message can pass through.
 """
 
+import contextlib
 import logging
 import os
 import re
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
 
 from finetune.errors import RecipeError
 from finetune.recipe.secret_patterns import MASK, mask_patterns
 
-__all__ = ["MaskingFormatter", "mask_arguments", "mask_text", "print_masked_traceback", "refuse_known_secrets"]
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+__all__ = [
+    "MaskingFormatter",
+    "mask_arguments",
+    "mask_text",
+    "masked_tracebacks",
+    "print_masked_traceback",
+    "refuse_known_secrets",
+]
 
 _WORDS = r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|ACCESS_KEY(_ID)?|KEY"
-_SECRET_VARIABLE = re.compile(rf"(^|_)({_WORDS})(_\d+)?$", re.IGNORECASE)
+# PWD by itself is the folder that a shell is in.
+_SECRET_VARIABLE = re.compile(rf"((^|_)({_WORDS})|_PASS|_PWD)(_\d+)?$", re.IGNORECASE)
 _SECRET_ARGUMENT = re.compile(r"(^|[._-])(token|secret|password|passwd|api[_-]?key|credentials?)$", re.IGNORECASE)
 # Shorter values are words or numbers of everyday text, which masking would garble.
 _MIN_MASKED = 8
@@ -29,9 +44,11 @@ _MIN_REFUSED = 16
 
 def mask_text(text: str) -> str:
     """Copy a text with the environment's secrets and everything that looks like one replaced by `***`."""
-    # The longest first: one value may be the beginning of another.
-    for value in sorted(_read_secrets(_MIN_MASKED).values(), key=len, reverse=True):
-        text = text.replace(value, MASK)
+    # As an address holds them too. The longest first: one value may be the beginning of another.
+    values = _read_secrets(_MIN_MASKED).values()
+    forms = {form for value in values for form in (value, quote(value), quote(value, safe=""), quote_plus(value))}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, MASK)
     return mask_patterns(text)
 
 
@@ -71,7 +88,46 @@ def refuse_known_secrets(*texts: str) -> None:
 
 def print_masked_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error that nobody caught as Python does, its secrets masked; to be `sys.excepthook`."""
-    print(mask_text("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
+    _print_masked("", kind, error, trace)
+
+
+@contextlib.contextmanager
+def masked_tracebacks() -> Iterator[None]:
+    """Let Python print every error that nobody caught with its secrets masked: a thread's and a finalizer's too.
+
+    Behind the block it stays so, since an error that leaves it is printed there; but whoever had put hooks of his own
+    for threads and finalizers gets them back.
+    """
+    sys.excepthook = print_masked_traceback
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook, sys.unraisablehook = _print_masked_of_thread, _print_masked_of_finalizer
+    try:
+        yield
+    finally:
+        if before != (threading.__excepthook__, sys.__unraisablehook__):
+            threading.excepthook, sys.unraisablehook = before
+
+
+def _print_masked_of_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:  # by which a thread ends itself
+        name = "" if args.thread is None else args.thread.name
+        _print_masked(f"Exception in thread {name}:\n", args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _print_masked_of_finalizer(args: "UnraisableHookArgs") -> None:
+    try:
+        where = repr(args.object)
+    except Exception:  # of an object that is half gone
+        where = f"a {type(args.object).__name__}"
+    said = f"{args.err_msg or 'Exception ignored in'}: {where}\n"
+    _print_masked(said, args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _print_masked(
+    said: str, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    text = said + "".join(traceback.format_exception(kind, error, trace))
+    print(mask_text(text), end="", file=sys.stderr, flush=True)
 
 
 class MaskingFormatter(logging.Formatter):

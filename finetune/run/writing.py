@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.errors import PlaceError
 
-__all__ = ["refuse_to_write", "sync_dir", "to_json_text", "write_bytes", "write_json", "write_text"]
+__all__ = ["refuse_to_write", "sync_dir", "sync_tree", "to_json_text", "write_bytes", "write_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,6 +62,19 @@ def sync_dir(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Bring a folder to the disk with all that is in it: each file's content first, then the folders, inner ones first.
+
+    The folder's own name is its parent's entry, for which `sync_dir` is. Links are not followed.
+    """
+    for folder, _, names in os.walk(path, topdown=False):
+        for one in (Path(folder, name) for name in names):
+            if not one.is_symlink():
+                with one.open("rb") as file:
+                    os.fsync(file.fileno())
+        sync_dir(Path(folder))
 
 
 def refuse_to_write(path: Path, error: OSError) -> PlaceError:

@@ -96,6 +96,37 @@ def test_every_file_of_the_newest_checkpoint_damaged_leads_to_the_one_before(who
     assert read_weights(resumed) == read_weights(whole)
 
 
+def test_with_every_checkpoint_damaged_the_run_says_how_many_and_starts_at_step_0(whole, tmp_path, caplog):
+    resumed = copy_up_to(whole, tmp_path, 4)
+    for step in (2, 4):
+        (resumed / "checkpoints" / f"checkpoint-{step}" / "optimizer.json").write_text("{}")
+    with caplog.at_level(logging.INFO, logger="finetune"):
+        run_small(tmp_path, **STEPS, resume=True)
+    assert "No checkpoint is whole, and 2 set aside as .broken: starting at step 0." in caplog.text
+    assert "No checkpoint yet" not in caplog.text
+    assert read_json(resumed / "summary.json")["resumed_from"] == []
+    assert read_weights(resumed) == read_weights(whole)
+
+
+def test_a_machine_on_which_auto_is_another_precision_is_refused_and_told_what_puts_it_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.model.devices.has_fast_bfloat16", lambda device: True)
+    auto = STEPS | {"model__compute_dtype": "auto"}
+    unbroken = run_small(tmp_path / "unbroken", **auto)
+    with stopped_at_evaluation(5):
+        run_small(tmp_path / "moved", **auto)
+    monkeypatch.setattr("finetune.model.devices.has_fast_bfloat16", lambda device: False)
+    with pytest.raises(CheckpointError) as refused:
+        run_small(tmp_path / "moved", **auto, resume=True)
+    [row] = [line for line in str(refused.value).splitlines() if line.startswith("  compute_dtype ")]
+    assert row.split() == ["compute_dtype", "bfloat16", "float32"]
+    assert "Put these back (model.compute_dtype=bfloat16) and --resume" in str(refused.value)
+    assert "--resume --allow-mismatch compute_dtype" in str(refused.value)
+    moved = run_small(tmp_path / "moved", **(auto | {"model__compute_dtype": "bfloat16"}), resume=True)
+    assert read_json(moved / "summary.json")["resumed_from"] == [5]
+    assert read_figures(moved) == read_figures(unbroken)
+    assert read_weights(moved) == read_weights(unbroken)
+
+
 def test_a_pickle_beside_the_checkpoint_is_refused_and_nothing_is_lost(whole, tmp_path):
     resumed = copy_up_to(whole, tmp_path, 6)
     pickle = resumed / "checkpoints" / "checkpoint-6" / "optimizer.pt"

@@ -1,7 +1,8 @@
 """Row 12: a disk that is full when a checkpoint is to be written.
 
 As root the run's folder is a small tmpfs of its own, shrunk while the run is under way to what is used and a drawn
-rest, so that one of the next saves does not fit; then it is enlarged again and the run resumed. Without root the
+rest, so that one of the next saves does not fit; the same command is given again while not a byte is left; then it is
+enlarged again and the run resumed. Without root the
 process's largest file size is limited instead (RLIMIT_FSIZE), which stops the save alone and has no free bytes to name.
 """
 
@@ -106,13 +107,16 @@ class FullDisk:
 
 
 def fill_and_resume(place: Place, moment: Moment, disk: Path, rest_bytes: int) -> list[str]:
-    """Leave the run a rest of its disk, look at how it ends, enlarge the disk, and let it run to its end."""
+    """Leave the run a rest of its disk, look at how it ends, and again with no rest; then let it run to its end."""
     process = place.start()
     if process.wait_for_mark(moment) is None:
         return [f"ended before its disk was made small: {process.read_said(6)}"]
     before = find_whole_steps(place.checkpoints)
     resize(disk, (read_used_bytes(disk) // _PAGE_BYTES + rest_bytes // _PAGE_BYTES + 1) * _PAGE_BYTES)
     faults = judge_full(place, process, before)
+    resize(disk, -(-read_used_bytes(disk) // _PAGE_BYTES) * _PAGE_BYTES)
+    whole = find_whole_steps(place.checkpoints)
+    faults += [f"again: {fault}" for fault in judge_full(place, place.start(), whole, names_sizes=False)]
     resize(disk, _ROOMY_BYTES)
     return faults + resume(place)
 

@@ -62,17 +62,31 @@ def test_while_the_start_is_measured_it_leaves_a_run_that_is_begun_anew_unasked(
 
 def test_after_the_last_step_it_leaves_no_result_that_looks_finished_and_resume_finishes_it(tmp_path, whole):
     for function in (
+        "finetune.result.write_loss_plot",
         "finetune.result.build_card",  # adapter/ is half written
-        "finetune.result.write_loss_plot",  # adapter/ is whole, the run not yet done
+        "finetune.result.build_summary",  # it is whole, and has not taken its place
     ):
         run = stop_in(function, tmp_path, resume=(tmp_path / "small").exists())
         status = read_json(run / "status.json")
         assert (status["status"], status["step"]) == ("interrupted", 3)
-        assert (run / "adapter").exists() == (function == "finetune.result.write_loss_plot")
+        assert not (run / "adapter").exists()
     assert not run_small(tmp_path, **SETTINGS, resume=True).joinpath(".adapter.part").exists()
     assert read_json(run / "status.json")["status"] == "done"
     assert read_figures(run) == read_figures(whole)
     assert read_weights(run) == read_weights(whole)
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_word_in_the_log_and_no_end_of_the_run(tmp_path, monkeypatch):
+    def draws_half(metrics_path: Path, png_path: Path) -> None:
+        png_path.write_bytes(b"half")
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("finetune.result.write_loss_plot", draws_half)
+    run = run_small(tmp_path, **SETTINGS)
+    assert read_json(run / "status.json")["status"] == "done"
+    assert (run / "adapter").is_dir()
+    assert not (run / "loss.png").exists()
+    assert "loss.png could not be drawn: RuntimeError: no font" in (run / "log.txt").read_text()
 
 
 def test_a_finished_run_that_is_resumed_keeps_every_file_and_folder_as_it_was(whole, capsys):

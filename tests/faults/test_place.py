@@ -136,6 +136,31 @@ def test_a_lock_that_a_power_cut_left_damaged_is_taken_over(tmp_path, content):
         assert not folder.finished
 
 
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A disk on which names can be made and nothing be written, as a full tmpfs is."""
+
+    def refuse(descriptor: int, content: bytes, offset: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+
+
+def test_a_disk_that_is_still_full_takes_the_lock_without_a_word_in_it(tmp_path, full_disk):
+    (tmp_path / "mistral").mkdir()
+    (tmp_path / "mistral" / "status.json").write_text('{"status": "failed"}')
+    with claim(tmp_path, resume=True), pytest.raises(CheckpointError, match="worked on by another process"):
+        claim(tmp_path, resume=True)
+    assert not (tmp_path / "mistral" / ".lock").exists()
+
+
+def test_on_a_full_disk_without_locks_nothing_would_keep_a_second_process_out(tmp_path, full_disk, no_locks):
+    num_open = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(PlaceError, match=r"\.lock cannot be written: no space left on device"):
+        claim(tmp_path, resume=True)
+    assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+
+
 def test_a_clock_that_is_set_back_again_and_again_gives_no_negative_figure(tiny_base, tmp_path, monkeypatch):
     real, calls = time.time, iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: real() - 60.0 * next(calls))

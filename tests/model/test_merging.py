@@ -19,6 +19,7 @@ from finetune.model.merging import (
     write_merged,
 )
 from finetune.model.targets import find_target
+from finetune.run.writing import sync_tree
 from tests.model.saved_runs import write_base, write_run
 
 PROMPTS = [[1, 40, 41, 42, 43, 44], [1, 300, 301, 302], list(range(5, 60))]
@@ -86,7 +87,7 @@ def test_the_adapter_is_merged_into_the_dequantized_weights_and_rounded_once(run
 def test_the_folder_opens_without_peft_and_bitsandbytes_and_the_difference_is_told(run, tmp_path):
     folder = tmp_path / "merged"
     folder.mkdir()  # empty is as good as absent
-    difference = write_merged(load(run), folder, torch.bfloat16, PROMPTS)
+    difference = write_merged(load(run), folder, torch.bfloat16, PROMPTS, sync=sync_tree)
     print("bfloat16", difference)
 
     assert not list(tmp_path.glob(".*"))
@@ -108,7 +109,7 @@ def test_the_folder_opens_without_peft_and_bitsandbytes_and_the_difference_is_to
 def test_tied_embeddings_stay_tied(tmp_path):
     base = write_base(tmp_path / "tied", tie_word_embeddings=True)
     run = write_run(tmp_path / "run", base)
-    write_merged(load(run), tmp_path / "merged", torch.float32, PROMPTS)
+    write_merged(load(run), tmp_path / "merged", torch.float32, PROMPTS, sync=sync_tree)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -145,7 +146,7 @@ def test_a_whole_model_has_nothing_to_merge(base_dir):
 def test_a_folder_in_use_is_left_alone(run, tmp_path):
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(PlaceError, match=r"(?s)not empty.*Another folder"):
-        write_merged(load(run), tmp_path, torch.float32, PROMPTS)
+        write_merged(load(run), tmp_path, torch.float32, PROMPTS, sync=sync_tree)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
 
@@ -158,7 +159,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path):
 def test_a_weight_that_float16_cannot_hold_is_refused_and_nothing_kept(base_dir, tmp_path):
     run = write_run(tmp_path / "run", base_dir, adapter={"method": "lora", "lora_alpha": 100_000_000})
     with pytest.raises(PlaceError, match=r"(?s)beyond what float16 can hold.*--dtype bfloat16"):
-        write_merged(load(run), tmp_path / "merged", torch.float16, PROMPTS)
+        write_merged(load(run), tmp_path / "merged", torch.float16, PROMPTS, sync=sync_tree)
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
@@ -168,7 +169,7 @@ def test_a_stop_half_way_leaves_no_folder(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(merging, "compare_logits", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_merged(load(run), tmp_path / "merged", torch.float32, PROMPTS)
+        write_merged(load(run), tmp_path / "merged", torch.float32, PROMPTS, sync=sync_tree)
     assert not list(tmp_path.iterdir())
 
 

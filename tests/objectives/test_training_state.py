@@ -191,6 +191,33 @@ def test_random_generators_go_on_where_they_were(tmp_path):
     assert draw() == expected
 
 
+@pytest.mark.parametrize(
+    ("written", "all_gpus", "num_gpus", "fits"),
+    [
+        ([16, 16], True, 2, True),
+        ([16, 16], True, 1, False),
+        ([16, 16], False, 1, False),  # two processes before, and one now
+        (16, False, 1, True),
+        (16, True, 2, False),  # one before, and two now
+        (16, True, 16, False),  # as many GPUs as the state has bytes
+        (None, False, 1, False),
+    ],
+)
+def test_the_state_of_other_gpus_is_not_put_back(monkeypatch, written, all_gpus, num_gpus, fits):
+    state, put_back = build_random_state(all_gpus=False), []
+    sizes = {"cuda": written} if written is not None else {}
+    state |= {
+        name: [torch.zeros(one, dtype=torch.uint8) for one in size] if isinstance(size, list) else torch.zeros(size)
+        for name, size in sizes.items()
+    }
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", put_back.append)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", put_back.extend)
+    assert put_random_state_back(state, all_gpus=all_gpus) is fits
+    assert len(put_back) == (num_gpus if fits else 0)
+
+
 # ---- files that are not what was written
 
 

@@ -1,5 +1,6 @@
 """Checkpoints prove themselves: a record written last, every tear and every flipped byte found."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -12,17 +13,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from finetune.errors import PlaceError
 from finetune.run.checkpoints import (
     CommitRecord,
     find_checkpoint_named,
     find_fault,
     find_newest_checkpoint,
+    find_set_aside,
     remove_old,
-    warn_of_other_libraries,
+    warn_of_other_machine,
     write_record,
 )
 from finetune.run.folder import RunFolder
-from finetune.run.layout import find_step
+from finetune.run.layout import find_checkpoints, find_step
 from finetune.run.metrics import MetricsWriter, read_metrics
 from finetune.run.writing import to_json_text
 from tests.run.folders import start_folder
@@ -152,27 +155,103 @@ def test_a_record_that_names_files_outside_its_folder_is_not_believed(folder, na
     assert find_fault(checkpoint) == "COMPLETE.json cannot be read"
 
 
+def test_a_file_that_was_put_beside_those_written_is_found_and_named(tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
+    (checkpoint / ".DS_Store").write_text("of a file manager")
+    (checkpoint / "._weights.json").write_text("of a network drive")
+    assert find_fault(checkpoint) is None
+    for name in ("scaler.json", "memory_decision.json", "default/adapter_model.safetensors"):
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_text("{}")
+        assert find_fault(checkpoint) == f"{name} is not on its record: it was put there later"
+        (checkpoint / name).unlink()
+
+
+def test_a_link_in_the_place_of_a_file_is_found_and_named(tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
+    for name in ("weights", "COMPLETE.json"):
+        outside = (checkpoint / name).rename(tmp_path / "outside")
+        (checkpoint / name).symlink_to(outside)
+        assert find_fault(checkpoint) == f"{name} is a link or a folder"
+        outside.rename(checkpoint / name)
+    assert find_fault(checkpoint) is None
+    outside = checkpoint.rename(tmp_path / "outside")
+    checkpoint.symlink_to(outside)  # whole on another disk: whoever did that meant to
+    assert find_fault(checkpoint) is None
+
+
+def test_a_folder_in_the_place_of_the_record_is_the_fault_of_that_checkpoint(folder):
+    record = folder.checkpoints_dir / "checkpoint-10" / "COMPLETE.json"
+    record.unlink()
+    record.mkdir()
+    assert find_newest_checkpoint(folder.checkpoints_dir) == folder.checkpoints_dir / "checkpoint-8"
+    assert names(folder) == {"checkpoint-8", "checkpoint-10.broken"}
+
+
+@pytest.mark.parametrize(("name", "says"), [("a" * 300, f"{'a' * 100} is missing"), ("a\0b", "COMPLETE.json cannot")])
+def test_a_record_that_names_what_no_disk_holds_is_not_believed(tmp_path, name, says):
+    checkpoint = write_checkpoint(tmp_path)
+    record = json.loads((checkpoint / "COMPLETE.json").read_text())
+    record["files"][name] = record["files"]["weights"]
+    del record["record_sha256"]
+    record["record_sha256"] = hashlib.sha256(to_json_text(record).encode()).hexdigest()
+    (checkpoint / "COMPLETE.json").write_text(to_json_text(record))
+    assert (find_fault(checkpoint) or "").startswith(says)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES], ids=errno.errorcode.get)
+@pytest.mark.parametrize("where", ["os.walk", "hashlib.file_digest"])
+def test_a_disk_that_cannot_be_read_sets_nothing_aside(folder, monkeypatch, number, where):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(number, "Unreadable just now", str(folder.checkpoints_dir / "checkpoint-10" / "optimizer.json"))
+
+    monkeypatch.setattr(where, refuse)
+    with pytest.raises(PlaceError, match=r"optimizer\.json cannot be read: unreadable just now\.") as refused:
+        find_newest_checkpoint(folder.checkpoints_dir)
+    assert "--resume" in str(refused.value)
+    assert names(folder) == {"checkpoint-8", "checkpoint-10"}
+
+
+def test_what_was_set_aside_before_gives_way_also_where_it_is_a_link(folder, tmp_path):
+    (folder.checkpoints_dir / "checkpoint-10" / "model.safetensors").unlink()
+    (tmp_path / "kept").mkdir()
+    (folder.checkpoints_dir / "checkpoint-10.broken").symlink_to(tmp_path / "kept")
+    assert find_newest_checkpoint(folder.checkpoints_dir) == folder.checkpoints_dir / "checkpoint-8"
+    assert (folder.checkpoints_dir / "checkpoint-10.broken" / "optimizer.json").is_file()
+    assert (tmp_path / "kept").is_dir()
+
+
 def test_the_record_says_what_the_weights_were_made_from_and_with(tmp_path):
     checkpoint = write_checkpoint(tmp_path, made_from={"recipe": "3f", "data": "a0", "template": None, "base": "b1"})
     record = json.loads((checkpoint / "COMPLETE.json").read_text())
     assert (record["recipe"], record["data"], record["template"], record["base"]) == ("3f", "a0", None, "b1")
-    assert record["libraries"].keys() == {
-        "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "tokenizers"
-    }  # fmt: skip
+    named = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "tokenizers"}
+    assert record["libraries"].keys() - {"unsloth", "unsloth_zoo"} == named
     assert record["libraries"]["torch"] == torch.__version__
 
 
 def test_other_versions_of_the_libraries_are_named_in_one_line(tmp_path, caplog):
     checkpoint = write_checkpoint(tmp_path)
-    warn_of_other_libraries(checkpoint)
+    warn_of_other_machine(checkpoint, "Tesla T4")
     assert caplog.messages == []
     record = json.loads((checkpoint / "COMPLETE.json").read_text())
     record["libraries"]["trl"] = "0.9"
     del record["libraries"]["peft"]
+    record["libraries"]["unsloth_zoo"] = "2024.1"
     (checkpoint / "COMPLETE.json").write_text(json.dumps(record))
-    warn_of_other_libraries(checkpoint)
+    warn_of_other_machine(checkpoint, "Tesla T4")
     [said] = caplog.messages
-    assert f"trl 0.9 -> {version('trl')}, peft not installed -> {version('peft')}" in said
+    assert "another device" in said
+    assert f"trl 0.9 -> {version('trl')}, peft not installed -> {version('peft')}, unsloth_zoo 2024.1 -> " in said
+
+
+def test_another_gpu_is_named_in_the_same_line(tmp_path, caplog):
+    checkpoint = write_checkpoint(tmp_path, made_from={"device_name": "Tesla T4"})
+    warn_of_other_machine(checkpoint, "Tesla T4")
+    assert caplog.messages == []
+    warn_of_other_machine(checkpoint, "NVIDIA L4")
+    [said] = caplog.messages
+    assert "when checkpoint-5 was written: Tesla T4 -> NVIDIA L4. The run goes on" in said
 
 
 def write_checkpoint(folder: Path, **record: object) -> Path:
@@ -239,14 +318,65 @@ def test_rotation_keeps_the_best_and_what_is_not_recorded_does_not_count(tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in (1, 3, 4, 5)}
 
 
-def test_of_those_set_aside_the_newest_is_kept(tmp_path):
-    for name in ("checkpoint-9.broken", "checkpoint-10.broken", "checkpoint-8.broken"):
+def test_what_is_set_aside_is_kept_until_the_run_has_come_as_far_again_and_the_newest_further(tmp_path):
+    for name in ("checkpoint-9.broken", "checkpoint-10.broken", "checkpoint-8.broken", "checkpoint-x.broken"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("w")
+    left = {}
+    for step in (7, 8, 9, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        write_record(tmp_path / f"checkpoint-{step}", step=step)
+        remove_old(tmp_path, keep=9, best_name=None)
+        left[step] = [path.name for path in find_set_aside(tmp_path)]
+    assert left == {
+        7: ["checkpoint-8.broken", "checkpoint-9.broken", "checkpoint-10.broken"],
+        8: ["checkpoint-9.broken", "checkpoint-10.broken"],
+        9: ["checkpoint-10.broken"],
+        12: ["checkpoint-10.broken"],
+    }
+    assert (tmp_path / "checkpoint-10.broken" / "weights").exists()
+    assert (tmp_path / "checkpoint-x.broken").exists(), "not of ours"
+
+
+def write_steps(folder: Path, *steps: int) -> None:
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        write_record(folder / f"checkpoint-{step}", step=step)
+
+
+def test_rotation_removes_a_link_and_not_what_it_leads_to(tmp_path):
+    write_steps(tmp_path / "run", 10, 15)
+    write_steps(tmp_path / "other_disk", 5)
+    (tmp_path / "run" / "checkpoint-5").symlink_to(tmp_path / "other_disk" / "checkpoint-5")
+    remove_old(tmp_path / "run", keep=2, best_name=None)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-10", "checkpoint-15"}
+    assert (tmp_path / "other_disk" / "checkpoint-5" / "COMPLETE.json").exists()
+
+
+def test_what_a_kill_left_half_deleted_is_not_in_the_way_of_the_next_of_its_name(tmp_path):
+    write_steps(tmp_path, 20)
+    for name in (".deleting-checkpoint-10.broken", "checkpoint-10.broken", "checkpoint-15.broken"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").write_text("w")
     remove_old(tmp_path, keep=2, best_name=None)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10.broken"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-15.broken", "checkpoint-20"}
+
+
+def test_what_cannot_be_removed_is_told_and_removed_at_the_next_save(tmp_path, monkeypatch, caplog):
+    write_steps(tmp_path, 5, 10, 15, 20)
+    with monkeypatch.context() as patch:
+
+        def refuse(path: Path) -> None:  # as where a file of it is open on a network drive
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+        patch.setattr(shutil, "rmtree", refuse)
+        remove_old(tmp_path, keep=2, best_name=None)
+    assert [message.partition(" cannot be removed ")[2] for message in caplog.messages] == [
+        "(Directory not empty); the next save tries again."
+    ] * 2
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-15", "checkpoint-20"]
     remove_old(tmp_path, keep=2, best_name=None)
-    assert (tmp_path / "checkpoint-10.broken" / "weights").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-15", "checkpoint-20"}
 
 
 def test_the_best_step_gets_a_checkpoint_of_its_own_where_saving_has_another_rhythm(build_trainer, tmp_path):

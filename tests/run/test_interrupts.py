@@ -9,6 +9,7 @@ import time
 import pytest
 from transformers import TrainerCallback
 
+from finetune.cli import run_verb
 from finetune.errors import Interrupted
 from finetune.run.checkpoints import CommitRecord, find_newest_checkpoint
 from finetune.run.folder import RunFolder
@@ -163,6 +164,50 @@ def test_a_signal_that_a_library_swallowed_is_heard_the_second_time(tmp_path):
         time.sleep(0.6)
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("reading went on")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_while_the_status_is_written_waits_for_it(tmp_path, monkeypatch, number):
+    folder = start_folder(tmp_path)
+    write = folder.write_status
+
+    def write_hit(*args, **kwargs):
+        os.kill(os.getpid(), number)
+        write(*args, **kwargs)
+
+    def ends(number, frame):  # as the command line's handler does
+        raise AssertionError("the signal ended the program")
+
+    monkeypatch.setattr(folder, "write_status", write_hit)
+    before = signal.signal(number, ends)
+    try:
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"), folder, Interrupts(folder):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(number) is ends
+    finally:
+        signal.signal(number, before)
+    assert folder.read_status()["status"] == "interrupted"
+
+
+def test_a_sigterm_that_a_finalizer_swallowed_before_the_run_ends_it_as_it_begins(tmp_path):
+    class Swallows:
+        def __del__(self):
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def main() -> None:
+        del_me = Swallows()
+        del del_me
+        with RunFolder.claim(tmp_path, "mistral", resume=False, overwrite=False) as folder, Interrupts(folder):
+            pytest.fail("the run began")
+
+    with pytest.raises(SystemExit) as ended:
+        run_verb(main, [])
+    assert ended.value.code == 143
+    assert list(tmp_path.iterdir()) == []
+    folder = start_folder(tmp_path)
+    with folder, Interrupts(folder):  # of the next command, which hears its own signals alone
+        pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

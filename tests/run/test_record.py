@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from finetune.errors import PlaceError
 from finetune.run.environment import name_device, read_environment
 from finetune.run.launch import count_processes, is_main_process
 from finetune.run.logging import log_to_console
@@ -75,6 +76,27 @@ def test_the_console_is_plain_and_the_file_has_times_and_the_libraries_warnings(
     assert "chatter" not in text
     assert "after the run" not in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (PlaceError("the disk is full.\n  Make room"), "ERROR finetune: the disk is full.\n  Make room\n"),
+        (ValueError("a bug beside hf_" + "Canary" * 5), "ValueError: a bug beside ***\n"),
+    ],
+    ids=type,
+)
+def test_the_file_ends_with_what_ended_the_run_and_the_console_leaves_it_to_the_command_line(
+    tmp_path, capsys, error, found
+):
+    with pytest.raises(type(error)), log_to_console() as log_file:
+        log_file.open(tmp_path / "log.txt")
+        raise error
+    text = (tmp_path / "log.txt").read_text()
+    assert text.endswith(found)
+    assert ("Traceback" in text) == isinstance(error, ValueError)
+    assert "Canary" not in text
+    assert capsys.readouterr() == ("", "")
 
 
 def test_what_was_said_before_the_run_may_write_reaches_the_file_in_order(tmp_path, capsys):
@@ -178,6 +200,19 @@ def test_rows_of_steps_behind_the_step_resumed_from_are_cut(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [5, 5, 10, 10]
     cut_non_finite_rows(folder.non_finite_path, 4)
     assert not folder.non_finite_path.exists()
+
+
+@pytest.mark.parametrize("torn", [b'{"st', b'{"st\n', b"\0\0\0\0\n", b"[]\n", b'{"step": null}\n', b"\xff\xfe\n"])
+def test_the_rows_before_a_line_that_a_disk_has_lost_are_kept(tmp_path, torn):
+    folder = start_folder(tmp_path)
+    write_non_finite_rows(folder, 1, [{"step": 1, "text": "one"}])
+    whole = folder.non_finite_path.read_bytes()
+    folder.non_finite_path.write_bytes(whole + torn)
+    cut_non_finite_rows(folder.non_finite_path, 5)
+    assert folder.non_finite_path.read_bytes() == whole
+    folder.non_finite_path.write_bytes(whole + torn)
+    write_non_finite_rows(folder, 7, [{"step": 7}])
+    assert folder.non_finite_path.read_bytes() == whole + b'{"step": 7}\n'
 
 
 def test_without_samples_no_section_is_written_and_a_second_one_replaces_the_first(tmp_path):

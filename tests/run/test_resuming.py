@@ -116,8 +116,8 @@ def test_what_the_recipe_does_not_show_is_refused_in_the_same_table(folder):
     with pytest.raises(CheckpointError) as refused:
         refuse_other_identity(folder, {"base_commit": "27d67f1b5f57", "data": "a0" * 32, "num_processes": 4})
     assert str(refused.value).splitlines() == [
-        f"{folder.path} was started on another base, other rows or other processes, so its checkpoints do not "
-        "continue this one.",
+        f"{folder.path} was started on another base, other rows, other processes or in another precision, so its "
+        "checkpoints do not continue this one.",
         "  setting        of this run                   asked for now",
         "  base_commit    null                          27d67f1b5f57",
         "  data           3f3f3f3f3f3f3f3f3f3f3f3f3f3…  a0a0a0a0a0a0a0a0a0a0a0a0a0a…",
@@ -131,6 +131,80 @@ def test_what_cannot_be_compared_is_not_continued(folder):
     folder.identity_path.unlink()
     with pytest.raises(CheckpointError, match=r"num_processes +\(not set\) +1"):
         refuse_other_identity(folder, dict(IDENTITY))
+
+
+# ---- what `auto` came to
+
+
+AUTO = RECIPE | {"model": {"device": "auto", "compute_dtype": "auto", "attention": "auto"}}
+CAME_TO = IDENTITY | {"device": "cpu", "compute_dtype": "bfloat16", "attention": "sdpa"}
+
+
+@pytest.fixture
+def auto(folder) -> RunFolder:
+    folder.write_json(folder.resolved_path, AUTO)
+    write_identity(folder, CAME_TO)
+    return folder
+
+
+def ask(resolved: dict, key: str, value: str) -> dict:
+    return resolved | {"model": resolved["model"] | {key: value}}
+
+
+def test_a_machine_on_which_auto_comes_to_something_else_is_refused_with_what_puts_it_back(auto):
+    assert refuse_other_recipe(auto, AUTO) == []
+    assert refuse_other_identity(auto, CAME_TO) == []
+    with pytest.raises(CheckpointError) as refused:
+        refuse_other_identity(auto, CAME_TO | {"compute_dtype": "float32", "attention": "eager"})
+    assert str(refused.value).splitlines()[1:] == [
+        "  setting        of this run  asked for now",
+        "  compute_dtype  bfloat16     float32",
+        "  attention      sdpa         eager",
+        "  Put these back (model.compute_dtype=bfloat16 model.attention=sdpa) and --resume, or train on these under a "
+        "name of its own: name=…",
+        "  Or go on with them from the last checkpoint: --resume --allow-mismatch compute_dtype "
+        "--allow-mismatch attention",
+    ]
+
+
+def test_what_auto_came_to_is_accepted_by_its_name(auto):
+    check_allowed_keys(auto, AUTO, ["compute_dtype"])
+    accepted = refuse_other_identity(auto, CAME_TO | {"compute_dtype": "float32"}, ["compute_dtype"])
+    assert accepted == [Mismatch("compute_dtype", "bfloat16", "float32")]
+
+
+def test_auto_and_what_it_came_to_are_no_difference(auto, caplog):
+    written_out = ask(AUTO, "compute_dtype", "bfloat16")
+    accepted = refuse_other_recipe(auto, written_out)
+    assert refuse_other_identity(auto, CAME_TO, accepted=accepted) == []
+    auto.write_json(auto.resolved_path, written_out)
+    accepted = refuse_other_recipe(auto, AUTO)
+    assert accepted == [Mismatch("model.compute_dtype", "bfloat16", "auto")]
+    assert refuse_other_identity(auto, CAME_TO, accepted=accepted) == []
+    with pytest.raises(CheckpointError, match=r"compute_dtype +bfloat16 +float32"):  # there it comes to something else
+        refuse_other_identity(auto, CAME_TO | {"compute_dtype": "float32"}, accepted=accepted)
+    assert caplog.messages == []
+    with pytest.raises(CheckpointError, match=r"model\.compute_dtype +bfloat16 +float32"):
+        refuse_other_recipe(auto, ask(AUTO, "compute_dtype", "float32"))
+
+
+def test_who_accepts_another_kernel_accepts_what_it_comes_to_and_nothing_else(auto):
+    eager = ask(AUTO, "attention", "eager")
+    with pytest.raises(CheckpointError, match=r"--allow-mismatch model\.attention"):
+        refuse_other_recipe(auto, eager)
+    accepted = refuse_other_recipe(auto, eager, ["model.attention"])
+    now = CAME_TO | {"attention": "eager"}
+    assert refuse_other_identity(auto, now, accepted=accepted) == [Mismatch("attention", "sdpa", "eager")]
+    with pytest.raises(CheckpointError, match=r"compute_dtype +bfloat16 +float32"):
+        refuse_other_identity(auto, now | {"compute_dtype": "float32"}, accepted=accepted)
+
+
+def test_a_run_of_an_earlier_version_that_wrote_none_of_this_down_goes_on_with_a_word(folder, caplog):
+    assert refuse_other_identity(folder, CAME_TO) == []
+    [said] = caplog.messages
+    assert "device cpu, compute_dtype bfloat16, attention sdpa now" in said
+    with pytest.raises(CheckpointError, match=r"data +3f"):
+        refuse_other_identity(folder, CAME_TO | {"data": "a0" * 32})
 
 
 # ---- differences that are accepted
@@ -259,12 +333,21 @@ def test_a_checkpoint_from_before_a_difference_was_accepted_goes_on(folder, chec
     now = MADE_FROM | {"recipe": hash_recipe(FASTER)}
     assert has_other_recipe(checkpoint, now)
     assert not has_other_recipe(checkpoint, MADE_FROM)
+    assert not has_other_recipe(checkpoint, MADE_FROM | {"compute_dtype": "float32"}), "an earlier version wrote none"
     accepted = [Mismatch("training.learning_rate", "0.0002", "0.001")]
     refuse_other_origin(folder, checkpoint, now, accepted)
     write_identity(folder, IDENTITY, accepted, step=200)  # then killed before the next checkpoint, and resumed
     refuse_other_origin(folder, checkpoint, now, [])
     with pytest.raises(CheckpointError, match="data"):
         refuse_other_origin(folder, checkpoint, now | {"data": "other"}, [])
+
+
+def test_a_checkpoint_of_another_precision_was_written_under_other_settings(folder, checkpoint):
+    was = {"device": "cuda", "compute_dtype": "float16", "attention": "sdpa", "device_name": "Tesla T4"}
+    write_record(checkpoint, step=200, made_from=MADE_FROM | was)
+    assert not has_other_recipe(checkpoint, MADE_FROM | was | {"device_name": "NVIDIA L4"})
+    assert has_other_recipe(checkpoint, MADE_FROM | was | {"compute_dtype": "bfloat16"})
+    refuse_other_origin(folder, checkpoint, MADE_FROM | was | {"device_name": "NVIDIA L4"}, [])
 
 
 def test_the_length_of_the_run_is_part_of_its_mathematics():

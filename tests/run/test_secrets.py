@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,52 @@ def test_an_error_nobody_caught_is_printed_masked(planted, monkeypatch, capsys):
     assert "a fault of ours beside ***" in text
     assert "Traceback" in text
     assert not holds_canary(text)
+
+
+def test_an_error_in_a_thread_or_a_finalizer_is_printed_masked(planted, monkeypatch, capsys):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+
+    class Finalized:
+        def __del__(self) -> None:
+            raise ValueError(f"a finalizer beside {HUB}")
+
+    def fail() -> None:
+        raise ValueError(f"a thread beside {HUB}")
+
+    def main() -> None:
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        Finalized()
+
+    with pytest.raises(SystemExit):
+        run_verb(main, [])
+    text = capsys.readouterr().err
+    assert "a thread beside ***" in text
+    assert "a finalizer beside ***" in text
+    assert text.count("Traceback") == 2
+    assert not holds_canary(text)
+
+
+def test_whoever_had_hooks_of_his_own_gets_them_back(monkeypatch):
+    mine = lambda args: None  # noqa: E731 - a hook
+    monkeypatch.setattr(threading, "excepthook", mine)
+    with pytest.raises(SystemExit):
+        run_verb(lambda: None, [])
+    assert threading.excepthook is mine
+
+
+def test_a_secret_is_masked_as_an_address_holds_it_too(planted):
+    for form in ("canary/secret%2Baccess/key", "canary%2Fsecret%2Baccess%2Fkey"):
+        assert mask_text(f"https://host/{form}?x=1") == "https://host/***?x=1"
+
+
+def test_passwords_by_their_short_names_are_secrets_and_the_folder_a_shell_is_in_is_none(monkeypatch):
+    monkeypatch.setenv("DB_PASS", "canary-of-pass")
+    monkeypatch.setenv("SMTP_PWD", "canary-of-pwd")
+    monkeypatch.setenv("PWD", "/srv/finetune/here")
+    assert mask_text("canary-of-pass, canary-of-pwd, /srv/finetune/here") == "***, ***, /srv/finetune/here"
 
 
 RECIPE = "name: leaky\nmodel: {{model_name_or_path: ./nowhere}}\ndata: {{train: {{path: {path}}}}}\n{more}\n"

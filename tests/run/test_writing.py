@@ -1,11 +1,13 @@
 """A file is the old one or the new one, whole, and what the system refuses is said."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import PlaceError
-from finetune.run.writing import write_bytes, write_text
+from finetune.run.writing import sync_tree, write_bytes, write_text
+from tests.run.folders import start_folder
 
 
 def test_a_text_is_written_with_the_line_ends_and_in_the_letters_it_has(tmp_path: Path) -> None:
@@ -19,6 +21,35 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) 
     write_bytes(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what is synced, in order."""
+    names: list[str] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        names.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    return names
+
+
+def test_a_folder_is_synced_from_its_files_up(tmp_path: Path, synced: list[str]) -> None:
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "outer" / "inner" / "a").touch()
+    (tmp_path / "outer" / "b").touch()
+    sync_tree(tmp_path / "outer")
+    assert synced == ["a", "inner", "b", "outer"]
+
+
+def test_a_result_is_on_the_disk_with_its_entries_before_it_takes_its_place(tmp_path: Path, synced: list[str]) -> None:
+    folder = start_folder(tmp_path)
+    with folder.write_dir(folder.adapter_dir) as part:
+        (part / "weights").touch()
+    assert synced == ["weights", ".adapter.part", tmp_path.name]
 
 
 def test_what_cannot_be_written_is_told_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
