@@ -9,19 +9,32 @@ tried, against what a result counted. Writes `results/plan_error_<machine>.json`
 """
 
 import argparse
-import itertools
 import json
-import random
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from benchmarks.counting import build_values, count_step
+from benchmarks.plan_error_cells import (
+    COLUMNS,
+    DRAWN,
+    EXPERTS,
+    METHODS,
+    MODELS,
+    OTHERS,
+    TRAINED_MODULES,
+    WIDE,
+    Cell,
+    draw_cells,
+    list_kernels,
+    list_others,
+    list_trained_modules,
+    list_wide,
+)
 from benchmarks.recording import write_result
 from finetune.budget.activations import BatchShape
 from finetune.budget.adapter import build_adapter
@@ -31,163 +44,16 @@ from finetune.budget.passes import PassActivations, estimate_pass
 from finetune.data.batches import IGNORE_INDEX
 from finetune.recipe.schema import AdapterSettings
 
-__all__ = ["COLUMNS", "METHODS", "MODELS", "OTHERS", "Cell", "compare", "count", "estimate"]
+__all__ = ["compare", "count", "estimate"]
 
-_SEED = 8
 _NUM_CELLS = 150
-_COMMON = {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
-_MISTRAL = {**_COMMON, "model_type": "mistral", "sliding_window": None}
-MODELS: Mapping[str, dict[str, Any]] = {
-    "mistral 128 x 2": {
-        **_MISTRAL,
-        "vocab_size": 4096,
-        "hidden_size": 128,
-        "intermediate_size": 352,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-    "mistral 256 x 4": {
-        **_MISTRAL,
-        "vocab_size": 4096,
-        "hidden_size": 256,
-        "intermediate_size": 896,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-    },
-    "llama 256 x 3, tied": {
-        **_COMMON,
-        "model_type": "llama",
-        "tie_word_embeddings": True,
-        "vocab_size": 4096,
-        "hidden_size": 256,
-        "intermediate_size": 688,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-    },
-    "mistral 512 x 2": {
-        **_MISTRAL,
-        "vocab_size": 4096,
-        "hidden_size": 512,
-        "intermediate_size": 1792,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-    },
-    "qwen3 192 x 3, tied": {
-        **_COMMON,
-        "model_type": "qwen3",
-        "tie_word_embeddings": True,
-        "vocab_size": 4096,
-        "hidden_size": 192,
-        "intermediate_size": 576,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-    },
+_SHOWN = {
+    **COLUMNS,
+    "model": (*DRAWN, WIDE),
+    "method": (*METHODS, *TRAINED_MODULES),
+    "kernel": ("sdpa", "documents", "eager"),
 }
-_LORA = {"method": "lora", "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
-METHODS: Mapping[str, dict[str, Any]] = {
-    "lora": _LORA,
-    "lora, attention alone": {**_LORA, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
-    "lora, dropout 0.1": {**_LORA, "lora_dropout": 0.1},
-    "dora": {**_LORA, "use_dora": True},
-    "ia3": {"method": "ia3"},
-    "full": {"method": "full"},
-    "p_tuning": {"method": "p_tuning", "num_virtual_tokens": 8},
-}
-# One cell each; most have no rule (`has_rule`) and are estimated on the high side.
-OTHERS: Mapping[str, dict[str, Any]] = {
-    "adalora": {"method": "adalora", "total_step": 100},
-    "loha": {"method": "loha"},
-    "lokr": {"method": "lokr"},
-    "vera": {"method": "vera"},
-    "oft": {"method": "oft"},
-    "hra": {"method": "hra"},
-    "miss": {"method": "miss"},
-    "fourierft": {"method": "fourierft"},
-    "ln_tuning": {"method": "ln_tuning"},
-    "bitfit": {"method": "bitfit"},
-    "bottleneck": {"method": "bottleneck"},
-    "prefix_tuning": {"method": "prefix_tuning", "num_virtual_tokens": 8},
-}
-# Those that do not train quantized weights here.
-IN_FULL = frozenset({"loha", "lokr", "hra", "miss", "fourierft", "bitfit"})
-COLUMNS: Mapping[str, Sequence[Any]] = {
-    "model": tuple(MODELS),
-    "method": tuple(METHODS),
-    "r": (4, 16, 64),
-    "rows": (1, 2, 4),
-    "tokens": (64, 128, 256, 512, 1024),
-    "layout": ("one document a row", "padded", "packed"),
-    "recompute": ("not asked for", "all layers", "half of them", "none"),
-    "dtype": ("bfloat16", "float32"),
-    "quantization": ("nf4", "none"),
-    "objective": ("sft", "sft", "sft", "dpo"),
-}
-_SHOWN = {**COLUMNS, "kernel": ("sdpa", "documents", "eager")}
-
-
 _COUNTED = ("num_rows", "row_tokens", "num_trained", "kernel", "saved_bytes", "peak_bytes", "seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One point of the grid; the attributes are the columns."""
-
-    model: str
-    method: str
-    r: int = 16
-    rows: int = 2
-    tokens: int = 128
-    layout: str = "one document a row"
-    recompute: str = "not asked for"
-    dtype: str = "bfloat16"
-    quantization: str = "nf4"
-    objective: str = "sft"
-    attention: str = "auto"
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether the pipeline trains so."""
-        if self.method == "full" and self.quantization != "none":
-            return False
-        if self.method == "p_tuning" and (self.layout == "packed" or self.objective == "dpo"):
-            return False
-        if self.objective == "dpo" and (self.layout == "packed" or self.method == "lora, dropout 0.1"):
-            return False
-        # Seconds on a CPU: so many tokens at once, and of all logits a quarter.
-        return self.rows * self.tokens <= (1024 if self.objective == "sft" else 256)
-
-    @property
-    def adapter(self) -> dict[str, Any]:
-        """The recipe's section."""
-        fields = {**METHODS, **OTHERS}[self.method]
-        return {**fields, "r": self.r} if fields["method"] == "lora" else dict(fields)
-
-    @property
-    def num_recomputed(self) -> int:
-        """Layers that are recomputed."""
-        num_layers = int(MODELS[self.model]["num_hidden_layers"])
-        return {"all layers": num_layers, "half of them": num_layers // 2}.get(self.recompute, 0)
-
-    @property
-    def lengths(self) -> list[list[int]]:
-        """Of the documents of each row."""
-        if self.layout == "packed":
-            return [_cut(self.tokens, 3 + row) for row in range(self.rows)]
-        if self.layout == "padded":
-            return [[self.tokens - row * self.tokens // 8] for row in range(self.rows)]
-        return [[self.tokens]] * self.rows
-
-
-def _cut(tokens: int, num_documents: int) -> list[int]:
-    """Cut a row into documents of unlike lengths."""
-    lengths = [tokens // num_documents + (-1) ** place * (tokens // 16) for place in range(num_documents - 1)]
-    return [*lengths, tokens - sum(lengths)]
 
 
 def count(cell: Cell, *, with_peak: bool = True) -> dict[str, Any]:
@@ -260,45 +126,6 @@ def compare(cell: Cell, counted: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def draw_cells(number: int) -> Iterator[Cell]:
-    """Draw cells of which each value of a column has as many as the others, as far as they are possible."""
-    generator = random.Random(_SEED)
-    decks: dict[str, Iterator[Any]] = {name: _deal(values, generator) for name, values in COLUMNS.items()}
-    seen: set[Cell] = set()
-    while len(seen) < number:
-        cell = Cell(**{name: next(deck) for name, deck in decks.items()})
-        if cell.is_possible and cell not in seen:
-            seen.add(cell)
-            yield cell
-
-
-def _deal(values: Sequence[Any], generator: random.Random) -> Iterator[Any]:
-    while True:
-        yield from generator.sample(list(values), len(values))
-
-
-def list_kernels() -> Iterator[Cell]:
-    """Packed cells under the other ways to attend."""
-    for place, (model, attention) in enumerate(itertools.product(MODELS, ("documents", "eager"))):
-        yield Cell(
-            model,
-            "lora",
-            rows=1 + place % 3,
-            tokens=256,
-            layout="packed",
-            recompute=COLUMNS["recompute"][place % 4],
-            dtype=("bfloat16", "float32")[place // 2 % 2],
-            quantization=("nf4", "none")[place // 3 % 2],
-            attention=attention,
-        )
-
-
-def list_others() -> Iterator[Cell]:
-    """One cell for each further method."""
-    for method in OTHERS:
-        yield Cell("llama 256 x 3, tied", method, quantization="none" if method in IN_FULL else "nf4")
-
-
 # ---- the table
 
 
@@ -322,14 +149,18 @@ def render_table(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[st
                 lines.append(_render_row(column, str(value), found))
     lines += [
         "",
-        "Further methods in one cell each, most without a rule and then estimated on the high side:",
+        "Further methods and a mixture of experts in one cell each; most have no rule and are estimated by LoRA's:",
         "",
         "| method | saved | peak |",
         "| --- | ---: | ---: |",
-        *(f"| {one['method']} | {one['saved_error']:+.1%} | {one['peak_error']:+.1%} |" for one in others),
+        *(f"| {_name_other(one)} | {one['saved_error']:+.1%} | {one['peak_error']:+.1%} |" for one in others),
         "",
     ]
     return "\n".join(lines)
+
+
+def _name_other(one: Mapping[str, Any]) -> str:
+    return f"{one['method']}, {one['model']}" if one["model"] == EXPERTS else str(one["method"])
 
 
 def _render_row(column: str, value: str, cells: Sequence[Mapping[str, Any]]) -> str:
@@ -366,13 +197,16 @@ def main() -> None:
     given = parser.parse_args()
     datasets.disable_progress_bars()
     counts = {} if given.counted is None else read_counts(given.counted)
-    cells, others = list(counts) or [*draw_cells(given.cells), *list_kernels()], [] if counts else list(list_others())
+    cells, others = list(counts) or [], []
+    if not counts:
+        cells = [*draw_cells(given.cells), *list_kernels(), *list_trained_modules(), *list_wide()]
+        others = list(list_others())
     compared = []
     for cell in cells + others:
         compared.append(compare(cell, counts.get(cell) or count(cell)))
         print(f"{compared[-1]['saved_error']:+8.2%} saved {compared[-1]['peak_error']:+8.2%} peak  {cell}", flush=True)
-    ruled = [one for one in compared if one["method"] in METHODS]
-    unruled = [one for one in compared if one["method"] in OTHERS]
+    unruled = [one for one in compared if one["method"] in OTHERS or one["model"] == EXPERTS]
+    ruled = [one for one in compared if one not in unruled]
     path = write_result("plan_error", {**summarize(ruled), "cells": ruled, "further_methods": unruled})
     machine = json.loads(path.read_text(encoding="utf-8"))["machine"]
     path.with_suffix(".md").write_text(render_table(ruled, unruled, machine), encoding="utf-8")

@@ -84,7 +84,7 @@ def estimate_layer(
     attention_linears = [linear for linear in architecture.linears if linear.part == "attention"]
     mlp_linears = [linear for linear in architecture.linears if linear.part == "mlp"]
     # Where the gradient of the first layer begins.
-    trains_before = adapter.is_whole or bool(adapter.num_virtual_tokens) or adapter.method == "ln_tuning"
+    trains_before = adapter.trains_embeddings or bool(adapter.num_virtual_tokens) or adapter.method == "ln_tuning"
     into_layer = not is_first or may_recompute or trains_before
     into_mlp = into_layer or _is_any_adapted(case, attention_linears)
     # Norms come in the order they run; those of queries and keys stand behind the others.
@@ -102,10 +102,11 @@ def estimate_layer(
 def _find_stream_bytes(adapter: AdapterShape, computing: Computing, *, is_first: bool = False) -> int:
     """Bytes of a number between the layers.
 
-    What IA³ and a trained norm scale is float32 from there on, unless autocast's own products come between.
+    Embeddings that are trained are float32, and so is all that is added to them. What IA³ and a trained norm scale is
+    float32 from there on, unless autocast's own products come between.
     """
     is_scaled = adapter.method in ("ia3", "ln_tuning") and computing.is_quantized and not is_first
-    return FLOAT32_BYTES if adapter.is_whole or is_scaled else computing.compute_bytes
+    return FLOAT32_BYTES if adapter.trains_embeddings or is_scaled else computing.compute_bytes
 
 
 def _is_any_adapted(case: Case, linears: Sequence[Linear]) -> bool:
@@ -155,22 +156,34 @@ def estimate_outside(
     kept = tokens * (FLOAT32_BYTES * (d + 1) + factor)  # as `estimate_norm`
     if keeps_layers:  # cosines and sines, one row for all where positions do not restart
         rows = batch.num_rows if batch.is_packed else 1
-        angle_bytes = FLOAT32_BYTES if adapter.is_whole else computing.compute_bytes
+        angle_bytes = FLOAT32_BYTES if adapter.trains_embeddings else computing.compute_bytes
         kept += 2 * rows * (tokens // batch.num_rows) * architecture.head_dim * angle_bytes
     if computing.loss == "logits":
-        loss = _estimate_logits(tokens, batch.num_rows, architecture.vocab_size)
+        loss = _estimate_logits(architecture, adapter, batch, computing)
     else:
         loss = _estimate_chunks(architecture, adapter, batch, computing)
     return OutsideActivations(kept + loss.kept_bytes, loss.head_bytes)
 
 
-def _estimate_logits(tokens: int, num_rows: int, vocab: int) -> OutsideActivations:
+def _estimate_logits(
+    architecture: Architecture, adapter: AdapterShape, batch: BatchShape, computing: Computing
+) -> OutsideActivations:
     """The loss of all logits at once, which are kept in float32."""
+    tokens, num_rows, vocab = count_tokens(adapter, batch), batch.num_rows, architecture.vocab_size
     row_bytes = tokens // num_rows * vocab * FLOAT32_BYTES
     # The entropy reads a copy of all logits by 128 tokens, three tensors of so many at once. The backward pass
     # holds a gradient for each row, beside the last one two more of its size; then all of them put together.
     entropy = num_rows * row_bytes + 3 * min(tokens, _ENTROPY_TOKENS) * vocab * FLOAT32_BYTES
-    return OutsideActivations(num_rows * row_bytes, max((num_rows + 2) * row_bytes, 2 * num_rows * row_bytes, entropy))
+    widest = max((num_rows + 2) * row_bytes, 2 * num_rows * row_bytes, entropy)
+    kept = num_rows * row_bytes
+    if adapter.trains_output:
+        # Its input, and under autocast its weights, too; the gradient of these, and again in float32, beside that of
+        # all logits.
+        d, c = architecture.hidden_size, computing.compute_bytes
+        kept += tokens * d * c + (vocab * d * c if computing.is_mixed else 0)
+        own_bytes = FLOAT32_BYTES + (c if computing.is_mixed else 0)
+        widest = max(widest, (tokens + d) * vocab * own_bytes)
+    return OutsideActivations(kept, widest)
 
 
 def _estimate_chunks(
@@ -182,13 +195,15 @@ def _estimate_chunks(
     kept = 0
     if adapter.method == "p_tuning" and computing.is_mixed:
         kept += adapter.num_parameters * c  # the network that makes the vectors, as autocast takes it
-    trained = math.ceil((tokens - batch.num_rows) * batch.trained_fraction)
+    # Mixtures of experts keep TRL's own loss (1.14), which does not leave the other tokens out.
+    fraction = batch.trained_fraction if architecture.experts is None else 1.0
+    trained = math.ceil((tokens - batch.num_rows) * fraction)
     kept += trained * d * c + tokens * _INDEX_BYTES  # the gradient of what predicts, and its places
     # Logits, their logarithms, probabilities and a product of both, all in float32; of the chunk before its gradient.
     own_bytes = FLOAT32_BYTES + (c if computing.is_mixed else 0)
     chunk, next_chunk = (min(max(0, number), _CHUNK_TOKENS) * vocab for number in (trained, trained - _CHUNK_TOKENS))
     widest = max(4 * chunk * FLOAT32_BYTES, 4 * next_chunk * FLOAT32_BYTES + chunk * own_bytes)
-    if adapter.is_whole:
+    if adapter.trains_output:
         # The head's gradient in float32; beside a chunk's own in the compute dtype, its weights too, and on a CPU once
         # more in float32, as it is added there.
         weights = vocab * d * (c + (FLOAT32_BYTES if computing.is_mixed and computing.on_cpu else 0))

@@ -5,7 +5,7 @@ whose shapes follow from the base's (see `adapter_tensors`). Of another method (
 rule of its own) the number is an estimate, and the shape says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,18 @@ from finetune.errors import RecipeError
 from finetune.recipe.own_methods import COMBINED, FULL, WHOLE_METHODS
 from finetune.recipe.schema import AdapterSettings
 
-__all__ = ["AdapterShape", "build_adapter", "find_rank"]
+__all__ = ["STAND_IN_RANK", "AdapterShape", "build_adapter", "find_rank"]
 
 # What stands in for a method that cannot be counted: more than each of them trains by its defaults. `model.sizes`
 # takes the same for the room on the disk.
-_STAND_IN = {"r": 64}
+STAND_IN_RANK = 64
 # LoRA and what is built like it, by the field that holds the rank and PEFT 0.21's default of it.
 _RANK_FIELDS: Mapping[str, tuple[str, int]] = {
     "lora": ("r", 8),
     "adalora": ("init_r", 12),
     "vera": ("r", 256),
     "loha": ("r", 8),
+    "hra": ("r", 8),
 }
 _DROPOUT_FIELDS: Mapping[str, str] = {"vera": "vera_dropout", "bottleneck": "dropout"}
 
@@ -40,11 +41,13 @@ class AdapterShape:
         targets: `Linear.name` of the layer's linears that it sits on, in any layer.
         dropout: share of its input that is dropped in training.
         num_parameters: numbers trained, a fresh head among them.
-        is_exact: whether they are counted; else they are an estimate on the high side.
+        is_exact: whether they are counted; else they are those of LoRA with a rank that few methods exceed.
         num_layers: layers of the base that it sits on.
         is_whole: whether weights of the base itself are trained.
         is_weight_decomposed: whether LoRA's norms are trained apart (DoRA).
         num_virtual_tokens: learned vectors before a row.
+        trains_output: whether the weights of the layer that gives words are among what is trained.
+        trains_embeddings: whether those of the input embeddings are.
         tensors: what is held and saved; empty where weights of the base are trained, or where `is_exact` is not.
     """
 
@@ -58,6 +61,8 @@ class AdapterShape:
     is_whole: bool = False
     is_weight_decomposed: bool = False
     num_virtual_tokens: int = 0
+    trains_output: bool = False
+    trains_embeddings: bool = False
     tensors: tuple[AdapterTensor, ...] = ()
 
     @property
@@ -97,7 +102,8 @@ def build_adapter(architecture: Architecture, settings: AdapterSettings) -> Adap
         tensors += built.tensors
         targets |= built.targets
     saved = build_saved_modules(architecture, fields.get("modules_to_save") or ())
-    is_exact = is_exact and saved is not None
+    # On the linears of a tower for images an adapter may sit too.
+    is_exact = is_exact and saved is not None and not architecture.num_other_parameters
     tensors += saved or ()
     first = parts[0]
     return AdapterShape(
@@ -110,6 +116,8 @@ def build_adapter(architecture: Architecture, settings: AdapterSettings) -> Adap
         num_layers=_count_layers(architecture, tensors),
         is_weight_decomposed=bool(first.get("use_dora")),
         num_virtual_tokens=settings.virtual_tokens,
+        trains_output=architecture.output is not None and _is_copied(saved, architecture.output.path),
+        trains_embeddings=_is_copied(saved, architecture.embeddings_path),
         tensors=tuple(tensors) if is_exact else (),
     )
 
@@ -131,6 +139,7 @@ def find_rank(fields: Mapping[str, Any]) -> int:
 def _build_whole(architecture: Architecture, method: str, fields: Mapping[str, Any]) -> AdapterShape:
     """All weights of the base, or what stands above its first layers."""
     num_trained, num_layers = architecture.num_parameters, architecture.num_layers
+    trains_output = architecture.output is not None
     if method != FULL:
         settings = {name: schema["default"] for name, schema in WHOLE_METHODS[method].items()} | dict(fields)
         num_layers = int(settings["layers"])
@@ -141,6 +150,7 @@ def _build_whole(architecture: Architecture, method: str, fields: Mapping[str, A
             num_trained -= architecture.num_absent_parameters
         if settings["train_head"]:
             num_trained += _count_above(architecture)
+        trains_output = trains_output and bool(settings["train_head"]) and not architecture.ties_embeddings
     return AdapterShape(
         method=method,
         r=0,
@@ -150,6 +160,8 @@ def _build_whole(architecture: Architecture, method: str, fields: Mapping[str, A
         is_exact=True,
         num_layers=num_layers,
         is_whole=True,
+        trains_output=trains_output,
+        trains_embeddings=method == FULL,
     )
 
 
@@ -168,11 +180,16 @@ def _count_above(architecture: Architecture) -> int:
 
 def _to_stand_in(part: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: part[name] for name in ("target_modules", "exclude_modules") if part.get(name) is not None}
-    return {"method": "lora", **_STAND_IN, **kept}
+    return {"method": "lora", "r": max(STAND_IN_RANK, find_rank(part)), **kept}
 
 
 def _find_dropout(fields: Mapping[str, Any]) -> float:
     return float(fields.get(_DROPOUT_FIELDS.get(str(fields["method"]), "lora_dropout")) or 0.0)
+
+
+def _is_copied(saved: Iterable[AdapterTensor] | None, path: str) -> bool:
+    """Whether a module of the base is trained whole beside the adapter."""
+    return any(tensor.name.endswith(f".{path}.weight") for tensor in saved or ())
 
 
 def _count_layers(architecture: Architecture, tensors: list[AdapterTensor]) -> int:

@@ -87,9 +87,7 @@ def _add_linear(built: Built, linear: Linear) -> None:
 
 def _build_lora(architecture: Architecture, fields: _Fields) -> Built | None:
     """LoRA: A is (r, in), B is (out, r); DoRA adds a length for each output (Hu et al. 2021, arXiv:2106.09685)."""
-    if fields.get("bias", "none") != "none" or any(
-        fields.get(name) for name in ("layer_replication", "target_parameters", "trainable_token_indices")
-    ):
+    if any(fields.get(name) for name in ("layer_replication", "target_parameters", "trainable_token_indices")):
         return None
     start = fields.get("init_lora_weights")
     # PiSSA and OLoRA are kept beside the base as a second half, see `model.adapter_starts`.
@@ -104,7 +102,23 @@ def _build_lora(architecture: Architecture, fields: _Fields) -> Built | None:
             built.add(name, "lora_B.bias", linear.out_features)
         if fields.get("use_dora"):
             built.add(name, "lora_magnitude_vector", linear.out_features)
+    _add_biases(built, architecture, fields)
     return built
+
+
+def _add_biases(built: Built, architecture: Architecture, fields: _Fields) -> None:
+    """The base's own biases, where LoRA's `bias` trains them: those of its linears, or all."""
+    which, adapted = fields.get("bias", "none"), {name for name, _ in find_targets(architecture, fields)}
+    if which == "none":
+        return
+    output = () if architecture.output is None else ((architecture.output.path, architecture.output),)
+    for name, linear in (*architecture.find_linears(), *output):
+        if linear.has_bias and (which == "all" or name in adapted):
+            built.add(name, "base_layer.bias" if name in adapted else "bias", linear.out_features)
+    if which == "all":
+        for name, norm in architecture.find_norms():
+            if norm.has_bias:
+                built.add(name, "bias", norm.size)
 
 
 def _build_adalora(architecture: Architecture, fields: _Fields) -> Built | None:
@@ -149,6 +163,17 @@ def _build_loha(architecture: Architecture, fields: _Fields) -> Built | None:
         for half in ("hada_w1", "hada_w2"):
             built.add(name, f"{half}_a", linear.out_features, rank)
             built.add(name, f"{half}_b", rank, linear.in_features)
+    return built
+
+
+def _build_hra(architecture: Architecture, fields: _Fields) -> Built | None:
+    """HRA: the input turned over by r mirrors, each a vector of the input's width (arXiv:2405.17484)."""
+    if fields.get("bias", "none") != "none":
+        return None
+    rank, built = int(fields.get("r", 8)), Built()
+    for name, linear in find_targets(architecture, fields):
+        built.targets.add(linear.name)
+        built.add(name, "hra_u", linear.in_features, rank)
     return built
 
 
@@ -272,6 +297,7 @@ TENSORS_OF: Mapping[str, Callable[[Architecture, _Fields], Built | None]] = {
     "adalora": _build_adalora,
     "vera": _build_vera,
     "loha": _build_loha,
+    "hra": _build_hra,
     "ia3": _build_ia3,
     "bitfit": _build_bitfit,
     "ln_tuning": _build_ln_tuning,

@@ -5,6 +5,7 @@ In go the fields of a file, of a recipe's `model.config`, or of the small list o
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from finetune.budget.decoders import DECODERS, build_decoder
@@ -25,11 +26,13 @@ _OF_BERT = {
     "tie_word_embeddings": True,
 }
 _OF_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+# SigLIP So400m, the tower for images of Gemma 3, whose configs leave some of it out.
+_OF_TOWER = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27}
 _OF_GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
 # Fields that are sizes, by the names of every kind.
 _SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "vocab_size", "dim", "hidden_dim", "n_layers", "n_heads",
+    "vocab_size", "dim", "hidden_dim", "n_layers", "n_heads", "num_local_experts", "num_experts_per_tok",
 )  # fmt: skip
 # The defaults of transformers' own config classes; a test compares them with the installed ones.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -39,6 +42,15 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "intermediate_size": 14336,
         "vocab_size": 32000,
         "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+    },
+    "mixtral": {
+        **_OF_7B,
+        "intermediate_size": 14336,
+        "vocab_size": 32000,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
         "max_position_embeddings": 131072,
     },
     "qwen2": {
@@ -139,13 +151,16 @@ def build_architecture(config: Mapping[str, Any], *, head: Head = "words", num_o
     """Build the shape of a base.
 
     Args:
-        config: fields of a config.json; `model_type` says of which kind it is.
+        config: fields of a config.json; `model_type` says of which kind it is. Of a model of text and images they hold
+            those of its language model in `text_config`, whose shape it is then; the rest is estimated.
         head: what the base is to end with.
         num_outputs: labels, where it ends with them.
 
     Raises:
         RecipeError: no kind whose shapes are known here, or a size that is no number.
     """
+    if isinstance(config.get("text_config"), Mapping):
+        return _build_with_images(config, head=head, num_outputs=num_outputs)
     kind = config.get("model_type")
     if kind is None:
         raise RecipeError(
@@ -173,6 +188,33 @@ def build_architecture(config: Mapping[str, Any], *, head: Head = "words", num_o
         return build(fields, head=head, num_outputs=num_outputs)
     except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         raise RecipeError(f"The config of this `{kind}` model has a size that cannot be used: {error}.") from error
+
+
+def _build_with_images(config: Mapping[str, Any], *, head: Head, num_outputs: int) -> Architecture:
+    """The language model of a model of text and images, as the run's own `get_text_config()` has it.
+
+    Its tower for images is loaded with it: layers of attention and MLP, whose numbers are estimated by their sizes.
+    """
+    own = {name: value for name, value in config["text_config"].items() if value is not None}
+    fields = {"model_type": f"{config.get('model_type')}_text", **own}
+    if "tie_word_embeddings" in config:  # of the whole model
+        fields["tie_word_embeddings"] = config["tie_word_embeddings"]
+    base = build_architecture(fields, head=head, num_outputs=num_outputs)
+    tower = {**_OF_TOWER, **(config.get("vision_config") or {})}
+    try:
+        hidden, inner, num_layers = (
+            int(tower[name]) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")
+        )
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"The config's `vision_config` has a size that cannot be used: {error}.") from error
+    num_tower = num_layers * (4 * hidden * hidden + 2 * hidden * inner)
+    return replace(
+        base,
+        layers_path="model.language_model.layers",
+        embeddings_path="model.language_model.embed_tokens",
+        outside_norms=tuple(replace(one, path="model.language_model.norm") for one in base.outside_norms),
+        num_other_parameters=num_tower,
+    )
 
 
 assert frozenset(_DEFAULTS) == frozenset(DECODERS) | ENCODERS

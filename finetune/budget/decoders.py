@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune.budget.shapes import Architecture, Head, Linear, Norm
+from finetune.budget.shapes import Architecture, Experts, Head, Linear, Norm
 
 __all__ = ["DECODERS", "build_decoder"]
 
@@ -27,6 +27,7 @@ class _Kind:
         norms: of a layer, without those of queries and keys.
         head_norms: norms of queries and keys: none, one width for every head, or over all heads at once.
         is_fused: whether q, k, v are one layer and gate, up another one.
+        has_experts: whether a layer chooses some of several MLPs for each token.
     """
 
     qkv_bias: _Bias = "never"
@@ -35,6 +36,7 @@ class _Kind:
     norms: Sequence[str] = ("input_layernorm", "post_attention_layernorm")
     head_norms: Literal["none", "each", "all"] = "none"
     is_fused: bool = False
+    has_experts: bool = False
 
 
 _FOUR_NORMS = (
@@ -46,6 +48,7 @@ _FOUR_NORMS = (
 DECODERS: Mapping[str, _Kind] = {
     "llama": _Kind("attention_bias", "attention_bias", "mlp_bias"),
     "mistral": _Kind(),
+    "mixtral": _Kind(has_experts=True),
     "qwen2": _Kind(qkv_bias="always"),
     "qwen3": _Kind("attention_bias", "attention_bias", head_norms="each"),
     "gemma": _Kind("attention_bias", "attention_bias"),
@@ -92,7 +95,7 @@ def build_decoder(fields: Mapping[str, Any], *, head: Head, num_outputs: int) ->
         max_positions=fields.get("max_position_embeddings"),
         linears=(
             *_build_attention(kind, fields, hidden, heads * head_dim, kv_heads * head_dim),
-            *_build_mlp(kind, fields, hidden, inner),
+            *(() if kind.has_experts else _build_mlp(kind, fields, hidden, inner)),
         ),
         norms=_build_norms(kind, hidden, heads, kv_heads, head_dim),
         layers_path="model.layers",
@@ -104,6 +107,7 @@ def build_decoder(fields: Mapping[str, Any], *, head: Head, num_outputs: int) ->
         fresh_linears=fresh,
         output=Linear("lm_head", hidden, vocab, False, "head", "lm_head") if ends_in_words else None,
         outside_norms=(Norm("model.norm", hidden, has_bias=False),),
+        experts=_build_experts(fields, hidden, inner) if kind.has_experts else None,
     )
 
 
@@ -132,6 +136,11 @@ def _build_mlp(kind: _Kind, fields: Mapping[str, Any], hidden: int, inner: int) 
         *(Linear(name, hidden, width, bias, "mlp", f"mlp.{name}") for name, width in first),
         Linear("down_proj", inner, hidden, bias, "mlp", "mlp.down_proj"),
     )
+
+
+def _build_experts(fields: Mapping[str, Any], hidden: int, inner: int) -> Experts:
+    number, num_active = int(fields["num_local_experts"]), int(fields["num_experts_per_tok"])
+    return Experts(number, num_active, hidden, inner)
 
 
 def _build_norms(kind: _Kind, hidden: int, heads: int, kv_heads: int, head_dim: int) -> tuple[Norm, ...]:

@@ -3,20 +3,25 @@
 In go shapes, a micro-batch and a device; out comes a `Work` with each term by itself. PERFORMANCE.md's formulas:
 
     linear layers    2N a token forward, 2N for the gradient of the input, 2N where weights are trained themselves,
-                     2 (N - N_last) where they are recomputed
-    LoRA             r (in + out) (6 + 2 rho) a linear and token
-    attention        2 S D L (1 + 2.5 + rho) a token, S the document's length, D all heads' width; causal
-    head             2 V d forward, 2 V d backward, of trained tokens alone where the loss is in chunks
+                     2N of those that are computed again, but for the last one of each stretch that the lean path serves
+    LoRA             6 r (in + out) a linear and token, 2 r (in + out) where it is computed again
+    attention        2 S D a layer and token forward, 2.5 times as much backward, and once more where it is computed
+                     again; S the document's length, D all heads' width; causal
+    head             2 V d forward, 2 V d backward, 2 V d where its weights are trained, of trained tokens alone where
+                     the loss is in chunks
     seconds          (operations / reached + bytes / (0.85 bandwidth) + dequantized bytes / (0.6 bandwidth)) / 0.85
 
-N numbers in the linear layers, rho the share of layers recomputed. Training alone is counted: no start, no evaluation,
+N numbers in the linear layers. What is computed again depends on what each layer keeps: nothing, its attention, its
+MLP or all. Training alone is counted: no start, no evaluation,
 no checkpoint. That the host keeps up is taken for granted; below some thousand tokens a micro-batch it does not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.budget.devices import Device
 from finetune.budget.memory import Setup
+from finetune.budget.shapes import Linear
 from finetune.budget.spending import Spending
 from finetune.budget.weights import is_quantized
 
@@ -57,6 +62,25 @@ class Passes:
 
 
 @dataclass(frozen=True, slots=True)
+class _Recomputed:
+    """What the backward pass computes a second time, of all layers together.
+
+    Attributes:
+        weights: numbers of the matrices that are multiplied again.
+        dequantized: of these, those that are dequantized for it.
+        low_rank: inputs and outputs of the adapted linears among them, which LoRA's rank multiplies.
+        num_attentions: layers whose attention looks over its documents again.
+        moved: bytes for a token in 16 bits that a lean layer's passes over memory read and write, see `_MOVED_LEAN`.
+    """
+
+    weights: int
+    dequantized: int
+    low_rank: int
+    num_attentions: int
+    moved: float
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """What one micro-batch takes.
 
@@ -82,21 +106,19 @@ def estimate_work(setup: Setup, spending: Spending, passes: Passes, *, tokens: f
         document_tokens: that a token can look at, on the mean twice as far as it does.
     """
     base, adapter = setup.architecture, setup.adapter
-    again = _find_again(spending)
-    weights = base.num_linear_weights * base.num_layers + sum(one.num_weights for one in base.head_linears)
-    last = base.linears[-1].num_weights * base.num_layers if setup.computing.is_lean else 0
+    again = _sum_recomputed(setup, spending)
+    once = base.num_linear_weights * base.num_layers + sum(one.num_weights for one in base.head_linears)
+    once += base.num_active_expert_weights * base.num_layers
     whole = (adapter.num_parameters / base.num_parameters) if adapter.is_whole else 0.0
-    linear = 2 * weights * (2 + whole + passes.extra_forwards) + 2 * (weights - last) * again
-    low_rank = 0.0
-    if adapter.r:
-        widths = sum(one.in_features + one.out_features for one in base.linears if adapter.adapts(one))
-        low_rank = adapter.r * widths * adapter.num_layers * (6 + 2 * again + 2 * passes.extra_forwards)
+    linear = 2 * once * (2 + whole + passes.extra_forwards) + 2 * again.weights
+    widths = _sum_widths(setup, base.linears) * adapter.num_layers
+    low_rank = adapter.r * (widths * (6 + 2 * passes.extra_forwards) + 2 * again.low_rank)
     seen = 2.0 if base.is_encoder else 1.0  # a causal token looks at half of its document
-    width = base.num_heads * base.head_dim
-    attention = 2 * document_tokens * seen * width * base.num_layers * (3.5 + again + passes.extra_forwards)
+    num_attentions = base.num_layers * (3.5 + passes.extra_forwards) + again.num_attentions
+    attention = 2 * document_tokens * seen * base.num_heads * base.head_dim * num_attentions
     head = 0.0
     if base.output is not None:
-        passes_of_head = 2 + (1 if adapter.is_whole else 0) + passes.extra_forwards
+        passes_of_head = 2 + (1 if adapter.trains_output else 0) + passes.extra_forwards
         head = 2 * base.output.num_weights * passes_of_head * passes.trained_fraction
     return Work(
         flops=tokens * (linear + low_rank + attention + head),
@@ -117,27 +139,67 @@ def estimate_seconds(work: Work, device: Device) -> float | None:
     return (products + moved + dequantized) / _REACHED
 
 
-def _find_again(spending: Spending) -> float:
-    """Share of the layers that is computed twice; of one that keeps a part about half."""
-    parts = spending.num_mlp_kept + spending.num_attention_kept
-    return (spending.num_recomputed + 0.5 * parts) / max(spending.num_layers, 1)
+def _sum_recomputed(setup: Setup, spending: Spending) -> _Recomputed:
+    """Sum up what is computed a second time, by what each layer keeps."""
+    base, adapter = setup.architecture, setup.adapter
+    attention, mlp = ([one for one in base.linears if one.part == part] for part in ("attention", "mlp"))
+    moved_by_attention, moved_by_mlp = _find_lean_bytes(setup)
+    experts = base.num_active_expert_weights
+    # The stretches that are computed again, how many layers compute each, and whether the attention is in it.
+    stretches = [
+        (spending.num_recomputed, [*attention, *mlp], experts, True, moved_by_attention + moved_by_mlp),
+        (spending.num_mlp_kept, attention, 0, True, moved_by_attention),
+        (spending.num_attention_kept, mlp, experts, False, moved_by_mlp),
+    ]
+    weights = dequantized = low_rank = num_attentions = 0
+    moved = 0.0
+    for number, linears, of_experts, has_attention, moved_bytes in stretches:
+        kept_products = linears[:-1] if _ends_early(setup, linears) else linears
+        weights += number * (sum(one.num_weights for one in kept_products) + of_experts)
+        dequantized += number * sum(one.num_weights for one in linears if not _is_served(setup, one))
+        low_rank += number * _sum_widths(setup, linears)
+        num_attentions += number if has_attention else 0
+        moved += number * moved_bytes
+    share = adapter.num_layers / base.num_layers  # an adapter may sit on some of the layers alone
+    return _Recomputed(weights, dequantized, round(low_rank * share), num_attentions, moved)
 
 
-def _estimate_moved(setup: Setup, again: float, passes: Passes) -> float:
+def _is_served(setup: Setup, linear: Linear) -> bool:
+    return setup.computing.serves(setup.adapter) and setup.adapter.adapts(linear)
+
+
+def _ends_early(setup: Setup, linears: Sequence[Linear]) -> bool:
+    """Whether the last base product of a stretch is left out: the lean path makes it behind all that is saved."""
+    followed_by_experts = setup.architecture.experts is not None
+    return bool(linears) and not followed_by_experts and _is_served(setup, linears[-1])
+
+
+def _sum_widths(setup: Setup, linears: Sequence[Linear]) -> int:
+    """Inputs and outputs of the linears with an adapter."""
+    return sum(one.in_features + one.out_features for one in linears if setup.adapter.adapts(one))
+
+
+def _find_lean_bytes(setup: Setup) -> tuple[int, int]:
+    """Bytes a token that a lean layer saves in 16 bits: of its attention and of its MLP, each with its norm."""
     base = setup.architecture
-    lean = 10 * base.hidden_size + 2 * (base.hidden_size + 2 * base.num_kv_heads * base.head_dim)
-    lean += 4 * base.intermediate_size
+    d, k, f = base.hidden_size, base.num_kv_heads * base.head_dim, base.intermediate_size * base.num_active_mlps
+    return 6 * d + 2 * (d + 2 * k), 4 * d + 4 * f
+
+
+def _estimate_moved(setup: Setup, again: _Recomputed, passes: Passes) -> float:
     once, twice = (_MOVED_LEAN, _MOVED_LEAN_AGAIN) if setup.computing.is_lean else (_MOVED_PEFT, _MOVED_PEFT_AGAIN)
     scale = setup.holding.compute_bytes / 2
-    return base.num_layers * lean * scale * (once + twice * (again + passes.extra_forwards))
+    lean = setup.architecture.num_layers * sum(_find_lean_bytes(setup))
+    return scale * (lean * (once + twice * passes.extra_forwards) + again.moved * twice)
 
 
-def _estimate_dequantized(setup: Setup, spending: Spending, again: float, passes: Passes) -> float:
+def _estimate_dequantized(setup: Setup, spending: Spending, again: _Recomputed, passes: Passes) -> float:
     """Forward, gradient, and recomputation where that does not share with the gradient; nothing where a copy lies."""
     if not is_quantized(setup.holding):
         return 0.0
     base = setup.architecture
     weights = base.num_linear_weights * base.num_layers
-    times = 2 + passes.extra_forwards + (0.0 if setup.computing.is_lean else again)
     resident = spending.resident_bytes / setup.holding.compute_bytes
-    return max(weights - resident, 0.0) * times * _DEQUANTIZED_BYTES[setup.holding.quantization]
+    by_blocks = max(1 - resident / weights, 0.0)
+    times = weights * (2 + passes.extra_forwards) + again.dequantized
+    return by_blocks * times * _DEQUANTIZED_BYTES[setup.holding.quantization]

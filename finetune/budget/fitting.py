@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-__all__ = ["Change", "Knobs", "find_changes"]
+__all__ = ["Change", "Estimated", "Knobs", "find_changes"]
 
 Settings = Mapping[str, Any]
-# The peak in bytes with settings over the recipe's; None: the recipe's reader refuses them.
-Estimate = Callable[[Settings], int | None]
 
 _SMALLEST_LENGTH = 256
 _SMALLEST_RANK = 4
@@ -56,6 +54,23 @@ class Knobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimated:
+    """What a run needs with other settings.
+
+    Attributes:
+        peak_bytes: at its peak.
+        fits: whether it fits then, what the estimate may be wrong by included.
+    """
+
+    peak_bytes: int
+    fits: bool
+
+
+# With settings over the recipe's; None: the recipe's reader refuses them.
+Estimate = Callable[[Settings], Estimated | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One way to make a run fit.
 
@@ -91,13 +106,18 @@ class _Rung:
     accumulates: Fraction = Fraction(1)
 
 
-def find_changes(estimate: Estimate, knobs: Knobs, memory_bytes: int) -> list[Change]:
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    change: Change
+    fits: bool
+
+
+def find_changes(estimate: Estimate, knobs: Knobs) -> list[Change]:
     """Find the smallest changes that make a run fit.
 
     Args:
-        estimate: the peak in bytes with settings over the recipe's; None where they are refused.
+        estimate: what it needs with settings over the recipe's; None where they are refused.
         knobs: the settings as they stand.
-        memory_bytes: of the device.
 
     Returns:
         Those that do it alone, in the order of what they cost in results; where none does, the smallest that do it
@@ -107,19 +127,17 @@ def find_changes(estimate: Estimate, knobs: Knobs, memory_bytes: int) -> list[Ch
     for ladder in _build_ladders(knobs):
         too_small = []
         for rung in ladder:
-            change = _try([rung], estimate, knobs)
-            if change is not None and change.peak_bytes <= memory_bytes:
-                alone.append(change)
+            tried = _try([rung], estimate, knobs)
+            if tried is not None and tried.fits:
+                alone.append(tried.change)
                 break
-            if change is not None:
+            if tried is not None:
                 too_small.append(rung)
         ladders.append(too_small)
-    return alone or _find_together(estimate, [ladder for ladder in ladders if ladder], knobs, memory_bytes)
+    return alone or _find_together(estimate, [ladder for ladder in ladders if ladder], knobs)
 
 
-def _find_together(
-    estimate: Estimate, ladders: Sequence[Sequence[_Rung]], knobs: Knobs, memory_bytes: int
-) -> list[Change]:
+def _find_together(estimate: Estimate, ladders: Sequence[Sequence[_Rung]], knobs: Knobs) -> list[Change]:
     """Add the furthest rung of one ladder after another until it fits, then step back wherever less does it too.
 
     Stepped back is from the costliest kind to the cheapest, so that what costs results is left as it is before what
@@ -127,8 +145,8 @@ def _find_together(
     """
 
     def fits(rungs: Sequence[_Rung]) -> bool:
-        change = _try(rungs, estimate, knobs)
-        return change is not None and change.peak_bytes <= memory_bytes
+        tried = _try(rungs, estimate, knobs)
+        return tried is not None and tried.fits
 
     taken: list[_Rung] = []
     for ladder in ladders:
@@ -142,23 +160,23 @@ def _find_together(
         options = [[], *([rung] for rung in ladders[place][:-1])]
         smaller = next((one for one in options if fits([*before, *one, *behind])), [taken[place]])
         taken = [*before, *smaller, *behind]
-    change = _try(taken, estimate, knobs)
-    assert change is not None
-    return [change]
+    tried = _try(taken, estimate, knobs)
+    assert tried is not None
+    return [tried.change]
 
 
-def _try(rungs: Sequence[_Rung], estimate: Estimate, knobs: Knobs) -> Change | None:
+def _try(rungs: Sequence[_Rung], estimate: Estimate, knobs: Knobs) -> _Tried | None:
     """Estimate several rungs at once; None where their settings are refused."""
     settings = {key: value for rung in rungs for key, value in rung.settings.items()}
     accumulation = max(round(knobs.accumulation * math.prod(rung.accumulates for rung in rungs)), 1)
     if accumulation != knobs.accumulation:
         settings[_ACCUMULATION] = accumulation
-    peak_bytes = estimate(settings)
-    if peak_bytes is None:
+    estimated = estimate(settings)
+    if estimated is None:
         return None
     kept = [rung.keeps for rung in rungs if rung.keeps]
     said = [*kept[-1:], *(rung.costs for rung in rungs if rung.costs)]
-    return Change(settings, peak_bytes, "; ".join(said))
+    return _Tried(Change(settings, estimated.peak_bytes, "; ".join(said)), fits=estimated.fits)
 
 
 def _build_ladders(knobs: Knobs) -> list[list[_Rung]]:

@@ -8,16 +8,17 @@ fragments are assumptions, named in `render_assumptions`.
 
 from dataclasses import dataclass, replace
 
-from finetune.budget.activations import BatchShape, LayerActivations, estimate_layer, estimate_outside
+from finetune.budget.activations import BatchShape, estimate_outside
 from finetune.budget.adapter import AdapterShape
 from finetune.budget.computing import FLOAT32_BYTES, Computing
+from finetune.budget.layer_options import estimate_part_bytes
 from finetune.budget.optimizer_states import estimate_state_bytes
 from finetune.budget.passes import estimate_pass
 from finetune.budget.shapes import Architecture
 from finetune.budget.spending import Spending
 from finetune.budget.weights import Holding, estimate_base_bytes
 
-__all__ = ["Memory", "Setup", "estimate_layers", "estimate_memory", "find_trained_shapes", "render_assumptions"]
+__all__ = ["Memory", "Setup", "estimate_error", "estimate_memory", "find_trained_shapes", "render_assumptions"]
 
 _TOKEN_BYTES = 3 * 8  # ids, labels, and a mask or positions, each int64
 # CUDA's context and the libraries' workspaces, which torch does not count; fragments, of all that torch holds.
@@ -25,6 +26,9 @@ _CONTEXT_BYTES = 800_000_000
 _FRAGMENTS = 0.03
 # On a CPU the measured figure is of the whole process: Python and the libraries, as a run on the smallest shape has it.
 _PROCESS_BYTES = 750_000_000
+# Of what a pass holds at its fullest moment, by which it was at worst estimated too low: with any method, and with DoRA
+# (benchmarks/results/plan_error_amd_epyc_2_cores.md).
+_TOO_LOW, _TOO_LOW_WITH_DORA = 0.07, 0.154
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +129,15 @@ def estimate_memory(setup: Setup, spending: Spending) -> Memory:
     return replace(memory, fragmentation=allowance)
 
 
-def estimate_layers(setup: Setup) -> LayerActivations:
-    """Estimate what one decoder layer of a set-up saves for the backward pass; the first one saves somewhat less."""
-    return estimate_layer(setup.architecture, setup.adapter, setup.batch, setup.computing)
+def estimate_error(setup: Setup, memory: Memory) -> int:
+    """Estimate the bytes by which a peak may be too low: what it was at worst where it was measured.
+
+    Args:
+        setup: what takes memory.
+        memory: as it was estimated.
+    """
+    share = _TOO_LOW_WITH_DORA if setup.adapter.is_weight_decomposed else _TOO_LOW
+    return round(share * (memory.activations + memory.logits + memory.buffers))
 
 
 def find_trained_shapes(architecture: Architecture, adapter: AdapterShape) -> list[tuple[int, ...]]:
@@ -150,9 +160,9 @@ def _estimate_pass(setup: Setup, spending: Spending) -> tuple[int, int, int]:
     whole = estimate_pass(
         base, adapter, batch, computing, num_recomputed=num_recomputed, may_recompute=setup.may_recompute
     )
-    layer = estimate_layers(setup)
-    parts = spending.num_mlp_kept * layer.mlp_bytes
-    parts += spending.num_attention_kept * max(layer.kept_bytes - layer.mlp_bytes, 0)
+    each = estimate_part_bytes(base, adapter, batch, computing)
+    parts = spending.num_mlp_kept * (each.whole - each.attention)
+    parts += spending.num_attention_kept * (each.whole - each.mlp)
     outside = estimate_outside(base, adapter, batch, computing, keeps_layers=spending.num_kept > 0)
     beside = whole.peak_bytes - whole.saved_bytes
     # Where more is alive in a layer's backward pass than at the loss, the logits are gone at the fullest moment.

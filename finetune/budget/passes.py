@@ -63,12 +63,16 @@ def estimate_pass(
     norm = 6 * count_tokens(adapter, batch) * architecture.hidden_size * FLOAT32_BYTES
     working = estimate_working_bytes(architecture, adapter, batch, computing)
     # The loss; the last norm, whose gradient is taken with five further tensors of its size in float32; a kept layer;
-    # a recomputed one, when those that are kept are gone.
+    # a recomputed one, when those that are kept are gone; at the end the gradient of trained embeddings, before it is
+    # added up.
     moments = [saved + casts + outside.head_bytes, inputs + kept + norm]
     if num_kept:
         moments.append(inputs + kept + working)
     if num_recomputed:
         moments.append(inputs + layer.kept_bytes + _estimate_shared_weights(architecture, adapter, computing) + working)
+    if adapter.trains_embeddings:
+        of_output = count_tokens(adapter, batch) * architecture.hidden_size
+        moments.append((architecture.num_embedding_parameters + of_output) * FLOAT32_BYTES)
     return PassActivations(saved_bytes=saved, peak_bytes=max(moments) + _estimate_mask(adapter, batch, computing))
 
 
@@ -99,7 +103,9 @@ def _estimate_shared_weights(architecture: Architecture, adapter: AdapterShape, 
 
 def _estimate_mask(adapter: AdapterShape, batch: BatchShape, computing: Computing) -> int:
     """The mask that keeps documents or padding apart, one for all layers."""
-    reads_mask = batch.has_mask and computing.attention != "flash_attention_2"
+    is_flat = batch.is_packed and batch.num_rows == 1  # whose documents are named to the kernel
+    names_documents = computing.attention == "flash_attention_2" or (computing.attention == "documents" and is_flat)
+    reads_mask = batch.has_mask and not names_documents
     return count_tokens(adapter, batch) * batch.row_tokens if reads_mask else 0
 
 
@@ -115,12 +121,19 @@ def estimate_working_bytes(
         computing: how it is computed.
     """
     tokens, f, c = count_tokens(adapter, batch), architecture.intermediate_size, computing.compute_bytes
-    last = [linear for linear in architecture.linears if linear.part == "mlp"][-1]
-    stream = tokens * architecture.hidden_size * (FLOAT32_BYTES if adapter.is_whole else c)
+    last = next((linear for linear in reversed(architecture.linears) if linear.part == "mlp"), None)
+    stream = tokens * architecture.hidden_size * (FLOAT32_BYTES if adapter.trains_embeddings else c)
+    if last is None:  # experts: each token is in as many of them as it goes through, and all are in full precision
+        inside = tokens * architecture.num_active_mlps
+        return stream + 3 * inside * f * c + 2 * inside * architecture.hidden_size * c
     weight = last.num_weights * c if computing.is_quantized and not adapter.is_whole else 0
     # The gradient of the product of both branches, then of either branch; the product is let go where it was saved.
     num_inside = 2 if adapter.adapts(last) and adapter.method != "ia3" else 3
     working = stream + max(num_inside * tokens * f * c, tokens * f * c + weight)
+    if adapter.method == "hra":
+        # Of each mirror's gradient three matrices in float32, in by in, and under autocast two in the compute dtype.
+        width = max(linear.in_features for linear in architecture.linears if adapter.adapts(linear))
+        return max(working, stream + width**2 * (3 * FLOAT32_BYTES + (2 * c if computing.is_mixed else 0)))
     if adapter.method == "ia3" and computing.is_mixed:  # its scaled input and that one's gradient are float32
         return max(working, stream + tokens * f * (2 * FLOAT32_BYTES + c))
     if adapter.method != "lora" or not adapter.adapts(last):

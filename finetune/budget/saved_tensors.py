@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from finetune.budget.adapter import AdapterShape
 from finetune.budget.computing import FLOAT32_BYTES, Computing
-from finetune.budget.shapes import Architecture, Linear, Norm
+from finetune.budget.shapes import Architecture, Experts, Linear, Norm
 
 __all__ = [
     "BatchShape",
@@ -98,14 +98,14 @@ def count_tokens(adapter: AdapterShape, batch: BatchShape) -> int:
 def has_rule(architecture: Architecture, adapter: AdapterShape) -> bool:
     """Whether what is kept is counted tensor by tensor; else it is an estimate on the high side.
 
-    There is a rule for decoders of the kind of Llama, with LoRA, DoRA without dropout, IA³, norms or vectors
-    before the text trained, or all weights. HRA keeps several times as much as the estimate, for its reflections.
+    There is a rule for decoders of the kind of Llama, with LoRA, DoRA without dropout, IA³, HRA, norms or vectors
+    before the text trained, or all weights; none for mixtures of experts.
     """
-    if architecture.is_encoder or not architecture.is_gated:
+    if architecture.is_encoder or not architecture.is_gated or architecture.experts is not None:
         return False
     if adapter.is_whole:
         return adapter.num_layers == architecture.num_layers
-    if adapter.method in {"ia3", "ln_tuning", *_VECTORS_BEFORE_TEXT}:
+    if adapter.method in {"ia3", "hra", "ln_tuning", *_VECTORS_BEFORE_TEXT}:
         return True
     return adapter.method == "lora" and not (adapter.is_weight_decomposed and adapter.dropout)
 
@@ -149,6 +149,8 @@ def estimate_inputs(case: Case, linears: Sequence[Linear], source: str, *, has_g
         return _whole(case, adapted, source)
     if case.adapter.method == "ia3":
         return sum(_ia3(case, linear, is_last=source == "product") for linear in adapted)
+    if case.adapter.method == "hra":
+        return sum(_hra(case, linear) for linear in adapted)
     saved = sum(_lora(case, linear, has_gradient=has_gradient) for linear in adapted)
     width = adapted[0].in_features
     if case.adapter.dropout:
@@ -156,7 +158,9 @@ def estimate_inputs(case: Case, linears: Sequence[Linear], source: str, *, has_g
         if has_gradient:
             saved += len(adapted) * case.tokens * width * (FLOAT32_BYTES if case.computing.on_cpu else 1)
         return saved + len(adapted) * case.tokens * width * case.c
-    if case.computing.has_detour and not case.computing.serves(case.adapter):
+    has_detour = case.computing.has_detour and not case.computing.serves(case.adapter)
+    is_float32 = source == "norm" and case.computing.is_mixed and case.stream_bytes == FLOAT32_BYTES
+    if has_detour or is_float32:  # each adapter makes a copy of its own in the compute dtype
         return saved + len(adapted) * case.tokens * width * case.c
     return saved + (0 if source == "attention" else case.tokens * width * case.c)
 
@@ -180,6 +184,12 @@ def _lora(case: Case, linear: Linear, *, has_gradient: bool) -> int:
     if case.adapter.is_weight_decomposed or not has_rule(case.architecture, case.adapter):
         saved += 2 * case.tokens * linear.out_features * case.c + 3 * linear.out_features * FLOAT32_BYTES
     return saved
+
+
+def _hra(case: Case, linear: Linear) -> int:
+    """HRA: for each mirror the matrix that it turns over, in by in, and the weight that comes of it; the input."""
+    mirrors = (case.adapter.r + 1) * linear.in_features**2
+    return (mirrors + linear.num_weights + case.tokens * linear.in_features) * case.c
 
 
 def _ia3(case: Case, linear: Linear, *, is_last: bool) -> int:
@@ -234,6 +244,15 @@ def joins_output(case: Case) -> bool:
 def estimate_mlp(case: Case) -> int:
     """Inside the MLP: the input of the activation, and where a second branch is multiplied with it both factors."""
     number = case.stream_bytes if case.adapter.method == "ia3" else case.c
-    if case.adapter.method == "ln_tuning" and case.computing.is_quantized:
+    # A quantized linear answers in the dtype that it was asked in.
+    if case.computing.is_quantized and (case.adapter.method == "ln_tuning" or case.adapter.trains_embeddings):
         number = FLOAT32_BYTES
-    return case.tokens * case.architecture.intermediate_size * number * (3 if case.architecture.is_gated else 1)
+    base = case.architecture
+    inside = case.tokens * base.num_active_mlps * base.intermediate_size * number * (3 if base.is_gated else 1)
+    return inside + (0 if base.experts is None else _estimate_experts(case, base.experts))
+
+
+def _estimate_experts(case: Case, experts: Experts) -> int:
+    """Beside what their MLPs save: each token's input and output of every expert that it goes through, its scores."""
+    width = 2 * experts.num_active * experts.hidden_size * case.c
+    return case.tokens * (width + 3 * experts.number * FLOAT32_BYTES)

@@ -4,11 +4,12 @@ Filled by `architecture`; whatever counts bytes, operations or adapters reads it
 features, never bytes.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Architecture", "Head", "Linear", "Norm"]
+__all__ = ["Architecture", "Experts", "Head", "Linear", "Norm"]
 
 # What a base ends with, as `model.heads` has it: words, restored masked tokens, labels of a text, a reward's score.
 Head = Literal["words", "masked", "labels", "score"]
@@ -60,6 +61,42 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """The MLPs of a layer that chooses some of them for each token, and the router that chooses.
+
+    They are tensors of all experts at once and no linear layers: neither bitsandbytes (0.50) takes them to 4 or 8 bits
+    nor does `all-linear` put an adapter on them.
+
+    Attributes:
+        number: experts of a layer.
+        num_active: of these, how many a token goes through.
+        hidden_size: width of their input and output.
+        intermediate_size: width inside each.
+    """
+
+    number: int
+    num_active: int
+    hidden_size: int
+    intermediate_size: int
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the router, of gate and up together, of down."""
+        number, hidden, inside = self.number, self.hidden_size, self.intermediate_size
+        return (number, hidden), (number, 2 * inside, hidden), (number, hidden, inside)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that they hold in one layer."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def num_active_weights(self) -> int:
+        """Numbers that a token is multiplied with."""
+        return self.number * self.hidden_size + 3 * self.num_active * self.hidden_size * self.intermediate_size
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """A base by its numbers.
 
@@ -86,6 +123,9 @@ class Architecture:
         output: the layer that gives words; None where labels or a score stand in its place.
         outside_norms: norms before the first layer and behind the last one.
         position_rows: rows of the embeddings of positions, and of those of token types.
+        experts: those of each layer, in place of linears of an MLP; None: it has an MLP.
+        num_other_parameters: numbers about which nothing else here says a word, such as those of a tower for images;
+            estimated.
         num_absent_parameters: what one layer lacks against `norms` (ModernBERT's first has no norm of its attention).
     """
 
@@ -112,6 +152,8 @@ class Architecture:
     outside_norms: tuple[Norm, ...]
     position_rows: tuple[int, ...] = ()
     num_absent_parameters: int = 0
+    experts: Experts | None = None
+    num_other_parameters: int = 0
 
     @property
     def num_linear_weights(self) -> int:
@@ -120,8 +162,27 @@ class Architecture:
 
     @property
     def num_layer_parameters(self) -> int:
-        """Numbers of one layer: matrices, biases and norms."""
-        return sum(linear.num_parameters for linear in self.linears) + sum(norm.num_parameters for norm in self.norms)
+        """Numbers of one layer: matrices, biases, norms and experts."""
+        return (
+            sum(linear.num_parameters for linear in self.linears)
+            + sum(norm.num_parameters for norm in self.norms)
+            + self.num_expert_parameters
+        )
+
+    @property
+    def num_expert_parameters(self) -> int:
+        """Numbers of one layer's experts and of their router; 0 where it has an MLP."""
+        return 0 if self.experts is None else self.experts.num_parameters
+
+    @property
+    def num_active_expert_weights(self) -> int:
+        """Of these, the numbers that a token is multiplied with."""
+        return 0 if self.experts is None else self.experts.num_active_weights
+
+    @property
+    def num_active_mlps(self) -> int:
+        """MLPs that a token goes through in each layer."""
+        return 1 if self.experts is None else self.experts.num_active
 
     @property
     def num_embedding_parameters(self) -> int:
@@ -153,6 +214,7 @@ class Architecture:
             + sum(linear.num_parameters for linear in self.head_linears)
             + self.num_fresh_parameters
             + self.num_output_parameters
+            + self.num_other_parameters
         )
 
     def find_shapes(self) -> Iterator[tuple[int, ...]]:
@@ -166,6 +228,10 @@ class Architecture:
                 yield (linear.out_features,)
         for _, norm in self.find_norms():
             yield from [(norm.size,)] * (2 if norm.has_bias else 1)
+        if self.experts is not None:
+            yield from self.experts.shapes * self.num_layers
+        if self.num_other_parameters:
+            yield (self.num_other_parameters,)
 
     def find_linears(self) -> Iterator[tuple[str, Linear]]:
         """Find every linear layer but output and fresh head, by its full name, in the order they run."""

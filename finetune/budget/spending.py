@@ -23,7 +23,6 @@ __all__ = [
     "Rates",
     "Spending",
     "build_options",
-    "estimate_layer_work",
     "find_spendable",
     "spend",
     "take_back",
@@ -36,8 +35,6 @@ _PARTS: tuple[Keeps, ...] = ("mlp", "attention")
 
 # Of all memory: for what no arithmetic sees, such as fragments and libraries' workspaces.
 RESERVE_FRACTION = 0.05
-# NF4 with double quantization: half a byte, its block's scale, and the two bytes that are written (PERFORMANCE.md).
-_DEQUANTIZED_BYTES = 2.516
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +69,15 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class LayerWork:
-    """Seconds that computing a layer's parts a second time takes."""
+    """Seconds of computing a second time.
 
+    Attributes:
+        whole_seconds: a whole layer.
+        attention_seconds: its attention alone.
+        mlp_seconds: its MLP alone. The two may come to less than the whole, as each may leave its last product out.
+    """
+
+    whole_seconds: float
     attention_seconds: float
     mlp_seconds: float
 
@@ -108,7 +112,12 @@ class Spending:
     @property
     def num_recomputed(self) -> int:
         """Layers that compute all of their activations twice."""
-        return self.num_layers - self.num_kept - self.num_mlp_kept - self.num_attention_kept
+        return self.num_layers - self.num_kept - self.num_partly_recomputed
+
+    @property
+    def num_partly_recomputed(self) -> int:
+        """Layers that compute their attention or their MLP twice."""
+        return self.num_mlp_kept + self.num_attention_kept
 
     @property
     def layers(self) -> tuple[Keeps, ...]:
@@ -156,44 +165,6 @@ def find_spendable(free_bytes: int, total_bytes: int, coming_bytes: int) -> int:
     return free_bytes - int(total_bytes * RESERVE_FRACTION) - coming_bytes
 
 
-def estimate_layer_work(
-    rates: Rates,
-    *,
-    tokens: int,
-    attention_weights: int,
-    mlp_weights: int,
-    attention_width: int,
-    document_tokens: float,
-    skipped_weights: tuple[int, int] = (0, 0),
-    dequantizes: bool = False,
-) -> LayerWork:
-    """Estimate what a layer takes to be computed a second time.
-
-    Args:
-        rates: of the device.
-        tokens: of a micro-batch.
-        attention_weights: numbers in the matrices of the attention.
-        mlp_weights: numbers in those of the MLP.
-        attention_width: heads times their width.
-        document_tokens: length of a document, within which attention looks; causal, so half of it on the mean.
-        skipped_weights: numbers in the last matrix of attention and MLP, where it is not multiplied again.
-        dequantizes: whether computing it again means dequantizing it again.
-
-    Source: PERFORMANCE.md, "The limit": 2 FLOPs a weight and token, 2Sd for attention.
-    """
-
-    def measure(weights: int, skipped: int, scores: float) -> float:
-        flops = tokens * (2 * (weights - skipped) + scores)
-        moved_bytes = _DEQUANTIZED_BYTES * weights if dequantizes else 0.0
-        return flops / rates.flops_per_second + moved_bytes / rates.bytes_per_second
-
-    of_attention, of_mlp = skipped_weights
-    return LayerWork(
-        attention_seconds=measure(attention_weights, of_attention, 2 * document_tokens * attention_width),
-        mlp_seconds=measure(mlp_weights, of_mlp, 0.0),
-    )
-
-
 def build_options(
     work: LayerWork,
     *,
@@ -206,7 +177,7 @@ def build_options(
     """Build the choices that a layer has.
 
     Args:
-        work: that is saved.
+        work: of computing a layer a second time, and of its parts.
         kept_bytes: that a layer saves for the backward pass when it recomputes nothing.
         input_bytes: that it saves when it recomputes everything.
         attention_bytes: of `kept_bytes`, what is not saved where attention alone is recomputed; None: no such choice.
@@ -218,11 +189,11 @@ def build_options(
         return max(1, round(num_bytes * factor))
 
     whole = kept_bytes - input_bytes
-    options: dict[Keeps, Option] = {"all": Option(cost(whole), work.attention_seconds + work.mlp_seconds)}
+    options: dict[Keeps, Option] = {"all": Option(cost(whole), work.whole_seconds)}
     if attention_bytes is not None:
-        options["mlp"] = Option(cost(whole - attention_bytes), work.mlp_seconds)
+        options["mlp"] = Option(cost(whole - attention_bytes), work.whole_seconds - work.attention_seconds)
     if mlp_bytes is not None:
-        options["attention"] = Option(cost(whole - mlp_bytes), work.attention_seconds)
+        options["attention"] = Option(cost(whole - mlp_bytes), work.whole_seconds - work.mlp_seconds)
     return options
 
 

@@ -59,9 +59,9 @@ def estimate_held_bytes(linear: Linear, holding: Holding) -> int:
 
 
 def estimate_layer_bytes(architecture: Architecture, holding: Holding) -> int:
-    """Estimate what one frozen layer takes: its linears as they are held, its norms in the compute dtype."""
-    norms = sum(norm.num_parameters for norm in architecture.norms)
-    return _sum_held(architecture.linears, holding) + norms * holding.compute_bytes
+    """Estimate what one frozen layer takes: its linears as they are held, norms and experts in the compute dtype."""
+    others = sum(norm.num_parameters for norm in architecture.norms) + architecture.num_expert_parameters
+    return _sum_held(architecture.linears, holding) + others * holding.compute_bytes
 
 
 def estimate_base_bytes(architecture: Architecture, adapter: AdapterShape, holding: Holding) -> int:
@@ -78,6 +78,7 @@ def estimate_base_bytes(architecture: Architecture, adapter: AdapterShape, holdi
         + sum(architecture.position_rows) * architecture.hidden_size
         + sum(norm.num_parameters for norm in architecture.outside_norms)
         + architecture.num_output_parameters
+        + architecture.num_other_parameters
         - architecture.num_absent_parameters
     )
     return (

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from finetune.budget.activations import BatchShape
+from finetune.budget.layer_options import Recomputing
 from finetune.budget.spending import (
     Keeps,
     LayerWork,
@@ -130,19 +131,19 @@ class IdleMemory:
                 type(base.model).__name__,
             )
         losses = vars(trainer.args).get("loss_type")
-        is_plain = adapter.fields.get("lora_dropout", 0) == 0 and not adapter.fields.get("use_dora")
         self._shapes = build_shapes(
             base,
             adapter,
-            is_lean=adapter.method == "lora" and is_plain,
+            may_be_lean=not trainer.args.torch_compile,
             loss="chunks" if losses in (None, "chunked_nll") else "logits",
         )
 
     @property
-    def _has_parts(self) -> bool:
-        """Whether attention and MLP may be recomputed by themselves, which the reentrant mode would round otherwise."""
-        kwargs = self._trainer.args.gradient_checkpointing_kwargs or {}
-        return self._recomputation is not None and self._recomputation.has_parts and not kwargs.get("use_reentrant")
+    def _recomputing(self) -> Recomputing:
+        """How a layer is computed a second time; the reentrant mode would round parts of it otherwise."""
+        is_reentrant = bool((self._trainer.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+        has_parts = self._recomputation is not None and self._recomputation.has_parts
+        return Recomputing(by_parts=has_parts and not is_reentrant, is_reentrant=is_reentrant)
 
     # ---- the decision
 
@@ -186,7 +187,7 @@ class IdleMemory:
             allocated_bytes = torch.cuda.memory_allocated(device)
         estimate = None
         if self._shapes is not None:
-            estimate = estimate_step(self._shapes, shape, has_parts=self._has_parts)
+            estimate = estimate_step(self._shapes, shape, self._recomputing)
         gradients, states = estimate_coming_bytes(trainer)
         later = states + (gradients if device.type == "cpu" else 0)
         self._start = _Start(room, shape, later, allocated_bytes, estimate)
@@ -197,7 +198,7 @@ class IdleMemory:
         if estimate is None:
             self._apply(Spending(num_layers=num_layers, num_kept=1))
             return
-        coming = gradients + states + estimate.sum_saved(num_layers) + estimate.passing_bytes
+        coming = gradients + states + estimate.step_bytes
         spendable = self._agree(find_spendable(room.free_bytes, room.total_bytes, coming))
         self._apply(spend(spendable, num_layers, estimate.options))
 
@@ -243,16 +244,17 @@ class IdleMemory:
         kept = saved.layers[len(saved.layers) - spent.num_kept :]
         if kept:
             place = len(saved.layers) - 1
-            work = LayerWork(0.0, 1.0)
+            recomputing = self._recomputing
+            work = LayerWork(whole_seconds=1.0, attention_seconds=0.0, mlp_seconds=1.0)
             if self._shapes is not None:
-                work = estimate_work(self._shapes, start.shape)
+                work = estimate_work(self._shapes, start.shape, recomputing)
             # A part that is recomputed by itself saves its input, which is as long as the layer's.
             return build_options(
                 work,
                 kept_bytes=sum(kept) // len(kept) + saved.input_bytes,
                 input_bytes=saved.input_bytes,
-                attention_bytes=saved.attention[place] - saved.input_bytes if self._has_parts else None,
-                mlp_bytes=saved.mlp[place] - saved.input_bytes if self._has_parts else None,
+                attention_bytes=saved.attention[place] - saved.input_bytes if recomputing.by_parts else None,
+                mlp_bytes=saved.mlp[place] - saved.input_bytes if recomputing.by_parts else None,
                 factor=scale,
             )
         parts = saved.layers[spent.num_recomputed :]

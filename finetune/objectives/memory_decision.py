@@ -81,6 +81,8 @@ def describe(
             layers += f", {spending.num_mlp_kept} their attention alone"
         if spending.num_attention_kept:
             layers += f", {spending.num_attention_kept} their MLP alone"
+        if spending.num_recomputed:
+            layers += f", {spending.num_recomputed} everything"
         said.append(f"{layers} (+{_to_size(spending.layer_bytes)})")
     if num_weights:
         copies = f"{spending.num_resident} of {num_weights} 4-bit weights kept in full"

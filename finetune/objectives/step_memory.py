@@ -5,17 +5,22 @@ comes out for a base or a method whose shapes are not known: there the first ste
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from finetune.budget.activations import BatchShape, LayerActivations, estimate_layer, estimate_outside
 from finetune.budget.adapter import AdapterShape, build_adapter
 from finetune.budget.architecture import Architecture, build_architecture
 from finetune.budget.computing import Computing
+from finetune.budget.devices import find_device_by_model
+from finetune.budget.layer_options import Recomputing, estimate_layer_work, estimate_options, find_rates
+from finetune.budget.lean import is_served
 from finetune.budget.optimizer_states import estimate_state_bytes
-from finetune.budget.spending import RATES, Keeps, LayerWork, Option, build_options, estimate_layer_work
+from finetune.budget.passes import estimate_pass
+from finetune.budget.spending import Keeps, LayerWork, Option, Rates
 from finetune.errors import RecipeError
 from finetune.model.base import BaseModel
 from finetune.recipe.schema import AdapterSettings
@@ -42,7 +47,7 @@ class Shapes:
     architecture: Architecture
     adapter: AdapterShape
     computing: Computing
-    device_type: str
+    rates: Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +57,29 @@ class StepMemory:
     Attributes:
         layer: of one layer.
         outside_bytes: kept outside the layers, for the last norm and the loss.
-        head_bytes: alive beside them where the loss is computed.
+        step_bytes: at the fullest moment of a step in which every layer is recomputed.
+        passing_bytes: of these, what is not saved from the forward pass to the backward one.
         options: what a layer can keep, and what that costs and saves.
     """
 
     layer: LayerActivations
     outside_bytes: int
-    head_bytes: int
+    step_bytes: int
+    passing_bytes: int
     options: dict[Keeps, Option]
 
     def sum_saved(self, num_layers: int) -> int:
         """Bytes that a forward pass saves for the backward one where every layer is recomputed."""
         return self.outside_bytes + num_layers * self.layer.input_bytes
 
-    @property
-    def passing_bytes(self) -> int:
-        """Bytes beside them at the peak: the loss is computed, or later one layer is computed again."""
-        return max(self.head_bytes, self.layer.kept_bytes)
 
-
-def build_shapes(base: BaseModel, settings: AdapterSettings, *, is_lean: bool, loss: str) -> Shapes | None:
+def build_shapes(base: BaseModel, settings: AdapterSettings, *, may_be_lean: bool, loss: str) -> Shapes | None:
     """Build what is known of a base and what is trained on it; None where its architecture is not.
 
     Args:
         base: the loaded base.
         settings: the recipe's `adapter` section.
-        is_lean: whether `model.lean` may serve its linears.
+        may_be_lean: whether `model.lean` serves the linears, where the adapter is its case.
         loss: how the loss reads the logits: `chunks` or `logits`.
     """
     text_config = base.model.config.get_text_config()
@@ -90,11 +92,17 @@ def build_shapes(base: BaseModel, settings: AdapterSettings, *, is_lean: bool, l
         compute_bytes=base.compute_dtype.itemsize,
         attention=base.attention,
         loss=loss,
-        is_lean=is_lean,
+        is_lean=may_be_lean and is_served(settings, adapter, architecture),
         is_quantized=base.quantization != "none",
         on_cpu=base.device.type == "cpu",
     )
-    return Shapes(architecture, adapter, computing, base.device.type)
+    return Shapes(architecture, adapter, computing, _find_rates(base.device))
+
+
+def _find_rates(device: torch.device) -> Rates:
+    if device.type != "cuda":
+        return find_rates(None, on_cpu=True)
+    return find_rates(find_device_by_model(torch.cuda.get_device_name(device)), on_cpu=False)
 
 
 # ---- the longest micro-batch
@@ -141,43 +149,28 @@ def to_shape(batch: Mapping[str, Any]) -> BatchShape:
 # ---- bytes
 
 
-def estimate_step(shapes: Shapes, batch: BatchShape, *, has_parts: bool) -> StepMemory:
+def estimate_step(shapes: Shapes, batch: BatchShape, recomputing: Recomputing) -> StepMemory:
     """Estimate what a micro-batch holds.
 
     Args:
         shapes: of the model.
         batch: of the micro-batch.
-        has_parts: whether a layer's attention and MLP can be recomputed by themselves.
+        recomputing: how a layer is computed a second time.
     """
-    architecture, adapter, computing = shapes.architecture, shapes.adapter, shapes.computing
-    layer = estimate_layer(architecture, adapter, batch, computing)
-    # Without what a CPU holds beside for a head that is trained itself: its gradient once more in float32.
-    outside = estimate_outside(architecture, adapter, batch, replace(computing, on_cpu=False))
-    # Recomputed alone, a part keeps its input, which is as long as the layer's.
-    mlp_bytes = layer.mlp_bytes - layer.input_bytes if has_parts else None
-    options = build_options(
-        estimate_work(shapes, batch), kept_bytes=layer.kept_bytes, input_bytes=layer.input_bytes, mlp_bytes=mlp_bytes
+    facts = (shapes.architecture, shapes.adapter, batch, shapes.computing)
+    step = estimate_pass(*facts, num_recomputed=shapes.architecture.num_layers, may_recompute=True)
+    return StepMemory(
+        layer=estimate_layer(*facts),
+        outside_bytes=estimate_outside(*facts).kept_bytes,
+        step_bytes=step.peak_bytes,
+        passing_bytes=step.peak_bytes - step.saved_bytes,
+        options=estimate_options(*facts, shapes.rates, recomputing),
     )
-    return StepMemory(layer, outside.kept_bytes, outside.head_bytes, options)
 
 
-def estimate_work(shapes: Shapes, batch: BatchShape) -> LayerWork:
-    """Estimate what computing a layer of a model a second time takes."""
-    architecture, computing = shapes.architecture, shapes.computing
-    by_part = {
-        part: [linear.num_weights for linear in architecture.linears if linear.part == part]
-        for part in ("attention", "mlp")
-    }
-    return estimate_layer_work(
-        RATES[shapes.device_type],
-        tokens=batch.num_tokens,
-        attention_weights=sum(by_part["attention"]),
-        mlp_weights=sum(by_part["mlp"]),
-        attention_width=architecture.num_heads * architecture.head_dim,
-        document_tokens=batch.document_tokens,
-        skipped_weights=(by_part["attention"][-1], by_part["mlp"][-1]) if computing.is_lean else (0, 0),
-        dequantizes=computing.is_quantized and not computing.is_lean,
-    )
+def estimate_work(shapes: Shapes, batch: BatchShape, recomputing: Recomputing) -> LayerWork:
+    """Estimate what computing a layer of a model a second time takes; for the arguments see `estimate_step`."""
+    return estimate_layer_work(shapes.architecture, shapes.adapter, batch, shapes.computing, shapes.rates, recomputing)
 
 
 def estimate_coming_bytes(trainer: Any) -> tuple[int, int]:

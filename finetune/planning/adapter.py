@@ -20,6 +20,7 @@ from finetune.budget.adapter_tensors import AdapterTensor
 from finetune.budget.shapes import Architecture
 from finetune.errors import RecipeError
 from finetune.planning.base import find_cached_file
+from finetune.planning.schedule import find_setting
 from finetune.recipe.places import expand, is_here
 from finetune.recipe.reading import read_recipe
 from finetune.recipe.schema import AdapterSettings, Recipe
@@ -31,8 +32,9 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors takes no longer one
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What is taken for an adapter that is not there yet and that no recipe beside this one makes.
 _STAND_IN = {"method": "lora", "r": 16}
-# Objectives that compare with the model as it was when training began.
-_READS_START = frozenset({"dpo", "kto", "rloo", "grpo"})
+# Objectives that compare with the model as it was when training began: always unless that is computed once before, or
+# where their `beta` asks for it.
+_COMPARES, _COMPARES_BY_BETA = frozenset({"dpo", "kto"}), frozenset({"rloo", "grpo"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,7 @@ def find_adapter(recipe: Recipe, architecture: Architecture, recipe_path: Path |
     start = recipe.adapter.init_from
     if start is None:
         return FoundAdapter(build_adapter(architecture, recipe.adapter))
-    computes_once = bool(recipe.training.fields.get("precompute_ref_log_probs"))
-    has_copy = recipe.objective in _READS_START and not computes_once
+    has_copy = _reads_start(recipe)
     folder = _find_folder(start)
     settings = None if folder is None else _read_settings(folder)
     if folder is not None and settings is not None:
@@ -99,6 +100,16 @@ def estimate_file_bytes(tensors: tuple[AdapterTensor, ...], *, names_base: bool)
         entries[tensor.name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
     header = len(json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + math.ceil(header / 8) * 8 + end
+
+
+def _reads_start(recipe: Recipe) -> bool:
+    """Whether the run compares with the model as it was when training began, as `objectives` asks the trainer's config.
+
+    The library's default of `beta` is 0 for GRPO and 0.05 for RLOO (TRL 1.14).
+    """
+    if recipe.objective in _COMPARES_BY_BETA:
+        return float(find_setting(recipe, "beta") or 0.0) > 0
+    return recipe.objective in _COMPARES and not find_setting(recipe, "precompute_ref_log_probs")
 
 
 def _find_folder(start: str) -> Path | None:

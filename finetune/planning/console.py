@@ -4,13 +4,15 @@ In go a `Plan` and its recipe; out comes text. Colour is not used, and the table
 """
 
 import json
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.planning.planned import DevicePlan, Plan
-from finetune.planning.schedule import name_rows
+from finetune.budget.spending import Spending
+from finetune.planning.planned import DevicePlan, Plan, Verdict
+from finetune.planning.schedule import name_rows, packs_rows
 from finetune.recipe.schema import Recipe
 from finetune.run.disk import to_size
 from finetune.run.progress import to_duration
@@ -28,6 +30,12 @@ _MEANINGS = {
     "buffers": "of the layer in work: its tensors, weights out of 4 bits",
     "fragmentation": "context, libraries and fragments",
 }
+_REMARKS: Mapping[Verdict, str] = {
+    "fits": "",
+    "may not fit": ", which may NOT fit: the plan may be wrong by more than is left",
+    "does not fit": ", which is MORE than it has",
+}
+_WORDS: Mapping[Verdict, str] = {"fits": "yes", "may not fit": "maybe", "does not fit": "no"}
 
 
 def to_text(plan: Plan) -> str:
@@ -42,11 +50,12 @@ def print_plan(plan: Plan, recipe: Recipe) -> None:
     console.print()
     _print_table(console, f"Peak memory on {plan.chosen.device.label}", _build_parts(plan))
     console.print()
-    for name, text in _list_facts(plan, recipe.objective):
+    for name, text in _list_facts(plan, recipe):
         console.print(Text(f"{name:<12}{text}"), soft_wrap=True)
     console.print()
     if plan.others:
         _print_table(console, "Every device of the table", _build_devices(plan))
+        console.print("all/part/none: layers that recompute all of their activations, their attention or MLP, nothing")
         console.print()
     for note in (*plan.estimates, *(f"not planned: {one}" for one in plan.not_planned)):
         console.print(Text(f"- {note}"), soft_wrap=True)
@@ -59,8 +68,12 @@ def render_verdict(plan: Plan, recipe: Recipe) -> str:
     """Whether a run fits, in a line; where it does not, what most of it is and each way out."""
     chosen = plan.chosen
     needs, has = to_gib(chosen.memory.peak_bytes), to_gib(chosen.device.memory_bytes)
-    if chosen.fits:
+    if chosen.verdict == "fits":
         return f"{recipe.name} fits: it needs about {needs}, and {chosen.device.label} has {has}."
+    ways = [f"  With {one.to_arguments()} ({one.costs}) it needs {to_gib(one.peak_bytes)}." for one in plan.changes]
+    if chosen.verdict == "may not fit":
+        first = f"{recipe.name} may not fit: it needs about {needs}, and {chosen.device.label} has {has}."
+        return "\n".join([first, "  That is less room than the plan may be wrong by.", *ways])
     parts = chosen.memory.to_json()
     parts["activations"] += parts.pop("logits") + parts.pop("buffers")  # all that grows with the micro-batch
     most = max(parts, key=lambda name: parts[name])
@@ -68,9 +81,8 @@ def render_verdict(plan: Plan, recipe: Recipe) -> str:
     lines = [
         f"This recipe needs about {needs} and {chosen.device.label} has {has}.",
         f"  Most of it is {most}: {to_gib(parts[most])}{batch if most == 'activations' else ''}.",
+        *ways,
     ]
-    for change in plan.changes:
-        lines.append(f"  With {change.to_arguments()} ({change.costs}) it needs {to_gib(change.peak_bytes)}.")
     if not plan.changes:
         larger = next((one.device.label for one in plan.others if one.fits), None)
         way = f"it fits on {larger}" if larger else "a smaller base would"
@@ -81,15 +93,27 @@ def render_verdict(plan: Plan, recipe: Recipe) -> str:
 def render_line(plan: Plan) -> str:
     """The plan in one line, for the log of a run."""
     chosen = plan.chosen
-    fits = "" if chosen.fits else ", which is MORE than it has"
+    fits = _REMARKS[chosen.verdict]
     unknown = "time not known" if chosen.fits else "no time, as it does not fit"
     seconds = unknown if chosen.seconds is None else f"about {to_duration(chosen.seconds)} of training"
-    recomputed = chosen.spending.num_recomputed
-    layers = f", {recomputed} of {chosen.spending.num_layers} layers recomputed" if recomputed else ""
+    is_any = chosen.spending.num_kept < chosen.spending.num_layers
+    layers = f"; {_name_recomputed(chosen.spending)}" if is_any else ""
     return (
         f"Plan: {plan.schedule.steps:,} steps, {seconds}, peak memory about {to_gib(chosen.memory.peak_bytes)} of "
         f"{to_gib(chosen.device.memory_bytes)} on {chosen.device.label}{fits}{layers}"
     )
+
+
+def _name_recomputed(spending: Spending) -> str:
+    """What is recomputed: `recomputed of 32 layers: 9 nothing, 23 their attention`; kinds without a layer left out."""
+    kinds = {
+        "nothing": spending.num_kept,
+        "their attention": spending.num_mlp_kept,
+        "their MLP": spending.num_attention_kept,
+        "all": spending.num_recomputed,
+    }
+    said = [f"{number} {kind}" for kind, number in kinds.items() if number]
+    return f"recomputed of {spending.num_layers} layers: {', '.join(said)}"
 
 
 def to_gib(num_bytes: float) -> str:
@@ -108,12 +132,11 @@ def _build_parts(plan: Plan) -> Table:
     return table
 
 
-def _list_facts(plan: Plan, objective: str) -> list[tuple[str, str]]:
+def _list_facts(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
     schedule, chosen, rows = plan.schedule, plan.chosen, plan.rows
     spending = chosen.spending
-    kept = spending.num_layers - spending.num_recomputed
     copies = f"; {spending.num_resident} weights also in the compute dtype" if spending.num_resident else ""
-    row_name = "documents" if schedule.largest.is_packed else name_rows(objective, is_packed=False)
+    row_name = "documents" if packs_rows(recipe) else name_rows(recipe.objective, is_packed=False)
     unknown = "not known" if chosen.fits else "none: it does not fit"
     facts = [
         ("rows", f"{rows.num_rows:,} with {rows.num_tokens:,} tokens: {rows.origin}"),
@@ -125,7 +148,7 @@ def _list_facts(plan: Plan, objective: str) -> list[tuple[str, str]]:
         ("operations", f"{plan.flops:.3g} FLOP"),
         ("time", unknown if chosen.seconds is None else _to_time(plan)),
         ("price", unknown if chosen.cost is None else _to_price(chosen)),
-        ("layers", f"{kept} of {spending.num_layers} keep their activations, whole or in part{copies}"),
+        ("layers", f"{_name_recomputed(spending)}{copies}"),
         ("trained", f"{plan.trainable_parameters:,} of {plan.total_parameters:,} parameters"),
         (
             "disk",
@@ -149,16 +172,16 @@ def _to_price(one: DevicePlan) -> str:
 
 def _build_devices(plan: Plan) -> Table:
     table = _build_table(
-        "device", "fits", ("needs", "right"), ("has", "right"), ("recomputed", "right"),
+        "device", "fits", ("needs", "right"), ("has", "right"), ("all/part/none", "right"),
         ("hours", "right"), ("price", "right"), ("$/hour", "right"),
     )  # fmt: skip
     for one in plan.others:
         table.add_row(
             one.device.name,
-            "yes" if one.fits else "no",
+            _WORDS[one.verdict],
             to_gib(one.memory.peak_bytes),
             to_gib(one.device.memory_bytes),
-            f"{one.spending.num_recomputed}/{one.spending.num_layers}",
+            f"{one.spending.num_recomputed}/{one.spending.num_partly_recomputed}/{one.spending.num_kept}",
             "-" if one.seconds is None else f"{one.seconds / 3600:,.2f}",
             "-" if one.cost is None else f"${one.cost:,.2f}",
             "-" if one.device.price_per_hour is None else f"{one.device.price_per_hour:.2f}",

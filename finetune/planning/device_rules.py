@@ -6,6 +6,7 @@ told by the device's own words in place of torch's.
 
 from finetune.budget.devices import Device
 from finetune.errors import PlaceError, RecipeError
+from finetune.planning.base import find_head
 from finetune.recipe.schema import Recipe
 from finetune.recipe.served_models import SERVED_MODEL_TYPES
 
@@ -21,18 +22,18 @@ def find_compute_bytes(recipe: Recipe, device: Device) -> int:
 
 
 def find_attention(recipe: Recipe, model_type: str, device: Device) -> str:
-    """Find the kernel; `auto` comes to what it does without flash-attn: documents by themselves where rows are packed.
+    """Find the kernel; `auto` comes to what it does without flash-attn: documents by themselves where that is quick.
 
     Args:
-        recipe: read for the kernel's name and for packing.
+        recipe: read for the kernel's name, the backend and the objective.
         model_type: of the base.
         device: to run on.
     """
     if recipe.model.attention != "auto":
         return recipe.model.attention
     is_quick = device.is_cpu or device.has_bfloat16
-    by_document = recipe.data.packing and is_quick and model_type in SERVED_MODEL_TYPES
-    return "documents" if by_document else "sdpa"
+    may_be_packed = find_head(recipe.objective) == "words" and recipe.model.backend == "transformers"
+    return "documents" if may_be_packed and is_quick and model_type in SERVED_MODEL_TYPES else "sdpa"
 
 
 def is_refused(recipe: Recipe, device: Device) -> bool:

@@ -4,7 +4,7 @@ Filled by `estimate`; `plan.json`, the verb's `--json` and its tables are made f
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from finetune.budget.devices import Device
 from finetune.budget.duration import ASSUMPTIONS, HOST_KEEPS_UP, LEAST_HOST_TOKENS, Work
@@ -14,7 +14,10 @@ from finetune.budget.spending import Spending
 from finetune.planning.rows import Rows
 from finetune.planning.schedule import Schedule
 
-__all__ = ["DevicePlan", "Plan"]
+__all__ = ["DevicePlan", "Plan", "Verdict"]
+
+# `may not fit`: by less than what the plan may be wrong by.
+Verdict = Literal["fits", "may not fit", "does not fit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +28,8 @@ class DevicePlan:
         device: it.
         memory: at the peak.
         spending: which layers keep their activations, and copies of weights.
-        fits: whether the peak is no more than the device has, and the device has what the recipe names.
+        verdict: whether the peak is no more than the device has, and by a margin: five hundredths of its memory, or
+            what the plan was wrong by at worst. A device that has not got what the recipe names does not fit.
         seconds: of training; None where it does not fit, the device's speed is not known, or the run samples answers.
         cost: in US dollars; None where there is no price or no time.
     """
@@ -33,9 +37,14 @@ class DevicePlan:
     device: Device
     memory: Memory
     spending: Spending
-    fits: bool
+    verdict: Verdict
     seconds: float | None
     cost: float | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is no more than the device has, with a margin or without."""
+        return self.verdict != "does not fit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +107,7 @@ class Plan:
         return {
             "device": chosen.device.name,
             "fits": chosen.fits,
+            "verdict": chosen.verdict,
             "peak_memory_bytes": chosen.memory.peak_bytes,
             "memory_bytes": chosen.device.memory_bytes,
             "parts": chosen.memory.to_json(),
@@ -121,6 +131,7 @@ class Plan:
             "base_from": self.base_from,
             "adapter_from": self.adapter_from,
             "recomputed_layers": chosen.spending.num_recomputed,
+            "partly_recomputed_layers": chosen.spending.num_partly_recomputed,
             "spending": chosen.spending.to_json(),
             "devices": [_to_short(one) for one in self.others],
             "changes": [
@@ -145,8 +156,10 @@ def _to_short(one: DevicePlan) -> dict[str, Any]:
         "device": one.device.name,
         "memory_bytes": one.device.memory_bytes,
         "fits": one.fits,
+        "verdict": one.verdict,
         "peak_memory_bytes": one.memory.peak_bytes,
         "recomputed_layers": one.spending.num_recomputed,
+        "partly_recomputed_layers": one.spending.num_partly_recomputed,
         "seconds": _round(one.seconds),
         "price_per_hour": one.device.price_per_hour,
         "cost": _round(one.cost),

@@ -4,14 +4,15 @@ In go a recipe and its rows; out comes a `Schedule`. Steps are counted as transf
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune.budget.activations import BatchShape
 from finetune.planning.rows import ANSWERS_A_ROW, Rows
 from finetune.recipe.catalogue import read_catalogue
+from finetune.recipe.row_layouts import choose_layout, fill_up
 from finetune.recipe.schema import Recipe
 
-__all__ = ["SAMPLED", "Schedule", "build_schedule", "find_setting", "name_rows"]
+__all__ = ["SAMPLED", "Schedule", "build_schedule", "find_setting", "name_rows", "packs_rows"]
 
 # Best-fit packing of documents of these lengths fills 98 to 99.9 % of a row; rows sorted by length, of which those of
 # like length share a micro-batch, are 94 to 99 % full (both simulated on Alpaca's lengths, PERFORMANCE.md).
@@ -19,6 +20,8 @@ _PACKED_FILL = 0.99
 _SORTED_FILL = 0.97
 # Objectives whose answers are sampled in the run: prompts alone are known before.
 SAMPLED = frozenset({"rloo", "grpo"})
+# Those whose rows lie as `recipe.row_layouts` says; all other rows are padded.
+_SUPERVISED = frozenset({"sft", "pretrain"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +35,7 @@ class Schedule:
         rows_per_step: documents, pairs or prompts of a step on the mean; packed rows count their documents.
         tokens_per_step: real tokens of a step on the mean.
         tokens_per_batch: of a micro-batch on the mean, padding included.
-        largest: the largest micro-batch that can come.
-        fill: share of the tokens that is no padding; an assumption where it was not counted.
+        largest: the largest micro-batch that can come, as it lies in memory.
     """
 
     steps: int
@@ -43,15 +45,18 @@ class Schedule:
     tokens_per_step: float
     tokens_per_batch: float
     largest: BatchShape
-    fill: float
 
 
-def build_schedule(recipe: Recipe, rows: Rows, *, num_processes: int = 1) -> Schedule:
+def build_schedule(
+    recipe: Recipe, rows: Rows, *, attention: str, by_unsloth: bool = False, num_processes: int = 1
+) -> Schedule:
     """Build the schedule of a run.
 
     Args:
         recipe: read for the micro-batch, accumulation, epochs and packing.
         rows: to train on.
+        attention: the kernel, which decides how rows lie in memory.
+        by_unsloth: whether Unsloth's own kernels attend.
         num_processes: that train at once.
     """
     training, max_length = recipe.training, recipe.data.max_length
@@ -59,8 +64,7 @@ def build_schedule(recipe: Recipe, rows: Rows, *, num_processes: int = 1) -> Sch
     num_tokens, longest, num_rows = rows.num_tokens, rows.longest_tokens, rows.num_rows
     if recipe.objective in SAMPLED:
         longest, num_tokens, num_rows = _count_sampled(recipe, rows)
-    is_packed = recipe.data.packing and recipe.objective in ("sft", "pretrain")
-    if is_packed:
+    if packs_rows(recipe):
         row_tokens = recipe.data.tokens_per_batch or max_length
         num_batched = rows.num_packed or max(1, math.ceil(num_tokens / (_PACKED_FILL * row_tokens)))
         fill, size = min(1.0, num_tokens / (num_batched * row_tokens)), 1 if recipe.data.tokens_per_batch else size
@@ -75,22 +79,40 @@ def build_schedule(recipe: Recipe, rows: Rows, *, num_processes: int = 1) -> Sch
         steps = math.ceil(training.num_train_epochs * steps_per_epoch)
         micro_batches = math.ceil(training.num_train_epochs * num_batches)
     mean_tokens = num_tokens / (num_batches * num_processes)
+    in_rows = BatchShape(
+        num_rows=min(size, num_batched) * answers,
+        row_tokens=row_tokens,
+        document_tokens=min(rows.attended_tokens, float(row_tokens)),
+        trained_fraction=rows.trained_fraction,
+        is_packed=packs_rows(recipe),
+    )
+    tokens_per_batch, largest = mean_tokens / fill, in_rows
+    if recipe.objective in _SUPERVISED:
+        layout = choose_layout(packing=recipe.data.packing, attention=attention, by_unsloth=by_unsloth)
+        if layout == "flat":  # behind each other, without padding
+            fills_up = recipe.data.packing and not by_unsloth
+            largest = _lay_flat(in_rows, fills_up=fills_up)
+            tokens_per_batch = float(fill_up(math.ceil(mean_tokens))) if fills_up else mean_tokens
     return Schedule(
         steps=steps,
         micro_batches=micro_batches,
         num_processes=num_processes,
         rows_per_step=num_rows / steps_per_epoch,
         tokens_per_step=num_tokens / steps_per_epoch,
-        tokens_per_batch=mean_tokens / fill,
-        largest=BatchShape(
-            num_rows=min(size, num_batched) * answers,
-            row_tokens=row_tokens,
-            document_tokens=min(rows.attended_tokens, float(row_tokens)),
-            trained_fraction=rows.trained_fraction,
-            is_packed=is_packed,
-        ),
-        fill=fill,
+        tokens_per_batch=tokens_per_batch,
+        largest=largest,
     )
+
+
+def packs_rows(recipe: Recipe) -> bool:
+    """Whether a row holds several documents."""
+    return recipe.data.packing and recipe.objective in _SUPERVISED
+
+
+def _lay_flat(batch: BatchShape, *, fills_up: bool) -> BatchShape:
+    """All rows of a micro-batch as one row, whose documents are told apart by their positions."""
+    tokens = fill_up(batch.num_tokens) if fills_up else batch.num_tokens
+    return replace(batch, num_rows=1, row_tokens=tokens, is_packed=True)
 
 
 def name_rows(objective: str, *, is_packed: bool) -> str:

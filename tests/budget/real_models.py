@@ -40,6 +40,7 @@ _ENCODER = {
 }
 SMALL: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "smollm3", "olmo2", "granite", "phi3"), _DECODER),
+    "mixtral": {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
     **{kind: {**_DECODER, "head_dim": 16} for kind in ("qwen3", "gemma", "gemma2", "gemma3_text")},
     **{kind: {**_ENCODER, "type_vocab_size": 3} for kind in ("bert", "roberta", "xlm-roberta")},
     "distilbert": {

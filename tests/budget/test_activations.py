@@ -9,7 +9,8 @@ from dataclasses import replace
 import datasets
 import pytest
 
-from benchmarks.plan_error import MODELS, Cell, count, estimate
+from benchmarks.plan_error import count, estimate
+from benchmarks.plan_error_cells import EXPERTS, MODELS, Cell
 from finetune.budget.activations import BatchShape, estimate_layer, estimate_outside, has_rule
 from finetune.budget.adapter import AdapterShape, build_adapter
 from finetune.budget.architecture import Architecture, build_architecture
@@ -54,6 +55,10 @@ def adapter_of(base: Architecture, **fields: object) -> AdapterShape:
         Cell(TINY, "full", tokens=64, quantization="none"),
         Cell(TINY, "lora", rows=1, tokens=64, objective="dpo"),
         Cell(TINY, "lora", tokens=64, layout="packed", attention="documents"),
+        Cell(TINY, "lora, trained head", tokens=64),
+        Cell(TINY, "lora, trained embeddings", tokens=64),
+        Cell(TINY, "lora, trained head", rows=1, tokens=64, objective="dpo"),
+        Cell(TINY, "hra", tokens=64, quantization="none"),
     ],
     ids=lambda cell: f"{cell.method} {cell.layout} {cell.recompute} {cell.dtype} {cell.objective} {cell.attention}",
 )
@@ -63,13 +68,42 @@ def test_what_autograd_saves_is_estimated_within_five_per_cent(cell: Cell) -> No
     assert estimate(cell, counted).saved_bytes == pytest.approx(counted["saved_bytes"], rel=0.05)
 
 
-def test_the_fullest_moment_is_estimated_within_fifteen_per_cent() -> None:
-    cell = Cell(TINY, "lora", rows=1, tokens=512, recompute="all layers")
-
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell(TINY, "lora", rows=1, tokens=512, recompute="all layers"),
+        Cell(TINY, "lora, trained head", tokens=64),
+        Cell(TINY, "hra", tokens=64, quantization="none", recompute="all layers"),
+    ],
+    ids=lambda cell: cell.method,
+)
+def test_the_fullest_moment_is_estimated_within_three_per_cent(cell: Cell) -> None:
     counted = count(cell)
 
     assert counted["peak_bytes"] > counted["saved_bytes"]
-    assert estimate(cell, counted).peak_bytes == pytest.approx(counted["peak_bytes"], rel=0.15)
+    assert estimate(cell, counted).peak_bytes == pytest.approx(counted["peak_bytes"], rel=0.03)
+
+
+def test_of_experts_the_fullest_moment_is_estimated_within_ten_per_cent() -> None:
+    cell = Cell(EXPERTS, "lora", tokens=64)
+
+    counted = count(cell)
+
+    assert estimate(cell, counted).saved_bytes > counted["saved_bytes"]
+    assert estimate(cell, counted).peak_bytes == pytest.approx(counted["peak_bytes"], rel=0.1)
+
+
+def test_a_trained_head_of_a_large_vocabulary_is_held_in_float32_from_the_forward_pass_on() -> None:
+    base = build_architecture({"model_type": "llama", "vocab_size": 128256})
+    frozen, trained = (
+        estimate_outside(base, adapter_of(base, **fields), ROW, LEAN)
+        for fields in ({}, {"modules_to_save": ["lm_head"]})
+    )
+    weight = 128256 * 4096
+
+    assert trained.kept_bytes - frozen.kept_bytes == 4 * weight  # 1.96 GiB of Llama 3.1 8B
+    # The weight in the compute dtype, and a chunk's gradient of it, beside two chunks of logits of 63 tokens.
+    assert trained.head_bytes > 2 * (2 * weight)
 
 
 def test_a_layer_by_hand(tiny: Architecture) -> None:

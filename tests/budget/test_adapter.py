@@ -23,6 +23,7 @@ METHODS = [
     {"method": "adalora", "total_step": 100},
     {"method": "vera", "r": 5},
     {"method": "loha"},
+    {"method": "hra", "r": 6},
     {"method": "ia3"},
     {"method": "bitfit"},
     {"method": "ln_tuning"},
@@ -67,6 +68,16 @@ def attach(kind, head, num_outputs, settings, **changes):
 @pytest.mark.parametrize("settings", METHODS, ids=lambda settings: "-".join(map(str, settings.values()))[:40])
 def test_an_adapters_tensors_are_those_that_peft_saves(settings):
     check_tensors(*attach("mistral", "words", 1, settings))
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_of_the_base_are_counted_where_lora_trains_them(bias):
+    settings = {"method": "lora", "bias": bias, "target_modules": ["q_proj", "down_proj"]}
+    check_tensors(*attach("qwen2", "words", 1, settings))
+
+
+def test_an_adapter_beside_experts_is_counted():
+    check_tensors(*attach("mixtral", "words", 1, {"method": "lora"}))
 
 
 def test_a_reward_models_adapter_is_saved_with_its_score():

@@ -57,6 +57,25 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind):
     assert ours.num_kv_heads == config.get("num_key_value_heads", ours.num_heads)
 
 
+@pytest.mark.parametrize("says_kind", [True, False])
+def test_of_a_model_of_text_and_images_the_language_model_is_counted_and_the_rest_estimated(says_kind):
+    text = {**SMALL["gemma3_text"], **({"model_type": "gemma3_text"} if says_kind else {})}
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    fields = {"model_type": "gemma3", "text_config": text, "vision_config": tower}
+    architecture = build_architecture(fields)
+    model = build_model(fields)
+    inside = {name: parameter for name, parameter in model.named_parameters() if "language_model" in name}
+    assert architecture.num_parameters - architecture.num_other_parameters == sum(map(torch.numel, inside.values()))
+    assert architecture.num_other_parameters == 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    names = {f"{name}.weight" for name, _ in [*architecture.find_linears(), *architecture.find_norms()]}
+    assert names | {f"{architecture.embeddings_path}.weight"} == inside.keys()
+
+
+def test_a_text_config_of_an_unknown_kind_is_told():
+    with pytest.raises(RecipeError, match="The shapes of a `llama4_text` model are not known here"):
+        build_architecture({"model_type": "llama4", "text_config": {"hidden_size": 64}})
+
+
 def test_the_layers_run_in_the_order_they_are_named():
     architecture = build_architecture(build_fields("mistral"))
     names = [linear.name for linear in architecture.linears]

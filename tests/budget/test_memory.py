@@ -87,3 +87,13 @@ def test_every_weight_of_a_whole_model_has_a_gradient_and_states():
     # Adam's two, and a step for each tensor: embeddings, output, norm, and nine in each of 32 layers.
     assert memory.optimizer == 2 * MISTRAL.num_parameters * 4 + (3 + 9 * 32) * 4
     assert len(find_trained_shapes(MISTRAL, whole)) == 3 + 9 * 32
+
+
+def test_documents_that_are_named_to_the_kernel_need_no_mask():
+    packed = BatchShape(num_rows=1, row_tokens=8192, document_tokens=200, is_packed=True)
+    documents, flash, masked = (
+        estimate_memory(replace(SETUP, batch=packed, computing=replace(COMPUTING, attention=kernel)), ALL_RECOMPUTED)
+        for kernel in ("documents", "flash_attention_2", "sdpa")
+    )
+    assert documents == flash
+    assert masked.peak_bytes > documents.peak_bytes + 8192 * 8192

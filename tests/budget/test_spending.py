@@ -9,10 +9,8 @@ from finetune.budget.spending import (
     Keeps,
     LayerWork,
     Option,
-    Rates,
     Spending,
     build_options,
-    estimate_layer_work,
     find_spendable,
     spend,
     take_back,
@@ -87,28 +85,17 @@ def test_parts_that_cost_most_for_what_they_save_are_taken_back_first() -> None:
 
 
 def test_measured_bytes_change_what_is_bought() -> None:
-    work = LayerWork(attention_seconds=1.0, mlp_seconds=2.0)
+    work = LayerWork(whole_seconds=3.0, attention_seconds=1.0, mlp_seconds=2.0)
     as_estimated = build_options(work, kept_bytes=12, input_bytes=2)
     twice_as_long = build_options(work, kept_bytes=12, input_bytes=2, factor=2.0)
     assert spend(40, 4, as_estimated).num_kept == 4
     assert spend(40, 4, twice_as_long).num_kept == 2
 
 
-def test_a_part_costs_what_the_layer_costs_without_the_other_part() -> None:
-    options = build_options(LayerWork(1.0, 2.0), kept_bytes=12, input_bytes=2, attention_bytes=3, mlp_bytes=6)
-    assert options == {"all": Option(10, 3.0), "mlp": Option(7, 2.0), "attention": Option(4, 1.0)}
-
-
-def test_seconds_are_those_of_the_formulas() -> None:
-    rates = Rates(flops_per_second=1000.0, bytes_per_second=100.0)
-    shape = {"tokens": 10, "attention_weights": 20, "mlp_weights": 30, "attention_width": 4, "document_tokens": 5.0}
-    work = estimate_layer_work(rates, **shape)
-    assert work.attention_seconds == pytest.approx(10 * (2 * 20 + 2 * 5 * 4) / 1000)
-    assert work.mlp_seconds == pytest.approx(10 * 2 * 30 / 1000)
-    without_last = estimate_layer_work(rates, **shape, skipped_weights=(8, 10))
-    assert without_last.mlp_seconds == pytest.approx(10 * 2 * 20 / 1000)
-    dequantized = estimate_layer_work(rates, **shape, dequantizes=True)
-    assert dequantized.mlp_seconds == pytest.approx(work.mlp_seconds + 2.516 * 30 / 100)
+def test_a_part_costs_and_saves_what_the_layer_does_without_the_other_part() -> None:
+    work = LayerWork(whole_seconds=2.5, attention_seconds=1.0, mlp_seconds=2.0)
+    options = build_options(work, kept_bytes=12, input_bytes=2, attention_bytes=3, mlp_bytes=6)
+    assert options == {"all": Option(10, 2.5), "mlp": Option(7, 1.5), "attention": Option(4, 0.5)}
 
 
 def test_a_decision_is_read_back_as_it_was_written_and_no_other_is() -> None:

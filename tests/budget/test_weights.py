@@ -28,6 +28,8 @@ CASES = [
     ("qwen2", "words", "none", False, "bfloat16", TOP_K),
     ("gemma2", "words", "int8", False, "float32", LORA),
     ("phi3", "labels", "nf4", True, "float32", LORA),
+    ("mixtral", "words", "nf4", True, "bfloat16", LORA),  # whose experts stay as they are
+    ("mixtral", "words", "none", False, "float32", FULL),
     ("roberta", "labels", "none", False, "bfloat16", LORA),
     ("bert", "labels", "nf4", True, "bfloat16", LORA),
     ("distilbert", "masked", "int8", False, "bfloat16", LORA),

@@ -50,3 +50,25 @@ def test_a_torn_file_leaves_the_estimate(tmp_path, content):
     header = json.dumps({"one": {"dtype": "F32", "shape": [3, 7], "data_offsets": [0, 84]}}).encode()
     (tmp_path / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     assert find_adapter(read_recipe(path), BASE, path).shape.num_parameters == 21
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "has_copy"),
+    [
+        ("grpo", [], False),  # beta is 0 by the library's default
+        ("grpo", ["training.beta=0.04"], True),
+        ("rloo", [], True),
+        ("rloo", ["training.beta=0"], False),
+        ("dpo", [], True),
+        ("dpo", ["training.precompute_ref_log_probs=true"], False),
+        ("sft", [], False),
+    ],
+)
+def test_a_frozen_copy_lies_beside_where_the_run_compares_with_its_start(tmp_path, objective, settings, has_copy):
+    path = write_follower(tmp_path, "outputs/maker")
+    text = path.read_text().replace("objective: sft", f"objective: {objective}")
+    if objective in ("grpo", "rloo"):
+        text += "rewards: [{function: exact_match}]\n"
+    path.write_text(text.replace("alpaca", "preference" if objective == "dpo" else "alpaca"))
+    recipe = read_recipe(path, settings)
+    assert find_adapter(recipe, BASE, path).has_copy is has_copy
