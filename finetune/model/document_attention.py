@@ -34,14 +34,14 @@ from transformers.masking_utils import sdpa_mask
 
 from finetune.recipe.served_models import SERVED_MODEL_TYPES
 
-__all__ = ["DOCUMENTS", "SERVED_MODEL_TYPES", "attend_within_documents", "leave_masks_out"]
+__all__ = ["DOCUMENTS", "LENGTH_MULTIPLE", "SERVED_MODEL_TYPES", "attend_within_documents", "leave_masks_out"]
 
 # The name that transformers and the recipe know it by.
 DOCUMENTS = "documents"
 
 # Documents are filled up to a multiple of so many tokens on a CPU, which compiles its kernels for each length and keeps
-# them: 4.7 MB and 40 ms a length.
-_LENGTH_MULTIPLE = 32
+# them: 188 lengths held 1.2 GB, filled up 0.05 (benchmarks/new_lengths.py).
+LENGTH_MULTIPLE = 32
 _VARLEN_CAPABILITY = (8, 0)
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
 _MAX_VARLEN_WIDTH = 256
@@ -133,7 +133,7 @@ def _attend_one_by_one(module: nn.Module, query: Tensor, key: Tensor, value: Ten
     lengths = row.starts_N1.diff().tolist()
     attended = []
     for length, *parts in zip(lengths, *(part.split(lengths, dim=2) for part in (query, key, value)), strict=True):
-        if num_filled := -length % _LENGTH_MULTIPLE:
+        if num_filled := -length % LENGTH_MULTIPLE:
             parts = [F.pad(part, (0, 0, 0, num_filled)) for part in parts]
         query_T, key_T, value_T = parts
         num_tokens = length + num_filled

@@ -11,8 +11,7 @@ __all__ = ["FLAT_MULTIPLE", "Layout", "choose_layout", "fill_up"]
 Layout = Literal["padded", "packed", "flat"]
 
 # Tokens that the length of a flat row of packed documents is a multiple of. Kernels are chosen for each new shape, and
-# on a CPU compiled and kept: with rows of any number of tokens a run of the tiny base held 1.5 GiB after 40 steps
-# instead of 0.9, and took a tenth longer.
+# on a CPU compiled and kept (benchmarks/new_lengths.py).
 FLAT_MULTIPLE = 64
 
 
