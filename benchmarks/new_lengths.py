@@ -41,9 +41,11 @@ def measure(num_documents: int, multiple: int) -> dict[str, Any]:
     lengths = [-(-length // multiple) * multiple for length in drawn]
 
     def attend(length: int) -> float:
-        parts = [torch.randn(1, NUM_HEADS, length, WIDTH, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+        query, key, value = (
+            torch.randn(1, NUM_HEADS, length, WIDTH, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+        )
         began = time.perf_counter()
-        out = F.scaled_dot_product_attention(*parts, is_causal=True)
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         out.backward(torch.ones_like(out))
         return time.perf_counter() - began
 

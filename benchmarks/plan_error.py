@@ -105,6 +105,7 @@ def estimate(cell: Cell, counted: Mapping[str, Any]) -> PassActivations:
             attention=counted["kernel"],
             loss="chunks" if cell.objective == "sft" else "logits",
             is_lean=True,
+            is_lean_elementwise=True,
             is_quantized=cell.quantization != "none",
             on_cpu=True,
         ),

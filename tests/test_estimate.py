@@ -72,7 +72,7 @@ def test_a_t4_trains_what_it_is_said_to_and_a_larger_batch_is_answered_with_ways
     )
     assert second.startswith("  Most of it is activations: ")
     assert ways[0].startswith(
-        "  With training.per_device_train_batch_size=4 training.gradient_accumulation_steps=16 "
+        "  With training.per_device_train_batch_size=8 training.gradient_accumulation_steps=8 "
         "(64 packed rows a step as before) it needs "
     )
     for change in plan.changes:
@@ -92,9 +92,9 @@ def plan_with(memory_bytes: int, *overrides: str):
 @pytest.mark.parametrize(
     ("overrides", "margin"),
     [
-        (("training.gradient_checkpointing=false",), 0.07),
-        (("training.memory=recompute_none",), 0.07),
-        (("training.memory=recompute_none", "adapter.use_dora=true"), 0.154),
+        (("training.gradient_checkpointing=false",), 0.094),
+        (("training.memory=recompute_none",), 0.094),
+        (("training.memory=recompute_none", "adapter.use_dora=true"), 0.16),
     ],
 )
 def test_what_fits_by_less_than_the_plan_may_be_wrong_by_may_not_fit(overrides, margin):
@@ -120,7 +120,7 @@ def test_five_hundredths_are_the_least_margin_and_changes_keep_it():
 
 def test_a_line_and_the_table_tell_layers_that_recompute_a_part_from_those_that_recompute_all(capsys):
     recipe = read_changed("mistral_alpaca")
-    plan = estimate_plan(recipe, device=find_device("l4"))
+    plan = estimate_plan(recipe, device=find_device("t4"))
     spending = plan.chosen.spending
     kinds = {
         "nothing": spending.num_kept,
@@ -239,9 +239,9 @@ def test_dora_is_timed_without_the_lean_path_that_does_not_serve_it():
 
 
 def test_idle_memory_is_spent_on_layers_as_far_as_the_device_has_any():
-    recipe = read_recipe(RECIPES[0].with_name("mistral_alpaca.yaml"))
+    recipe = read_changed("mistral_alpaca", "training.per_device_train_batch_size=16")
     recomputed = {one.device.name: one.spending.num_recomputed for one in estimate_plan(recipe).others}
-    assert recomputed["t4"] > recomputed["l4"] > recomputed["h200"] == 0
+    assert recomputed["l4"] > recomputed["a100-40gb"] > recomputed["h100"] > recomputed["h200"] == 0
     everything = recipe.model_copy(update={"training": recipe.training.model_copy(update={"memory": "recompute_all"})})
     plan = estimate_plan(everything, device=find_device("h200"))
     assert plan.chosen.spending.num_recomputed == 32

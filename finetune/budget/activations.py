@@ -29,6 +29,7 @@ __all__ = ["BatchShape", "LayerActivations", "OutsideActivations", "estimate_lay
 
 _INDEX_BYTES = 8
 _CHUNK_TOKENS = 256  # as `objectives.trained_loss` cuts them
+_ROWS_MULTIPLE = 64  # to which it fills the products of a chunk
 _ENTROPY_TOKENS = 128  # as TRL (1.14) does where it reads all logits
 
 
@@ -37,12 +38,14 @@ class LayerActivations:
     """What one decoder layer saves.
 
     Attributes:
-        kept_bytes: saved by a layer that is not recomputed.
+        kept_bytes: saved by a layer that is not recomputed; what goes into it is among it where a norm keeps that.
+        attention_bytes: the part of it that the attention saves, the norm before it left aside.
         mlp_bytes: the part of it that the MLP saves; recomputed alone, the MLP keeps its input instead.
         input_bytes: saved where the layer is recomputed, and where its MLP is: what goes into it.
     """
 
     kept_bytes: int
+    attention_bytes: int
     mlp_bytes: int
     input_bytes: int
 
@@ -92,10 +95,12 @@ def estimate_layer(
     if not into_layer:
         norms = norms[1:] if into_mlp else []
     mlp = _estimate_mlp_part(case, mlp_linears, has_gradient=into_mlp)
-    kept = sum(estimate_norm(case, norm) for norm in norms) + mlp
-    kept += _estimate_attention_part(case, attention_linears, has_gradient=into_layer)
+    attention = _estimate_attention_part(case, attention_linears, has_gradient=into_layer)
     return LayerActivations(
-        kept_bytes=kept, mlp_bytes=mlp, input_bytes=case.tokens * architecture.hidden_size * stream_bytes
+        kept_bytes=sum(estimate_norm(case, norm) for norm in norms) + attention + mlp,
+        attention_bytes=attention,
+        mlp_bytes=mlp,
+        input_bytes=case.tokens * architecture.hidden_size * stream_bytes,
     )
 
 
@@ -121,7 +126,7 @@ def _estimate_attention_part(case: Case, linears: Sequence[Linear], *, has_gradi
         saved += sum(estimate_norm(case, norm) for norm in case.architecture.norms if is_of_heads(norm))
         saved += estimate_attention(case, linears)
     # The output layer reads what the attention has saved, unless that is the outputs of single documents.
-    source = "attention" if into_core and not joins_output(case) else "product"
+    source = "attention" if into_core and not joins_output(case) else "documents"
     return saved + estimate_inputs(case, linears[-1:], source, has_gradient=into_core)
 
 
@@ -151,9 +156,10 @@ def estimate_outside(
         keeps_layers: whether a layer is not recomputed.
     """
     tokens, d = count_tokens(adapter, batch), architecture.hidden_size
-    is_scaled = adapter.is_whole or adapter.method == "ln_tuning"
-    factor = _find_stream_bytes(adapter, computing) * d if is_scaled else 0
-    kept = tokens * (FLOAT32_BYTES * (d + 1) + factor)  # as `estimate_norm`
+    stream_bytes = _find_stream_bytes(adapter, computing)
+    number = stream_bytes if computing.serves_norms(architecture, adapter) else FLOAT32_BYTES
+    factor = stream_bytes * d if adapter.trains_norms else 0
+    kept = tokens * (number * d + FLOAT32_BYTES + factor)  # as `estimate_norm`
     if keeps_layers:  # cosines and sines, one row for all where positions do not restart
         rows = batch.num_rows if batch.is_packed else 1
         angle_bytes = FLOAT32_BYTES if adapter.trains_embeddings else computing.compute_bytes
@@ -197,12 +203,13 @@ def _estimate_chunks(
         kept += adapter.num_parameters * c  # the network that makes the vectors, as autocast takes it
     # Mixtures of experts keep TRL's own loss (1.14), which does not leave the other tokens out.
     fraction = batch.trained_fraction if architecture.experts is None else 1.0
-    trained = math.ceil((tokens - batch.num_rows) * fraction)
+    trained = math.ceil(round((batch.num_tokens - batch.num_rows) * fraction, 6))
     kept += trained * d * c + tokens * _INDEX_BYTES  # the gradient of what predicts, and its places
     # Logits, their logarithms, probabilities and a product of both, all in float32; of the chunk before its gradient.
     own_bytes = FLOAT32_BYTES + (c if computing.is_mixed else 0)
     chunk, next_chunk = (min(max(0, number), _CHUNK_TOKENS) * vocab for number in (trained, trained - _CHUNK_TOKENS))
     widest = max(4 * chunk * FLOAT32_BYTES, 4 * next_chunk * FLOAT32_BYTES + chunk * own_bytes)
+    widest = max(widest, _estimate_filled(trained, vocab, d, computing))
     if adapter.trains_output:
         # The head's gradient in float32; beside a chunk's own in the compute dtype, its weights too, and on a CPU once
         # more in float32, as it is added there.
@@ -211,3 +218,15 @@ def _estimate_chunks(
         widest = max(widest, chunk * (2 * FLOAT32_BYTES + own_bytes) + weights)
         widest += vocab * d * c if computing.is_mixed else 0
     return OutsideActivations(kept, tokens * d * _find_stream_bytes(adapter, computing) + trained * d * c + widest)
+
+
+def _estimate_filled(trained: int, vocab: int, d: int, computing: Computing) -> int:
+    """The gradient of a last chunk that is filled up: a copy of it beside logits, logarithms and itself."""
+    rows, c = trained % _CHUNK_TOKENS, computing.compute_bytes
+    num_filled = -rows % _ROWS_MULTIPLE
+    if not num_filled:
+        return 0
+    filled = rows + num_filled
+    if computing.is_mixed:
+        return rows * vocab * (3 * FLOAT32_BYTES + c) + filled * (vocab + d) * c
+    return rows * vocab * 2 * FLOAT32_BYTES + filled * (2 * vocab + d) * FLOAT32_BYTES  # its logits are filled up too

@@ -70,6 +70,11 @@ class AdapterShape:
         """Numbers that it holds and does not train, such as VeRA's shared matrices."""
         return sum(tensor.num_numbers for tensor in self.tensors if not tensor.is_trained)
 
+    @property
+    def trains_norms(self) -> bool:
+        """Whether the weights of norms are trained."""
+        return self.is_whole or self.method == "ln_tuning"
+
     def adapts(self, linear: Linear) -> bool:
         """Whether it sits on a linear layer of a layer."""
         return linear.name in self.targets

@@ -7,6 +7,7 @@ to say how many bytes a step holds.
 from dataclasses import dataclass
 
 from finetune.budget.adapter import AdapterShape
+from finetune.budget.shapes import Architecture
 
 __all__ = ["FLOAT32_BYTES", "Computing"]
 
@@ -23,6 +24,8 @@ class Computing:
         loss: `chunks`: of a few tokens at a time; `logits`: of all logits at once, as DPO and its like do; `head`: of
             a classifier or a reward model, which has no logits of words.
         is_lean: whether `model.lean` may serve linears with LoRA; `serves` says whether it does.
+        is_lean_elementwise: whether `model.lean_elementwise` may serve norms and gated MLPs, whatever is trained;
+            `serves_norms` and `serves_mlp` say whether it does.
         is_quantized: whether bitsandbytes holds the base's linears in 4 or 8 bits.
         on_cpu: whether it runs on a CPU, where PEFT and torch's dropout keep more.
     """
@@ -31,6 +34,7 @@ class Computing:
     attention: str
     loss: str
     is_lean: bool
+    is_lean_elementwise: bool
     is_quantized: bool
     on_cpu: bool
 
@@ -51,3 +55,11 @@ class Computing:
         """Whether `model.lean` serves the linears with this adapter: with plain LoRA, without dropout."""
         is_plain = adapter.method == "lora" and not adapter.dropout and not adapter.is_weight_decomposed
         return self.is_lean and is_plain
+
+    def serves_norms(self, architecture: Architecture, adapter: AdapterShape) -> bool:
+        """Whether `model.lean_elementwise` serves the norms: of kinds that it knows, where their weights are frozen."""
+        return self.is_lean_elementwise and architecture.has_lean_norms and not adapter.trains_norms
+
+    def serves_mlp(self, architecture: Architecture) -> bool:
+        """Whether it serves what lies between the linears of an MLP."""
+        return self.is_lean_elementwise and architecture.has_lean_mlp

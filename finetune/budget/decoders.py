@@ -12,6 +12,9 @@ from finetune.budget.shapes import Architecture, Experts, Head, Linear, Norm
 
 __all__ = ["DECODERS", "build_decoder"]
 
+# By their names in a config, the activations of gated MLPs that `model.lean_elementwise` knows.
+_LEAN_ACTIVATIONS = frozenset({"silu", "swish", "gelu_pytorch_tanh"})
+
 # Who says whether a linear has a bias: never, always, or the config's field.
 _Bias = Literal["never", "always", "attention_bias", "mlp_bias"]
 
@@ -28,6 +31,9 @@ class _Kind:
         head_norms: norms of queries and keys: none, one width for every head, or over all heads at once.
         is_fused: whether q, k, v are one layer and gate, up another one.
         has_experts: whether a layer chooses some of several MLPs for each token.
+        has_lean_norms: whether its norms are in the tables of `model.lean_elementwise`.
+        has_lean_mlp: whether its MLP is.
+        activation_field: the config's field with the MLP's activation.
     """
 
     qkv_bias: _Bias = "never"
@@ -37,6 +43,9 @@ class _Kind:
     head_norms: Literal["none", "each", "all"] = "none"
     is_fused: bool = False
     has_experts: bool = False
+    has_lean_norms: bool = True
+    has_lean_mlp: bool = True
+    activation_field: str = "hidden_act"
 
 
 _FOUR_NORMS = (
@@ -48,12 +57,18 @@ _FOUR_NORMS = (
 DECODERS: Mapping[str, _Kind] = {
     "llama": _Kind("attention_bias", "attention_bias", "mlp_bias"),
     "mistral": _Kind(),
-    "mixtral": _Kind(has_experts=True),
+    "mixtral": _Kind(has_experts=True, has_lean_mlp=False),
     "qwen2": _Kind(qkv_bias="always"),
     "qwen3": _Kind("attention_bias", "attention_bias", head_norms="each"),
     "gemma": _Kind("attention_bias", "attention_bias"),
-    "gemma2": _Kind("attention_bias", "attention_bias", norms=_FOUR_NORMS),
-    "gemma3_text": _Kind("attention_bias", "attention_bias", norms=_FOUR_NORMS, head_norms="each"),
+    "gemma2": _Kind("attention_bias", "attention_bias", norms=_FOUR_NORMS, activation_field="hidden_activation"),
+    "gemma3_text": _Kind(
+        "attention_bias",
+        "attention_bias",
+        norms=_FOUR_NORMS,
+        head_norms="each",
+        activation_field="hidden_activation",
+    ),
     "smollm3": _Kind("attention_bias", "attention_bias", "mlp_bias"),
     "olmo2": _Kind(
         "attention_bias",
@@ -108,6 +123,8 @@ def build_decoder(fields: Mapping[str, Any], *, head: Head, num_outputs: int) ->
         output=Linear("lm_head", hidden, vocab, False, "head", "lm_head") if ends_in_words else None,
         outside_norms=(Norm("model.norm", hidden, has_bias=False),),
         experts=_build_experts(fields, hidden, inner) if kind.has_experts else None,
+        has_lean_norms=kind.has_lean_norms,
+        has_lean_mlp=kind.has_lean_mlp and fields.get(kind.activation_field, "silu") in _LEAN_ACTIVATIONS,
     )
 
 

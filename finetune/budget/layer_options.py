@@ -8,11 +8,10 @@ other does; a run that has measured a step puts measured bytes in the place of t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune.budget.activations import BatchShape, LayerActivations, estimate_layer
+from finetune.budget.activations import BatchShape, estimate_layer
 from finetune.budget.adapter import AdapterShape
-from finetune.budget.computing import FLOAT32_BYTES, Computing
+from finetune.budget.computing import Computing
 from finetune.budget.devices import Device
-from finetune.budget.saved_tensors import Case, estimate_norm, is_of_heads
 from finetune.budget.shapes import Architecture, Linear
 from finetune.budget.spending import RATES, Keeps, LayerWork, Option, Rates, build_options
 
@@ -122,19 +121,10 @@ def estimate_part_bytes(
         batch: the micro-batch.
         computing: how it is computed.
     """
-    layer: LayerActivations = estimate_layer(architecture, adapter, batch, computing)
-    case = Case(
-        architecture=architecture,
-        adapter=adapter,
-        batch=batch,
-        computing=computing,
-        stream_bytes=FLOAT32_BYTES if adapter.trains_embeddings else computing.compute_bytes,
-    )
-    norms = sum(estimate_norm(case, norm) for norm in architecture.norms if not is_of_heads(norm))
-    attention = layer.kept_bytes - layer.mlp_bytes - norms
+    layer = estimate_layer(architecture, adapter, batch, computing)
     return PartBytes(
         whole=layer.kept_bytes - layer.input_bytes,
-        attention=max(attention - layer.input_bytes, 0),
+        attention=max(layer.attention_bytes - layer.input_bytes, 0),
         mlp=max(layer.mlp_bytes - layer.input_bytes, 0),
     )
 

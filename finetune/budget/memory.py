@@ -28,7 +28,7 @@ _FRAGMENTS = 0.03
 _PROCESS_BYTES = 750_000_000
 # Of what a pass holds at its fullest moment, by which it was at worst estimated too low: with any method, and with DoRA
 # (benchmarks/results/plan_error_amd_epyc_2_cores.md).
-_TOO_LOW, _TOO_LOW_WITH_DORA = 0.07, 0.154
+_TOO_LOW, _TOO_LOW_WITH_DORA = 0.094, 0.16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

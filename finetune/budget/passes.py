@@ -60,11 +60,10 @@ def estimate_pass(
     outside = estimate_outside(architecture, adapter, batch, computing, keeps_layers=num_kept > 0)
     saved = inputs + kept + outside.kept_bytes
     casts = num_recomputed * _estimate_casts(architecture, adapter, computing)
-    norm = 6 * count_tokens(adapter, batch) * architecture.hidden_size * FLOAT32_BYTES
     working = estimate_working_bytes(architecture, adapter, batch, computing)
-    # The loss; the last norm, whose gradient is taken with five further tensors of its size in float32; a kept layer;
-    # a recomputed one, when those that are kept are gone; at the end the gradient of trained embeddings, before it is
-    # added up.
+    # The loss; the last norm; a kept layer; a recomputed one, when those that are kept are gone; at the end the
+    # gradient of trained embeddings, before it is added up.
+    norm = _estimate_last_norm(architecture, adapter, batch, computing)
     moments = [saved + casts + outside.head_bytes, inputs + kept + norm]
     if num_kept:
         moments.append(inputs + kept + working)
@@ -74,6 +73,21 @@ def estimate_pass(
         of_output = count_tokens(adapter, batch) * architecture.hidden_size
         moments.append((architecture.num_embedding_parameters + of_output) * FLOAT32_BYTES)
     return PassActivations(saved_bytes=saved, peak_bytes=max(moments) + _estimate_mask(adapter, batch, computing))
+
+
+def _estimate_last_norm(
+    architecture: Architecture, adapter: AdapterShape, batch: BatchShape, computing: Computing
+) -> int:
+    """The last norm with its gradient: by transformers' own forward six tensors of its size in float32.
+
+    Served, three of them (rows, their gradient before and behind the root), its input, and the gradients on both sides,
+    of which in float32 one is among the three.
+    """
+    numbers = count_tokens(adapter, batch) * architecture.hidden_size
+    if not computing.serves_norms(architecture, adapter):
+        return 6 * numbers * FLOAT32_BYTES
+    number = FLOAT32_BYTES if adapter.trains_embeddings else computing.compute_bytes
+    return numbers * (3 * FLOAT32_BYTES + (number if number == FLOAT32_BYTES else 3 * number))
 
 
 def _estimate_casts(architecture: Architecture, adapter: AdapterShape, computing: Computing) -> int:
@@ -127,15 +141,20 @@ def estimate_working_bytes(
         inside = tokens * architecture.num_active_mlps
         return stream + 3 * inside * f * c + 2 * inside * architecture.hidden_size * c
     weight = last.num_weights * c if computing.is_quantized and not adapter.is_whole else 0
-    # The gradient of the product of both branches, then of either branch; the product is let go where it was saved.
-    num_inside = 2 if adapter.adapts(last) and adapter.method != "ia3" else 3
+    # The gradient of the product of both branches, then of either branch; served, the gate's is taken beside them. The
+    # product is let go where it was saved.
+    if computing.serves_mlp(architecture):
+        num_inside = 3 if adapter.adapts(last) and not computing.serves(adapter) else 4
+    else:
+        num_inside = 2 if adapter.adapts(last) and adapter.method != "ia3" else 3
     working = stream + max(num_inside * tokens * f * c, tokens * f * c + weight)
     if adapter.method == "hra":
         # Of each mirror's gradient three matrices in float32, in by in, and under autocast two in the compute dtype.
         width = max(linear.in_features for linear in architecture.linears if adapter.adapts(linear))
         return max(working, stream + width**2 * (3 * FLOAT32_BYTES + (2 * c if computing.is_mixed else 0)))
-    if adapter.method == "ia3" and computing.is_mixed:  # its scaled input and that one's gradient are float32
-        return max(working, stream + tokens * f * (2 * FLOAT32_BYTES + c))
+    if adapter.method == "ia3" and computing.is_mixed:
+        # In float32 are the gradients of its scaled input, and of what that is a product of.
+        return max(working, stream + tokens * f * 3 * FLOAT32_BYTES)
     if adapter.method != "lora" or not adapter.adapts(last):
         return working
     if adapter.is_weight_decomposed:

@@ -29,6 +29,8 @@ __all__ = [
     "joins_output",
 ]
 
+# On a CPU `model.document_attention` fills each document up to a multiple of so many tokens.
+_DOCUMENT_MULTIPLE = 32
 _VECTORS_BEFORE_TEXT = frozenset({"prompt_tuning", "p_tuning"})
 
 
@@ -119,15 +121,22 @@ def is_of_heads(norm: Norm) -> bool:
 
 
 def estimate_norm(case: Case, norm: Norm) -> int:
-    """RMS norm: its input in float32 for the square and the product, one root for each group, its weight's factor."""
+    """RMS norm: its input and one root for each group; where its weight is trained, what that scales.
+
+    By transformers' own forward the input is in float32, in which it is squared and multiplied.
+    `model.lean_elementwise` keeps it as it came: from the stream, for queries and keys from a linear. What goes into a
+    layer is thereby its first norm's input.
+    """
     base = case.architecture
     groups = 1
     if is_of_heads(norm) and norm.size == base.head_dim:
         groups = base.num_heads if norm.path.endswith("q_norm") else base.num_kv_heads
     width = norm.size * groups
-    is_trained = case.adapter.is_whole or case.adapter.method == "ln_tuning"
-    factor = case.stream_bytes * width if is_trained else 0  # a weight that is trained needs what it scales
-    return case.tokens * (FLOAT32_BYTES * (width + groups) + factor)
+    number = FLOAT32_BYTES
+    if case.computing.serves_norms(base, case.adapter):
+        number = _find_inner_bytes(case) if is_of_heads(norm) else case.stream_bytes
+    factor = case.stream_bytes * width if case.adapter.trains_norms else 0
+    return case.tokens * (number * width + FLOAT32_BYTES * groups + factor)
 
 
 # ---- linear layers
@@ -139,7 +148,8 @@ def estimate_inputs(case: Case, linears: Sequence[Linear], source: str, *, has_g
     Args:
         case: shapes, and how they are computed.
         linears: that read the same tensor.
-        source: `norm` or `product`: nobody else saves the tensor; `attention`: the attention does.
+        source: `norm`, or `documents` that were put together: nobody else saves the tensor; `product`: of an MLP's
+            branches, from which it is made again where both are served; `attention`: the attention saves it.
         has_gradient: whether their input needs one.
     """
     adapted = [linear for linear in linears if case.adapter.adapts(linear)]
@@ -162,7 +172,15 @@ def estimate_inputs(case: Case, linears: Sequence[Linear], source: str, *, has_g
     is_float32 = source == "norm" and case.computing.is_mixed and case.stream_bytes == FLOAT32_BYTES
     if has_detour or is_float32:  # each adapter makes a copy of its own in the compute dtype
         return saved + len(adapted) * case.tokens * width * case.c
-    return saved + (0 if source == "attention" else case.tokens * width * case.c)
+    is_made_again = source == "product" and has_gradient and _makes_product_again(case)
+    return saved + (0 if source == "attention" or is_made_again else case.tokens * width * case.c)
+
+
+def _makes_product_again(case: Case) -> bool:
+    """Whether the lean path saves an MLP's product by what that is made from: not where it has to cast it."""
+    computing = case.computing
+    is_served = computing.serves(case.adapter) and computing.serves_mlp(case.architecture)
+    return is_served and _find_inner_bytes(case) == case.c
 
 
 def _whole(case: Case, linears: Sequence[Linear], source: str) -> int:
@@ -209,8 +227,8 @@ def estimate_attention(case: Case, linears: Sequence[Linear]) -> int:
     """Attention itself: turned queries and keys, values, its output and the sum of each row's weights.
 
     A mask makes SDPA take keys and values repeated for all heads, and a copy of the mask in the compute dtype for every
-    layer; within named documents there is none. Eager attention saves the weights of each pair of tokens, in float32
-    and rounded.
+    layer; within named documents there is none, but on a CPU each document is filled up. Eager attention saves the
+    weights of each pair of tokens, in float32 and rounded.
     """
     base, computing, row_tokens = case.architecture, case.computing, case.tokens // case.batch.num_rows
     queries, keys = base.num_heads * base.head_dim, base.num_kv_heads * base.head_dim
@@ -226,8 +244,16 @@ def estimate_attention(case: Case, linears: Sequence[Linear]) -> int:
     else:
         keys_and_values = 2 * keys
     mask = case.tokens * row_tokens * case.c if masked else 0
-    rows = case.tokens * base.num_heads * FLOAT32_BYTES
-    return case.tokens * (2 * queries + keys_and_values) * case.c + rows + mask
+    attended = _count_attended(case)
+    rows = attended * base.num_heads * FLOAT32_BYTES
+    return attended * (2 * queries + keys_and_values) * case.c + rows + mask
+
+
+def _count_attended(case: Case) -> int:
+    """Tokens that attention computes with: on the mean a document is filled up by half of the multiple."""
+    if case.computing.attention != "documents" or not case.computing.on_cpu or not _is_flat(case):
+        return case.tokens
+    return case.tokens + round(case.tokens / case.batch.document_tokens * (_DOCUMENT_MULTIPLE - 1) / 2)
 
 
 def _is_flat(case: Case) -> bool:
@@ -242,14 +268,22 @@ def joins_output(case: Case) -> bool:
 
 
 def estimate_mlp(case: Case) -> int:
-    """Inside the MLP: the input of the activation, and where a second branch is multiplied with it both factors."""
-    number = case.stream_bytes if case.adapter.method == "ia3" else case.c
+    """Inside the MLP: the input of the activation, and where a second branch is multiplied with it both factors.
+
+    `model.lean_elementwise` computes the activation again.
+    """
+    base, num_gated = case.architecture, 2 if case.computing.serves_mlp(case.architecture) else 3
+    width = base.num_active_mlps * base.intermediate_size * (num_gated if base.is_gated else 1)
+    inside = case.tokens * width * _find_inner_bytes(case)
+    return inside + (0 if base.experts is None else _estimate_experts(case, base.experts))
+
+
+def _find_inner_bytes(case: Case) -> int:
+    """Bytes of a number that a linear behind a norm answers with."""
     # A quantized linear answers in the dtype that it was asked in.
     if case.computing.is_quantized and (case.adapter.method == "ln_tuning" or case.adapter.trains_embeddings):
-        number = FLOAT32_BYTES
-    base = case.architecture
-    inside = case.tokens * base.num_active_mlps * base.intermediate_size * number * (3 if base.is_gated else 1)
-    return inside + (0 if base.experts is None else _estimate_experts(case, base.experts))
+        return FLOAT32_BYTES
+    return case.stream_bytes if case.adapter.method == "ia3" else case.c
 
 
 def _estimate_experts(case: Case, experts: Experts) -> int:

@@ -126,6 +126,8 @@ class Architecture:
         experts: those of each layer, in place of linears of an MLP; None: it has an MLP.
         num_other_parameters: numbers about which nothing else here says a word, such as those of a tower for images;
             estimated.
+        has_lean_norms: whether the norms are of a kind in the tables of `model.lean_elementwise`.
+        has_lean_mlp: whether the MLP is, its activation too.
         num_absent_parameters: what one layer lacks against `norms` (ModernBERT's first has no norm of its attention).
     """
 
@@ -154,6 +156,8 @@ class Architecture:
     num_absent_parameters: int = 0
     experts: Experts | None = None
     num_other_parameters: int = 0
+    has_lean_norms: bool = False
+    has_lean_mlp: bool = False
 
     @property
     def num_linear_weights(self) -> int:

@@ -79,7 +79,7 @@ def build_shapes(base: BaseModel, settings: AdapterSettings, *, may_be_lean: boo
     Args:
         base: the loaded base.
         settings: the recipe's `adapter` section.
-        may_be_lean: whether `model.lean` serves the linears, where the adapter is its case.
+        may_be_lean: whether `model.lean` and `model.lean_elementwise` serve what is their case.
         loss: how the loss reads the logits: `chunks` or `logits`.
     """
     text_config = base.model.config.get_text_config()
@@ -93,6 +93,7 @@ def build_shapes(base: BaseModel, settings: AdapterSettings, *, may_be_lean: boo
         attention=base.attention,
         loss=loss,
         is_lean=may_be_lean and is_served(settings, adapter, architecture),
+        is_lean_elementwise=may_be_lean,
         is_quantized=base.quantization != "none",
         on_cpu=base.device.type == "cpu",
     )

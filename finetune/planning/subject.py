@@ -101,7 +101,7 @@ def change(subject: Subject, settings: Mapping[str, Any]) -> Subject:
 
 def _build_computing(subject: Subject, device: Device, holding: Holding) -> Computing:
     recipe, shape = subject.recipe, subject.adapter.shape
-    # Compiled as a whole, a model runs PEFT's own forward.
+    # Compiled as a whole, a model runs the libraries' own forward.
     may_be_lean = recipe.model.backend == "transformers" and not find_setting(recipe, "torch_compile")
     loss = "head" if subject.architecture.output is None else "chunks"
     return Computing(
@@ -109,6 +109,7 @@ def _build_computing(subject: Subject, device: Device, holding: Holding) -> Comp
         attention=find_attention(recipe, subject.architecture.model_type, device),
         loss="logits" if recipe.objective in _LOGITS else loss,
         is_lean=may_be_lean and is_served(recipe.adapter, shape, subject.architecture),
+        is_lean_elementwise=may_be_lean,
         is_quantized=is_quantized(holding),
         on_cpu=device.is_cpu,
     )

@@ -5,6 +5,7 @@ The whole grid is counted by `benchmarks/plan_error.py`; here stand a dozen of i
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import datasets
 import pytest
@@ -21,7 +22,15 @@ from finetune.recipe.schema import AdapterSettings
 TINY = "mistral 128 x 2"
 LORA = {"method": "lora", "r": 4, "lora_dropout": 0.0, "target_modules": "all-linear"}
 ROW = BatchShape(num_rows=1, row_tokens=64, document_tokens=64)
-LEAN = Computing(compute_bytes=2, attention="sdpa", loss="chunks", is_lean=True, is_quantized=True, on_cpu=False)
+LEAN = Computing(
+    compute_bytes=2,
+    attention="sdpa",
+    loss="chunks",
+    is_lean=True,
+    is_lean_elementwise=True,
+    is_quantized=True,
+    on_cpu=False,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -109,17 +118,47 @@ def test_a_trained_head_of_a_large_vocabulary_is_held_in_float32_from_the_forwar
 def test_a_layer_by_hand(tiny: Architecture) -> None:
     layer = estimate_layer(tiny, adapter_of(tiny), ROW, LEAN)
 
-    norms = 2 * 64 * (128 + 1) * 4  # inputs in float32, and a root for each token
+    norms = 2 * 64 * (128 * 2 + 4)  # inputs as they come, and a root in float32 for each token
     attention = 64 * (128 + 64 + 64 + 128) * 2 + 64 * 4 * 4  # q, k, v and what comes out; a sum for each of 4 heads
-    mlp = 64 * 3 * 352 * 2  # gate, its activation, up
-    inputs = 64 * (128 + 128 + 352) * 2  # of q, k, v; of gate, up; of down: that of o is what comes out above
+    mlp = 64 * 2 * 352 * 2  # gate and up, of which the input of down is made again
+    inputs = 64 * (128 + 128) * 2  # of q, k, v; of gate, up: that of o is what comes out above
     inner = 7 * 64 * 4 * 2  # between A and B of seven layers
     sides = 128 + 128 + 128 + 64 + 128 + 64 + 128 + 128 + 2 * (128 + 352) + 352 + 128
     matrices = 4 * sides * 2  # A and B in bfloat16
     assert layer.kept_bytes == norms + attention + mlp + inputs + inner + matrices
-    assert layer.input_bytes == 64 * 128 * 2
-    of_mlp = mlp + 64 * (128 + 352 + 3 * 4) * 2 + 4 * 3 * (128 + 352) * 2
+    assert layer.input_bytes == 64 * 128 * 2  # that of the first norm
+    of_mlp = mlp + 64 * (128 + 3 * 4) * 2 + 4 * 3 * (128 + 352) * 2
     assert layer.mlp_bytes == of_mlp
+    assert layer.attention_bytes == layer.kept_bytes - norms - of_mlp
+
+
+def test_transformers_own_norms_and_mlps_keep_more_and_a_stream_in_float32_as_much(tiny: Architecture) -> None:
+    def spare(base: Architecture, **changes: Any) -> int:
+        plain, lean = (
+            estimate_layer(
+                base, adapter_of(base), ROW, replace(LEAN, is_lean_elementwise=is_lean, **changes)
+            ).kept_bytes
+            for is_lean in (False, True)
+        )
+        return plain - lean
+
+    qwen = build_architecture(MODELS["qwen3 192 x 3, tied"])
+    inside = 64 * 2 * 352  # numbers of the activation, and of the product
+
+    assert spare(tiny) == inside * 2 + 2 * 64 * 128 * 2
+    assert spare(tiny, is_lean=False) == inside // 2 * 2 + 2 * 64 * 128 * 2  # PEFT's own path reads the product
+    assert spare(tiny, compute_bytes=4) == inside * 4
+    assert spare(qwen) == 64 * 2 * 576 * 2 + 64 * (2 * 192 + (6 + 2) * 32) * 2  # queries' and keys' norms too
+
+
+def test_norms_that_are_trained_keep_what_they_did(tiny: Architecture) -> None:
+    trained = build_adapter(tiny, AdapterSettings.model_validate({"method": "ln_tuning"}))
+    plain, lean = (
+        estimate_layer(tiny, trained, ROW, replace(LEAN, is_lean_elementwise=is_lean)).kept_bytes
+        for is_lean in (False, True)
+    )
+
+    assert plain - lean == 64 * 352 * 4  # the activation, which is float32 there
 
 
 def test_peft_own_path_keeps_an_input_for_each_adapter_where_ours_keeps_one(tiny: Architecture) -> None:
@@ -128,7 +167,7 @@ def test_peft_own_path_keeps_an_input_for_each_adapter_where_ours_keeps_one(tiny
         for is_lean in (True, False)
     )
 
-    assert plain - lean == 64 * (2 * 128 + 128 + 128) * 2  # of k, v; of o; of up
+    assert plain - lean == 64 * (2 * 128 + 128 + 128 + 352) * 2  # of k, v; of o; of up; of down
 
 
 def test_a_mask_costs_the_square_of_a_row_and_named_documents_none(tiny: Architecture) -> None:

@@ -17,7 +17,13 @@ from finetune.recipe.schema import AdapterSettings
 
 MISTRAL = build_architecture({"model_type": "mistral"})
 COMPUTING = Computing(
-    compute_bytes=2, attention="documents", loss="chunks", is_lean=True, is_quantized=True, on_cpu=False
+    compute_bytes=2,
+    attention="documents",
+    loss="chunks",
+    is_lean=True,
+    is_lean_elementwise=True,
+    is_quantized=True,
+    on_cpu=False,
 )
 SETUP = Setup(
     architecture=MISTRAL,

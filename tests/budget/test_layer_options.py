@@ -29,7 +29,15 @@ BASE = build_architecture(
 )  # fmt: skip
 LORA = build_adapter(BASE, AdapterSettings.model_validate({"method": "lora", "r": 1}))
 BATCH = BatchShape(num_rows=1, row_tokens=10, document_tokens=5.0)
-LEAN = Computing(compute_bytes=2, attention="documents", loss="chunks", is_lean=True, is_quantized=True, on_cpu=False)
+LEAN = Computing(
+    compute_bytes=2,
+    attention="documents",
+    loss="chunks",
+    is_lean=True,
+    is_lean_elementwise=True,
+    is_quantized=True,
+    on_cpu=False,
+)
 PEFT = replace(LEAN, is_lean=False)
 RATES_OF_ONE = Rates(flops_per_second=1.0, bytes_per_second=1.0)
 BY_PARTS = Recomputing(by_parts=True)
@@ -71,7 +79,7 @@ def test_a_kept_part_costs_and_saves_the_layer_without_the_other_part():
     assert options["attention"].num_bytes == parts.whole - parts.mlp
     assert options["attention"].seconds == work.whole_seconds - work.mlp_seconds
     # Neither part has the two norms; both would save an input that the whole layer saves once.
-    norms = 2 * 10 * 4 * (4 + 1)
+    norms = 2 * 10 * (4 * 2 + 4)
     assert parts.whole == parts.attention + parts.mlp + norms + 10 * 4 * 2
     whole_alone = estimate_options(BASE, LORA, BATCH, LEAN, RATES_OF_ONE, Recomputing(by_parts=False))
     assert whole_alone == {"all": options["all"]}

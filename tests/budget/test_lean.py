@@ -1,15 +1,20 @@
-"""Which adapters the lean path is planned for: those that it serves, by PEFT's own list of LoRA's variants."""
+"""What the lean paths are planned for: what they serve, by PEFT's own list of LoRA's variants and by real models."""
 
 from dataclasses import fields
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig
 
 from finetune.budget.adapter import build_adapter
 from finetune.budget.architecture import build_architecture
+from finetune.budget.decoders import DECODERS
 from finetune.budget.lean import is_served
+from finetune.budget.shapes import Head
+from finetune.model.lean_elementwise import use_lean_elementwise
 from finetune.recipe.schema import AdapterSettings
+from tests.budget.real_models import SMALL, build_fields, build_model
 
 MISTRAL = build_architecture({"model_type": "mistral"})
 QWEN = build_architecture({"model_type": "qwen2"})  # whose queries, keys and values have a bias
@@ -48,3 +53,34 @@ def test_the_shape_tells_it_too(settings):
     """As of an adapter that is trained on, whose fields the recipe has not got."""
     shape = build_adapter(MISTRAL, AdapterSettings.model_validate({"method": "lora", **settings}))
     assert not is_served(AdapterSettings.model_validate({"init_from": "outputs/first"}), shape, MISTRAL)
+
+
+# As configs write them, under either name; each kind reads one of the two.
+ACTIVATIONS = [{}, *({name: value} for name in ("hidden_act", "hidden_activation") for value in ("swish", "gelu"))]
+ACTIVATIONS += [
+    {"hidden_act": value, "hidden_activation": value} for value in ("gelu_pytorch_tanh", "gelu_python_tanh")
+]
+
+
+@pytest.mark.parametrize("kind", sorted(SMALL))
+def test_a_plan_knows_which_norms_and_mlps_are_served_as_the_model_itself_does(kind):
+    head: Head = "words" if kind in DECODERS else "masked"
+    for changes in ACTIVATIONS if kind in DECODERS else ACTIVATIONS[:1]:
+        fields = build_fields(kind, **changes)
+        base, model = build_architecture(fields, head=head), build_model(fields, head=head).requires_grad_(False)
+        norms, mlps = {name for name, _ in base.find_norms()}, {f"{base.layers_path}.0.mlp"}
+        use_lean_elementwise(model)
+        served = {name for name, module in model.named_modules() if type(module).__name__.startswith("Lean")}
+        assert norms & served == (norms if base.has_lean_norms else set())
+        assert base.has_lean_mlp == bool(mlps & served and runs_lean(model.get_submodule(*mlps), base.hidden_size))
+
+
+def runs_lean(mlp: torch.nn.Module, width: int) -> bool:
+    """Whether a call of a served MLP goes another way than the library's: its activation may be one not known there."""
+    out = mlp(torch.empty(1, 2, width, dtype=torch.bfloat16, device="meta", requires_grad=True))
+    nodes, seen = [out.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        seen.add(node.name())
+        nodes += [following for following, _ in node.next_functions if following is not None]
+    return "_GatedBackward" in seen

@@ -15,7 +15,15 @@ from finetune.recipe.schema import AdapterSettings
 
 MISTRAL = build_architecture({"model_type": "mistral"})
 LORA = build_adapter(MISTRAL, AdapterSettings.model_validate({"method": "lora", "r": 16}))
-COMPUTING = Computing(compute_bytes=2, attention="sdpa", loss="chunks", is_lean=True, is_quantized=True, on_cpu=False)
+COMPUTING = Computing(
+    compute_bytes=2,
+    attention="sdpa",
+    loss="chunks",
+    is_lean=True,
+    is_lean_elementwise=True,
+    is_quantized=True,
+    on_cpu=False,
+)
 SETUP = Setup(
     architecture=MISTRAL,
     adapter=LORA,

@@ -121,7 +121,7 @@ def check_set_aside(place: Place, strike: dict[str, Any]) -> list[str]:
         if not says(log, [f"{name}.broken"], behind=behind):
             faults.append(f"{name}, torn before `{strike['before']}`, is not named in log.txt")
     whole = strike["whole"]
-    used = f"Continuing after step {max(whole)}." if whole else "No checkpoint yet"
+    used = f"Continuing after step {max(whole)}." if whole else "starting at step 0"
     if not says(log, [used], behind=behind):
         faults.append(f"after the save torn before `{strike['before']}` the log has no line `{used}`")
     return faults

@@ -29,7 +29,13 @@ def list_of(config, **adapter):
         holding=Holding("nf4", True, 2),
         batch=BatchShape(num_rows=1, row_tokens=64, document_tokens=64),
         computing=Computing(
-            compute_bytes=2, attention="sdpa", loss="chunks", is_lean=True, is_quantized=True, on_cpu=False
+            compute_bytes=2,
+            attention="sdpa",
+            loss="chunks",
+            is_lean=True,
+            is_lean_elementwise=True,
+            is_quantized=True,
+            on_cpu=False,
         ),
         optimizer="adamw_torch_fused",
         may_recompute=True,
