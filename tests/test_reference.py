@@ -106,6 +106,7 @@ def test_the_same_weights_computed_otherwise_are_another_entry(tmp_path):
     _is_another(tmp_path, lambda: change_config(config, lora_alpha=64), adapter={"init_from": str(run)})
 
 
+@pytest.mark.slow
 def test_another_trained_adapter_under_the_same_name_is_another_entry(tmp_path):
     def train(learning_rate: float) -> str:
         return str(run_small(tmp_path, name="trained", training__learning_rate=learning_rate, overwrite=True))

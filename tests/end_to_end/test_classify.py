@@ -42,7 +42,7 @@ from tests.end_to_end.test_processes import column, run_two
 # ---- what is learned
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_a_classifier_learns_which_word_decides(request, tmp_path, reviews, name):
     summary = learn(tmp_path, request.getfixturevalue(name), reviews)
     assert summary["metric"] == "accuracy"
@@ -91,7 +91,7 @@ def test_three_labels_are_told_apart_and_their_names_are_kept(tmp_path, encoder)
     assert "| labels | yes, no, maybe |" in (adapter / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_a_number_is_learned_as_a_correlation(request, tmp_path, name):
     number_of = {word: number + 0.5 for number, word in enumerate(NUMBERS)}
     nouns = ["film", "play", "good film", "bad film", "old play", "new play", "dull film", "fine film"]
@@ -105,6 +105,7 @@ def test_a_number_is_learned_as_a_correlation(request, tmp_path, name):
     assert (config["problem_type"], config["id2label"]) == ("regression", {"0": "LABEL_0"})
 
 
+@pytest.mark.slow
 def test_few_shots_are_so_many_rows_of_each_label(tmp_path, encoder, reviews):
     run = run_small(tmp_path, encoder, data__train={"path": reviews}, classification__shots=4)
     report = read_json(run / "data_report.json")["train"]
@@ -265,6 +266,7 @@ def test_a_base_that_was_saved_in_4_bits_is_given_a_head_in_full(tmp_path, encod
     assert read_json(run / "summary.json")["trainable_parameters"] > 0
 
 
+@pytest.mark.slow
 def test_a_plateau_of_the_score_and_not_its_rise_lowers_the_rate(tmp_path, encoder, reviews):
     schedule = {"training__lr_scheduler_type": "reduce_lr_on_plateau", "training__eval_steps": 5}
     schedule["training__lr_scheduler_kwargs"] = {"patience": 0}
@@ -289,6 +291,7 @@ def test_ranks_that_were_pruned_are_those_of_the_best_step(tmp_path, encoder, re
     assert summary["score"] == scores[summary["best_step"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", [pytest.param(6, id="while ranks are pruned"), pytest.param(9, id="behind it", marks=pytest.mark.slow)]
 )

@@ -222,6 +222,7 @@ def test_an_encoder_is_nothing_to_talk_to_either_and_says_so_wherever_it_lies(tm
         assert f"{place} is an encoder: it restores masked tokens and gives no answers." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_on_an_encoder_of_ones_own(tmp_path, encoder, reviews):
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text, _ in build_sentences()])
     run = run_small(

@@ -25,11 +25,11 @@ pytestmark = pytest.mark.usefixtures("tiny_base")
 SETTINGS = {"training__save_steps": 2, "data__train__limit": 20}
 # One file of every kind, by the end of its path: a line of figures, a state, weights, the record, the result, the end.
 FILES = [
-    "metrics.jsonl",
+    pytest.param("metrics.jsonl", marks=pytest.mark.slow),
     "checkpoint-2/adapter_model.safetensors",
-    "checkpoint-4/trainer_state.json",
+    pytest.param("checkpoint-4/trainer_state.json", marks=pytest.mark.slow),
     "checkpoint-4/.COMPLETE.json.part",
-    ".summary.json.part",
+    pytest.param(".summary.json.part", marks=pytest.mark.slow),
 ]
 
 

@@ -101,6 +101,7 @@ def test_where_part_fits_part_is_kept_and_not_a_byte_more(tmp_path, recomputed, 
     assert_same(run, recomputed)
 
 
+@pytest.mark.slow
 def test_the_first_step_is_measured_where_there_is_no_rehearsal_and_the_reentrant_mode_keeps_whole_layers(
     tmp_path, recomputed, leave
 ):
@@ -112,6 +113,7 @@ def test_the_first_step_is_measured_where_there_is_no_rehearsal_and_the_reentran
     assert_same(run, recomputed)
 
 
+@pytest.mark.slow
 def test_pairs_with_a_reference_in_every_step_come_out_the_same(tmp_path):
     runs = [run_small(tmp_path / choice, training__memory=choice, **PAIRS) for choice in ("recompute_all", "auto")]
     assert read_spending(runs[1])["num_kept"] == 4

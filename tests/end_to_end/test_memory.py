@@ -78,7 +78,9 @@ def run_out(monkeypatch) -> Callable[[RunsOut], None]:
     [
         PACKED,
         pytest.param(EVALUATED | {"adapter": ADALORA}, marks=pytest.mark.slow),
-        EVALUATED | {"adapter": {"method": "full"}, "model__quantization": "none"},
+        pytest.param(
+            EVALUATED | {"adapter": {"method": "full"}, "model__quantization": "none"}, marks=pytest.mark.slow
+        ),
         pytest.param(PAIRS, marks=pytest.mark.slow),
     ],
     ids=["packed nf4 with dropout", "adalora", "full", "dpo"],
@@ -116,6 +118,7 @@ def test_a_run_halved_on_the_way_resumes_as_if_never_stopped_and_says_so(tmp_pat
     assert "step 2: memory ran out" in (whole / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_rehearsal_short_of_memory_halves_before_the_first_step_and_the_losses_stay(tmp_path, run_out, capsys):
     settings = EVALUATED | {"adapter__lora_dropout": 0.0, "training__per_device_train_batch_size": 4}
     enough = run_small(tmp_path / "enough", **settings)
@@ -174,6 +177,7 @@ def test_what_does_not_fit_is_found_before_there_is_a_run(tmp_path, monkeypatch,
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.slow
 def test_where_answers_are_sampled_states_and_a_checkpoint_are_rehearsed_and_change_nothing(tmp_path, capsys):
     settings = {"objective": "rloo", "rewards": [{"function": "length", "max_tokens": 4}], "adapter__lora_dropout": 0.0}
     settings |= {"training__max_steps": 1, "training__max_completion_length": 8, "training__num_generations": 2}
@@ -211,6 +215,7 @@ def test_an_optimizer_in_pages_is_built_once_since_its_pages_are_never_given_bac
     assert built == ["paged_adamw_32bit"]
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_outside_of_forward_and_backward_is_told_in_words(tmp_path, monkeypatch):
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -197,7 +197,16 @@ def test_a_run_in_bfloat16_keeps_what_it_trains_in_float32_and_answers(tmp_path,
     assert "## Step 4" in (run / "samples.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["bottleneck", "bitfit", "hypernetwork", "bottleneck+bitfit", "lora+tokens"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("bottleneck", marks=pytest.mark.slow),
+        "bitfit",
+        pytest.param("hypernetwork", marks=pytest.mark.slow),
+        pytest.param("bottleneck+bitfit", marks=pytest.mark.slow),
+        "lora+tokens",
+    ],
+)
 def test_one_that_was_trained_is_gone_on_with_under_its_own_name_against_a_frozen_copy(tmp_path, name):
     start = run_small(tmp_path, name="start", adapter=METHODS[name])
     settings = {"objective": "dpo", "data__train": PAIRS, "adapter": {"init_from": str(start)}}

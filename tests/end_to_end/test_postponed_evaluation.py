@@ -109,6 +109,7 @@ def test_a_signal_in_an_evaluation_breaks_it_off_behind_its_batch_and_saves(whol
     check_same(run, whole)
 
 
+@pytest.mark.slow
 def test_a_signal_while_an_evaluation_is_made_up_for_leaves_it_to_the_next_start(whole, tmp_path):
     with stopped("training_step", 7):  # of the last step of an epoch
         run_small(tmp_path, **EVALUATED)
@@ -120,6 +121,7 @@ def test_a_signal_while_an_evaluation_is_made_up_for_leaves_it_to_the_next_start
     check_same(run, whole)
 
 
+@pytest.mark.slow
 def test_best_step_early_stopping_and_a_rate_that_follows_the_evaluations_go_on_as_in_the_unbroken_run(tmp_path):
     whole = run_small(tmp_path / "whole", **WORSENING)
     summary = read_json(whole / "summary.json")

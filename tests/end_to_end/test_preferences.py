@@ -86,6 +86,7 @@ def test_a_fresh_adapter_begins_as_its_reference(tmp_path, settings, first_loss)
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", [DPO, pytest.param(KTO, marks=pytest.mark.slow)], ids=["dpo", "kto"])
+@pytest.mark.slow
 def test_with_the_cached_reference_the_run_begins_there_too(tmp_path, reference_cache, settings, dtype):
     lines = read_lines(run_small(tmp_path, **settings | CACHED, model__compute_dtype=dtype))
     live = read_lines(run_small(tmp_path, **settings, model__compute_dtype=dtype, name="live"))
@@ -102,7 +103,9 @@ def test_the_reference_is_computed_once_for_all_runs_on_the_same_start(tmp_path,
     assert read_weights(first) == read_weights(second)
 
 
-@pytest.mark.parametrize("settings", [DPO, KTO, DPO | CACHED], ids=["dpo", "kto", "cached"])
+@pytest.mark.parametrize(
+    "settings", [DPO, pytest.param(KTO, marks=pytest.mark.slow), DPO | CACHED], ids=["dpo", "kto", "cached"]
+)
 def test_a_trained_adapter_goes_on_from_where_it_is(tmp_path, reference_cache, trained, settings):
     run = run_small(tmp_path, **_without_adapter(settings), adapter={"init_from": trained})
     first_loss = 0.5 if settings is KTO else LN_2
@@ -123,6 +126,7 @@ def _find_storages(model: nn.Module) -> Iterator[torch.UntypedStorage]:
         yield tensor.untyped_storage()
 
 
+@pytest.mark.slow
 def test_the_frozen_reference_shares_the_base_and_answers_as_the_trained_adapter(tmp_path, trained, trainers):
     run_small(tmp_path, **_without_adapter(DPO), adapter={"init_from": trained}, training__max_steps=1)
     run_small(tmp_path, **DPO, name="fresh", training__max_steps=1)

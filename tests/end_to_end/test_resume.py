@@ -65,6 +65,7 @@ def test_packed_rows_with_checkpointing_resume_in_mid_epoch_as_if_never_stopped(
     assert steps_of_an_epoch < 7 and 7 % steps_of_an_epoch != 0, "the stop came in the middle of a later epoch"
 
 
+@pytest.mark.slow
 def test_full_training_resumes_to_the_same_model(tmp_path):
     full = EVALUATED | {"adapter": {"method": "full"}, "model__quantization": "none"}
     whole = run_small(tmp_path / "whole", **full)

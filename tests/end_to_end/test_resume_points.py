@@ -65,7 +65,7 @@ def copy_up_to(run: Path, place: Path, step: int) -> Path:
     return copied
 
 
-@pytest.mark.parametrize("step", [2, 4, 5, 6, 7])
+@pytest.mark.parametrize("step", [2, 5, *(pytest.param(one, marks=pytest.mark.slow) for one in (4, 6, 7))])
 def test_from_every_checkpoint_the_run_ends_in_the_same_figures_and_bytes(whole, tmp_path, step):
     assert [find_step(one) for one in find_checkpoints(whole / "checkpoints")] == [2, 4, 5, 6, 7]
     resumed = copy_up_to(whole, tmp_path, step)
@@ -230,6 +230,7 @@ BEST_EARLY = {
 }
 
 
+@pytest.mark.slow
 def test_a_moved_run_whose_best_checkpoint_is_gone_ends_with_its_last_step_and_a_word(tmp_path, caplog):
     whole = run_small(tmp_path / "here", **BEST_EARLY)
     best = read_json(whole / "summary.json")["best_step"]

@@ -101,7 +101,9 @@ def test_answers_are_rewarded_by_functions_and_by_a_reward_model(tmp_path, judge
     assert all({"reward", "kl", "completions/mean_length"} <= line.keys() for line in lines)
 
 
-@pytest.mark.parametrize("objective", ["reward", "grpo", pytest.param("rloo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "objective", ["reward", *(pytest.param(one, marks=pytest.mark.slow) for one in ("grpo", "rloo"))]
+)
 def test_a_run_that_was_stopped_goes_on_with_the_same_answers_and_scores(tmp_path, judge, objective):
     settings = REWARD if objective == "reward" else rewarded(objective, judge)
     settings = settings | {"training__max_steps": 6, "training__eval_steps": 3}

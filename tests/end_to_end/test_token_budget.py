@@ -55,6 +55,7 @@ def test_a_run_by_token_budget_resumes_as_if_never_stopped_and_reports_how_full_
     assert load_for_inference(str(whole), device="cpu").base.attention == "documents"
 
 
+@pytest.mark.slow
 def test_the_budget_changes_how_many_tokens_a_step_has(tmp_path):
     settings = BUDGET | {"training__max_steps": 1, "training__logging_steps": 1}
     few, many = (

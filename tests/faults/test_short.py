@@ -1,8 +1,8 @@
 """The programme's short version: one NF4 run in real processes, killed, interrupted and torn, and still the same run.
 
 Every start of an interpreter costs about ten seconds, so the faults come one behind the other in a single run, whose
-first process is one of its own and the others are forked from one that has imported the libraries. The unbroken run it
-is held against is made in this process. `make faults` does the same some hundred times, at drawn moments.
+processes are forked from one that has imported the libraries. The unbroken run it is held against is made in this
+process. `make faults` does the same some hundred times, at drawn moments.
 """
 
 import json
@@ -45,7 +45,7 @@ def broken(tmp_path_factory) -> tuple[Place, dict[str, dict]]:
     with ready.keep_ready() as path:
         ready.use(path)
         try:
-            process = place.start(fresh=True)
+            process = place.start()
             process.strike(Moment("step", 7, 0.005), signal.SIGKILL)
             process.wait()
             look("killed", process)

@@ -220,6 +220,7 @@ def test_the_saved_file_and_the_merged_model_are_pefts_to_the_byte(tiny_model, q
     assert all(torch.equal(merged[0][name], merged[1][name]) for name in merged[0])
 
 
+@pytest.mark.slow
 def test_a_run_goes_the_same_way_with_and_without(tmp_path, monkeypatch):
     fields = {"adapter__lora_dropout": 0.0, "training__max_steps": 3, "training__gradient_checkpointing": True}
     fields |= {"data__train__limit": 12}

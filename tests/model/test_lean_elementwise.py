@@ -392,6 +392,7 @@ def test_a_product_that_a_hook_writes_into_is_kept_as_it_was_read():
     assert steps[0].equals(steps[1])
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_to_the_bit_with_and_without(tmp_path, monkeypatch):
     fields = {"model__compute_dtype": "bfloat16", "adapter__lora_dropout": 0.0}
     fields |= {"training__max_steps": 2, "data__train__limit": 12}

@@ -39,7 +39,9 @@ from finetune.recipe.schema import (
 )
 from tests.model.tiny_models import load_tiny, write_tiny_model
 
-BOTH = pytest.mark.parametrize("trainer_class", [GroupTrainer, LeaveOneOutTrainer])
+BOTH = pytest.mark.parametrize(
+    "trainer_class", [GroupTrainer, pytest.param(LeaveOneOutTrainer, marks=pytest.mark.slow)]
+)
 LORA = AdapterSettings(method="lora", r=4)
 STOP_IDS = [2, *range(100, 128)]  # so many that answers of a model that knows nothing end early
 ROWS = DataSettings(train=SourceSettings(path="rows.jsonl"), max_length=64, packing=False)

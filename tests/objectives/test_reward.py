@@ -172,6 +172,7 @@ def test_what_a_user_watches_is_logged(folder, tokenizer, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_centering_pulls_the_mean_score_towards_zero(folder, tokenizer, tmp_path):
     means = []
     for coefficient in (None, 1.0):

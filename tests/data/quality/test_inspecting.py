@@ -193,6 +193,7 @@ def test_the_tool_calls_of_glaive_hold_35_duplicates(shared_data) -> None:
     assert found["duplicates"] == 35
 
 
+@pytest.mark.slow
 def test_imdb_repeats_a_review_and_shares_one_with_its_test_rows(shared_data) -> None:
     folder = shared_data / "imdb"
     train, test = (load_file(folder / f"imdb_{one}.csv", "labelled") for one in ("train_2000", "test_1000"))
