@@ -1,6 +1,7 @@
-# Every target makes and fills .venv by itself and is quick the second time: a stamp stands for an install, and a
+# Every target creates and fills .venv by itself and is quick the second time: a stamp stands for an install, and a
 # change in pyproject.toml or constraints.txt makes it anew.
 #
+#   make install      make .venv and fill it with the package and the tested versions of what it needs; nothing more
 #   make quickstart   fine-tune a small base model in 4-bit on this machine, then say how to talk to it
 #   make test         the tests; its last line is pytest's
 #   make check        ruff, mypy and the house rules
@@ -25,9 +26,11 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 INSTALL_FROM := pyproject.toml constraints.txt
 
-.PHONY: help quickstart test check docs test-slow faults bench audit test-unsloth test-gpu clean
+.PHONY: help install quickstart test check docs test-slow faults bench audit test-unsloth test-gpu clean
 help:
 	@sed -n 's/^#   make /  make /p' Makefile
+
+install: $(VENV)/.stamp-core
 
 # One thread: the tiny base gains nothing from a second one, and on a busy machine two wait for each other.
 quickstart: export OMP_NUM_THREADS ?= 1
@@ -36,7 +39,7 @@ quickstart: $(VENV)/.stamp-core
 	@printf '\nTalk to it:\n  %s -m finetune.chat outputs/quickstart\nThe same without its adapter:\n  %s -m finetune.chat outputs/quickstart --base\n' $(RUN) $(RUN)
 
 test: $(VENV)/.stamp-dev
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: $(VENV)/.stamp-dev
 	$(RUN) -m ruff check .
@@ -52,19 +55,19 @@ docs: $(VENV)/.stamp-dev
 	$(RUN) notebooks/make_notebook.py
 
 test-slow: $(VENV)/.stamp-dev
-	$(RUN) -m pytest -m slow -n 2 --dist loadfile
+	$(RUN) -m pytest -m slow -n 2 --dist loadfile --max-worker-restart 0
 
-# What was counted on this commit and machine is gone on with: call it again until the counts are full.
+# What was counted on this commit and machine is continued: call it again until the counts are full.
 faults: MINUTES ?= 40
 faults: $(VENV)/.stamp-dev
 	$(RUN) -m tests.faults --minutes $(MINUTES)
 
-# On all cores, and nothing else should run beside it. What was measured of this code on this machine is gone on with.
+# On all cores, and nothing else should run beside it. What was measured for this code on this machine is continued.
 bench: MINUTES ?= 20
 bench: $(VENV)/.stamp-dev
 	$(RUN) -m benchmarks.speed --minutes $(MINUTES)
 
-# Each pin as it stands, nothing installed; pip-audit lives in an environment of its own. No network is told, and is no pass.
+# Each pin as it stands, nothing installed; pip-audit lives in an environment of its own. A missing network is reported and does not pass.
 audit: .venv-audit/.stamp-made
 	@rm -f .venv-audit/report.json
 	@.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \

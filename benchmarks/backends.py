@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.recording import ROOT, run_recipe, write_result
+from benchmarks.recording import DATA_DIR, ROOT, run_recipe, write_result
 from finetune.run.metrics import read_metrics
 
 MODEL, DATA = Path("models") / "stories260K", Path("instructions") / "alpaca_cleaned_first5000.json"
@@ -242,7 +242,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each backend in each case")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--python", help="an interpreter that has Unsloth; without it: the one this is run by")
-    parser.add_argument("--data-dir", type=Path, default=ROOT.parent / "shared" / "data", help=f"holds {MODEL}")
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help=f"holds {MODEL}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every recipe")
     arguments = parser.parse_args()
     if arguments.python:

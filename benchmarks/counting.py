@@ -21,11 +21,10 @@ from finetune.data.tokens import TokenRows
 from finetune.model.base import BaseModel
 from finetune.model.recomputation import find_layers
 from finetune.model.tokenizer import load_tokenizer
-from finetune.objectives import OBJECTIVES
 from finetune.prepare import Prepared, build_arguments
 from finetune.recipe.reading import build_recipe
 from finetune.recipe.schema import Recipe
-from finetune.train import attach, load_frozen_base
+from finetune.train import attach, build_bare_trainer, load_frozen_base
 
 __all__ = ["Counted", "build_values", "count_step"]
 
@@ -105,18 +104,7 @@ def _build_trainer(recipe: Recipe, lengths: Sequence[Sequence[int]], trained_fra
     tokenizer = load_tokenizer(recipe.model, ends_answers=True)
     prepared = Prepared(tokenizer, None, rows, None, [], [], None, {})
     base = load_frozen_base(recipe, arguments, prepared)
-    trainer = OBJECTIVES[recipe.objective].build_trainer(
-        base=base,
-        model=attach(recipe, base, arguments, None),
-        tokenizer=tokenizer,
-        arguments=arguments,
-        train=rows,
-        held_out=None,
-        data=recipe.data,
-        training=recipe.training,
-        callbacks=[],
-    )
-    return trainer, base
+    return build_bare_trainer(recipe, arguments, prepared, base, attach(recipe, base, arguments, None)), base
 
 
 def _draw_rows(

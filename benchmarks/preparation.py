@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.recording import ROOT, write_result
+from benchmarks.recording import DATA_DIR, ROOT, write_result
 
 DATA = Path("instructions") / "alpaca_cleaned_first5000.json"
 TINY = ROOT / "data" / "tiny_base"
@@ -263,7 +263,7 @@ def compare(tokenizer_path: Path, rows: Path, few_rows: Path, ways: tuple[str, .
 def main() -> None:
     """Measure every tokenizer and write the results of this machine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data_dir", nargs="?", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("data_dir", nargs="?", type=Path, default=DATA_DIR)
     parser.add_argument("--rows", type=int, default=52_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokenizers", nargs="+", default=list(TOKENIZERS), choices=TOKENIZERS)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.recording import ROOT, run_recipe, write_result
+from benchmarks.recording import DATA_DIR, run_recipe, write_result
 
 RECIPE = "recipes/mistral_alpaca.yaml"
 MODEL, DATA = Path("models") / "stories260K", Path("instructions") / "alpaca_cleaned_first5000.json"
@@ -23,7 +23,7 @@ def main() -> None:
     """Train, and write how far the held-out loss fell and how many rows were dropped."""
     places = [argument for argument in sys.argv[1:] if "=" not in argument]
     overrides = [argument for argument in sys.argv[1:] if "=" in argument]
-    data_dir = Path(places[0]).resolve() if places else ROOT.parent / "shared" / "data"
+    data_dir = Path(places[0]).resolve() if places else DATA_DIR
     for part in (MODEL, DATA):
         if not (data_dir / part).exists():
             raise SystemExit(f"{data_dir / part} is not there.\n  Name the folder that holds it: DATA_DIR")

@@ -16,10 +16,14 @@ from typing import Any
 
 from finetune.run.environment import read_environment
 
-__all__ = ["ROOT", "Run", "find_emulation", "run_recipe", "write_result"]
+__all__ = ["DATA_DIR", "ROOT", "Run", "find_emulation", "run_recipe", "write_result"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS_DIR = ROOT / "benchmarks" / "results"
+# Models, tokenizers and rows of others, too large for this repository: a folder beside the clone. Its parts are named
+# where they are read (`models/stories260K`, `instructions/alpaca_cleaned_first5000.json`); what is absent is left out
+# or asked for, and every benchmark that reads it takes another folder on its command line.
+DATA_DIR = ROOT.parent / "shared" / "data"
 # Hold the libraries to an older processor's instructions: what a plain laptop does, on whatever machine.
 _EMULATION = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 

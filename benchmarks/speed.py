@@ -16,11 +16,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.recording import ROOT, write_result
+from benchmarks.recording import DATA_DIR, ROOT, write_result
 from benchmarks.speed_bases import TINY_TOKENIZER, prepare_base, read_config
 from benchmarks.speed_grid import CPU_SHAPES, CUDA_SHAPES, GROUPS, Contender, Line, build_lines, find_missing
 from benchmarks.speed_measuring import OutOfTime, Place, find_adapter, measure, run_part
@@ -44,9 +45,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--shapes", nargs="+", choices=[shape.name for shape in (*CPU_SHAPES, *CUDA_SHAPES)])
     parser.add_argument("--contenders", nargs="+", help="by their names in the file of results")
-    parser.add_argument(
-        "--data-dir", type=Path, default=ROOT.parent / "shared" / "data", help="rows and bases of others"
-    )
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="rows and bases of others")
     parser.add_argument("--unsloth-python", type=Path, default=UNSLOTH_PYTHON, help="an interpreter that has Unsloth")
     parser.add_argument("--threads", type=int, help="of a process; without it: all cores")
     parser.add_argument("--table", action="store_true", help="measure nothing: write what is there")
@@ -55,8 +54,6 @@ def read_arguments() -> argparse.Namespace:
 
 def choose_lines(given: argparse.Namespace) -> list[Line]:
     """Choose the lines that the command line asks for; a trial's steps go into their shapes."""
-    from dataclasses import replace
-
     shapes = CPU_SHAPES if given.device == "cpu" else CUDA_SHAPES
     if given.shapes:
         shapes = tuple(shape for shape in shapes if shape.name in given.shapes)
@@ -195,22 +192,38 @@ def measure_peak(place: Place, store: Store, number: int) -> None:
         store.add(PEAK, PEAK, number, json.loads(result.read_text(encoding="utf-8")))
 
 
+def is_measured(line: Line, contenders: Sequence[Contender], number: int, store: Store) -> bool:
+    """Whether a round of a line lacks nothing."""
+    records = [store.find(line.name, contender.name, number) for contender in contenders]
+    ends = ("failed", "held_out_loss") if line.is_refereed else ("process_seconds",)
+    return all(record is not None and any(end in record for end in ends) for record in records)
+
+
 def measure_lines(given: argparse.Namespace, lines: Sequence[Line], place: Place, store: Store) -> list[dict[str, Any]]:
-    """Measure until all is there or the time is over, then sum up."""
-    prepared: dict[str, tuple[Path, RowSet]] = {}
-    chosen: dict[str, list[Contender]] = {}
-    for line in lines:
-        made = prepare_line(line, given)
-        if made is not None:
-            prepared[line.name] = made
-            chosen[line.name] = list(find_contenders(line, place))
+    """Measure until all is there or the time is over, then sum up what was measured.
+
+    A line is prepared when its turn comes, so that no base is drawn and saved which no time is left to measure.
+    """
+    chosen = {line.name: list(find_contenders(line, place)) for line in lines}
+    prepared: dict[str, tuple[Path, RowSet] | None] = {}
+
+    def prepare(line: Line) -> tuple[Path, RowSet] | None:
+        if line.name not in prepared:
+            prepared[line.name] = prepare_line(line, given)
+        return prepared[line.name]
+
     if not given.table:
         try:
             for group in dict.fromkeys(line.group for line in lines):
                 for number in range(given.seeds):
                     measure_peak(place, store, number)
-                    for line in (one for one in lines if one.group == group and one.name in prepared):
-                        run_round(line, chosen[line.name], number, *prepared[line.name], place, store)
+                    for line in (one for one in lines if one.group == group):
+                        if is_measured(line, chosen[line.name], number, store):
+                            continue
+                        if time.monotonic() > place.deadline:
+                            raise OutOfTime
+                        if (made := prepare(line)) is not None:
+                            run_round(line, chosen[line.name], number, *made, place, store)
         except OutOfTime:
             print(f"\n{given.minutes:g} minutes are over; the same command goes on from here.", flush=True)
     records = store.read()
@@ -218,9 +231,11 @@ def measure_lines(given: argparse.Namespace, lines: Sequence[Line], place: Place
     peak = median(peaks) if peaks else None
     summed = []
     for line in lines:
-        if line.name in prepared:
-            base, rows = prepared[line.name]
-            its_own = [record for record in records if record["line"] == line.name]
+        its_own = [record for record in records if record["line"] == line.name]
+        if not its_own and line.name not in prepared:
+            print(f"not measured yet: {line.name}", flush=True)
+        elif (made := prepare(line)) is not None:
+            base, rows = made
             summed.append(sum_up(line, its_own, rows.to_json(), read_config(base), peak))
     return summed
 

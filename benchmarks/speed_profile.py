@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import ROOT, write_result
+from benchmarks.recording import DATA_DIR, write_result
 from benchmarks.speed import BENCH_DIR, prepare_line
 from benchmarks.speed_bases import read_config
 from benchmarks.speed_grid import CPU_SHAPES, Contender, Line, build_lines
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--contender", nargs="+", default=["ours", "trl_packed_kept"], help="by name, of the targets "
                         "or the ideas")  # fmt: skip
     parser.add_argument("--steps", type=int, default=5, help="profiled, behind the warm-up")
-    parser.add_argument("--data-dir", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR)
     parser.add_argument("--threads", type=int, help="of a process; without it: all cores")
     parser.add_argument("--trial", action="store_true", help="print the page and write nothing")
     parser.set_defaults(device="cpu")

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.recording import ROOT, write_result
+from benchmarks.recording import DATA_DIR, ROOT, write_result
 from benchmarks.speed_rows import ALPACA, to_texts
 
 MODEL = ROOT / "data" / "tiny_base"
@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of a process; without it: all cores")
-    parser.add_argument("--data-dir", type=Path, default=ROOT.parent / "shared" / "data", help=f"may hold {ALPACA}")
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help=f"may hold {ALPACA}")
     parser.add_argument("--trial", action="store_true", help="print the figures and write none")
     given = parser.parse_args()
     sources = {"the tiny world": TINY_ROWS, "Alpaca": given.data_dir.resolve() / ALPACA}

@@ -11,20 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from finetune.__main__ import VERBS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "verbs"
 INDEX = ROOT / "docs" / "README.md"
 LIST_STARTS = "## Verbs\n"
-# The files in the root of the package that are no verbs.
-NOT_VERBS = frozenset(
-    {"__init__", "__main__", "cli", "errors", "estimate", "measuring", "origin", "predicting", "prepare", "reference"}
-    | {"result", "room", "train"}
-)
 
 
 def find_verbs() -> list[str]:
-    """The verbs: what lies in the root of the package and is run as `python -m finetune.VERB`."""
-    return sorted(path.stem for path in (ROOT / "finetune").glob("*.py") if path.stem not in NOT_VERBS)
+    """The verbs that the package runs, by name."""
+    return sorted(VERBS)
 
 
 def read_help(verb: str) -> str:

@@ -17,8 +17,8 @@ __all__ = ["VERBS", "find_summaries", "main"]
 
 # In the order of a run.
 VERBS = (
-    "plan", "preview", "sft", "dpo", "kto", "orpo", "reward", "rloo", "grpo", "classify", "chat", "compose", "compare",
-    "export",
+    "plan", "preview", "sft", "dpo", "kto", "orpo", "reward", "rloo", "grpo", "classify", "evaluate", "chat", "compose",
+    "compare", "export",
 )  # fmt: skip
 
 _HELP = ("-h", "--help")

@@ -15,7 +15,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
@@ -29,8 +29,6 @@ from finetune.recipe.section import Section
 __all__ = ["escape_what_cannot_be_encoded", "leave_readerless_output", "run_verb", "to_text", "training_verb"]
 
 MAX_MESSAGE_LINES = 15
-# 128 + the signal's number, as shells count
-_INTERRUPTED, _TERMINATED = 130, 143
 
 # click's, which newer typers carry under a name of their own.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
@@ -70,33 +68,32 @@ def _answer_faults(main: Callable[..., object]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def guarded(*, debug: bool, **parameters: Any) -> None:
-        from finetune.run.early_signals import Terminated, end_now, forget_signals
+        from finetune.run.early_signals import EndNow, end_now, forget_signals, name_signal
         from finetune.run.secrets import masked_tracebacks, print_masked_traceback
 
-        # Process 1 of a container never hears a SIGTERM that it has no handler for.
-        before = signal.signal(signal.SIGTERM, end_now)
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
+            # Process 1 of a container never hears a SIGTERM that it has no handler for.
+            signal.signal(signal.SIGTERM, end_now)
             with masked_tracebacks():  # typer's own would show secrets
                 main(**parameters)
                 sys.stdout.flush()
         except FinetuneError as error:
-            # What has ended is told in full: a second signal would put a traceback in the place of the exit code.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            _hear_no_more(before)
             if debug:
                 print_masked_traceback(type(error), error, error.__traceback__)
             _say(str(error))
             raise typer.Exit(error.exit_code) from error
-        except Terminated:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            _say("Stopped by SIGTERM.")
-            raise typer.Exit(_TERMINATED) from None
-        except KeyboardInterrupt:
-            _say("Stopped by Ctrl-C.")
-            raise typer.Exit(_INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            _hear_no_more(before)
+            number = error.number if isinstance(error, EndNow) else signal.SIGINT
+            _say(f"Stopped by {name_signal(number)}.")
+            raise typer.Exit(128 + number) from None  # as shells count
         except BrokenPipeError:
             raise typer.Exit(leave_readerless_output()) from None
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             forget_signals()
 
     option = typer.Option("--debug", help="Show where in the program a message comes from.")
@@ -108,6 +105,12 @@ def _answer_faults(main: Callable[..., object]) -> Callable[..., None]:
     )
     guarded.__annotations__ = {**inspect.get_annotations(main, eval_str=True), "debug": annotation, "return": None}
     return guarded
+
+
+def _hear_no_more(numbers: Iterable[int]) -> None:
+    """Ignore signals: what has ended is told in full, where another one would leave a traceback and its own code."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _say(message: str) -> None:
@@ -163,7 +166,12 @@ def training_verb(name: str, *, objectives: Sequence[str], summary: str) -> Call
             bool, typer.Option("--resume", help="Continue the newest whole checkpoint; at step 0 where there is none.")
         ] = False,
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Do all up to the first step: recipe, data, model, device.")
+            bool,
+            typer.Option(
+                "--dry-run",
+                help="Check recipe, base, device, rows and settings, and plan the run; no weights are loaded, no run "
+                "folder is made.",
+            ),
         ] = False,
         overwrite: Annotated[
             bool, typer.Option("--overwrite", help="Start over where a run of this name stands: deletes its folder.")
@@ -202,11 +210,9 @@ def _train(
     if objective not in objectives:
         served_by = f"python -m finetune.{_VERB_OF_OBJECTIVE.get(objective, objective)} {path}"
         raise RecipeError(f"{path}: `objective: {objective}` is not what {verb} trains.\n  Type: {served_by}")
-    if resume and overwrite:
-        raise RecipeError(
-            "command line: --resume and --overwrite exclude each other.\n"
-            "  --resume continues the run in the folder; --overwrite deletes it."
-        )
+    from finetune.run.folder import refuse_both
+
+    refuse_both(resume=resume, overwrite=overwrite)  # asked here too, before torch is waited for
     if allow_mismatch and not resume:
         raise RecipeError(
             "command line: --allow-mismatch is for a run that is continued.\n"
@@ -238,9 +244,10 @@ def _describe_recipe(verb: str) -> str:
         if isinstance(annotation := info.annotation, type) and issubclass(annotation, Section)
     }
     top = [name for name in Recipe.model_fields if name not in sections]
-    lines = [*_wrap("recipe", top)]
+    margin = max(map(len, ("recipe", *sections))) + 4
+    lines = [*_wrap("recipe", top, margin)]
     for section, settings in sections.items():
-        lines += _wrap(section, list(settings.model_fields))
+        lines += _wrap(section, list(settings.model_fields), margin)
     example = "quickstart" if verb == "sft" else f"quickstart_{verb}"
     return "\n".join(
         [
@@ -253,11 +260,11 @@ def _describe_recipe(verb: str) -> str:
     )
 
 
-def _wrap(section: str, names: Sequence[str], width: int = 76) -> list[str]:
-    """One section's settings, a comma between, in lines of the width."""
-    lines = [f"  {section + ':':<12}"]
+def _wrap(section: str, names: Sequence[str], margin: int, width: int = 80) -> list[str]:
+    """One section's settings, a comma between, in lines of the width; `margin` columns are the section's."""
+    lines = [f"  {section + ':':<{margin - 2}}"]
     for name in names:
         if len(lines[-1]) + len(name) + 2 > width:
-            lines.append(" " * 14)
+            lines.append(" " * margin)
         lines[-1] += f"{name}, "
     return [line.rstrip(" ") for line in [*lines[:-1], lines[-1].removesuffix(", ")]]

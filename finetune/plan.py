@@ -67,8 +67,8 @@ def plan(
         print(notice, file=sys.stderr)
 
     from finetune.budget.devices import CPU, find_device
-    from finetune.estimate import estimate_plan
     from finetune.planning.console import print_plan, to_text
+    from finetune.planning.estimate import estimate_plan
     from finetune.planning.machine import find_cpu
 
     wanted = None

@@ -12,9 +12,9 @@ import torch
 
 from finetune.budget.devices import Device, find_device_by_model
 from finetune.errors import FinetuneError
-from finetune.estimate import Plan, estimate_plan
 from finetune.model.devices import choose_device
 from finetune.planning.console import render_line, render_verdict
+from finetune.planning.estimate import Plan, estimate_plan
 from finetune.planning.machine import find_cpu, write_rate
 from finetune.planning.rows import build_rows, write_census
 from finetune.prepare import Prepared

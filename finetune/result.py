@@ -9,7 +9,6 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from finetune.estimate import Plan
 from finetune.measuring import Gauge, Measured, to_summary, to_words
 from finetune.model.adapters import adapter_bytes, count_parameters, find_method
 from finetune.model.base import BaseModel
@@ -17,6 +16,7 @@ from finetune.model.heads import write_labels
 from finetune.model.same_base import note_base_weights
 from finetune.objectives.answers import Answered, render_answers
 from finetune.objectives.trainer import StepMixin
+from finetune.planning.estimate import Plan
 from finetune.predicting import keep_speed, to_prediction
 from finetune.prepare import Prepared
 from finetune.recipe.own_methods import WHOLE_METHODS
@@ -68,7 +68,7 @@ def leave_result(
         draw_curves(folder)
     result = folder.model_dir if recipe.adapter.method in WHOLE_METHODS else folder.adapter_dir
     # It takes its place when the block ends: the last thing but one, since it says that the run has finished.
-    with folder.write_dir(result) as part:
+    with folder.write_dir(result, closes=True) as part:
         if folder.writes:
             save_result(part, recipe, base, trainer, prepared, before, after)
         summary = build_summary(folder, base, trainer, prepared, before, after, best_step, part, plan)

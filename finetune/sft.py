@@ -1,4 +1,4 @@
-"""Train an adapter on conversations (objective sft) or on plain text (objective pretrain).
+"""Train on conversations (sft), plain text (pretrain) or masked text (mlm).
 
 `python -m finetune.sft RECIPE [section.key=value ...] [--resume] [--dry-run] [--overwrite]`
 """
@@ -10,7 +10,7 @@ __all__ = ["main"]
 main = training_verb(
     "sft",
     objectives=("sft", "pretrain", "mlm"),
-    summary="Train an adapter on the rows of a recipe: conversations (sft) or plain text (pretrain).",
+    summary="Train on conversations (sft), plain text (pretrain) or masked text (mlm).",
 )
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from finetune.estimate import Plan
 from finetune.measuring import Gauge, Measured, from_figures, to_figures
 from finetune.model.adapters import attach_adapter, check_adapter
 from finetune.model.backends import find_backend
@@ -34,6 +33,7 @@ from finetune.model.read_ahead import read_ahead
 from finetune.model.scoring import check_same_words, check_scorer, load_scorer
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.answers import Answerer, SampleAnswers
+from finetune.objectives.building import TrainerParts
 from finetune.objectives.finite import NonFinitePolicy
 from finetune.objectives.free_memory import read_available_bytes
 from finetune.objectives.full_memory import telling_full_memory
@@ -42,6 +42,7 @@ from finetune.objectives.rewards import build_rewards
 from finetune.objectives.trainer import StepMixin
 from finetune.objectives.workers import telling_dead_workers
 from finetune.origin import Origin, claim_folder, find_origin
+from finetune.planning.estimate import Plan
 from finetune.predicting import open_with_plan
 from finetune.prepare import Prepared, build_arguments, prepare
 from finetune.recipe.reading import to_resolved
@@ -231,6 +232,29 @@ def load_further(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     return {"rewards": build_rewards(recipe.rewards, scorers), "stop_ids": prepared.stop_ids}
 
 
+def build_bare_trainer(
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    prepared: Prepared,
+    base: BaseModel,
+    model: PreTrainedModel | PeftModel,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> StepMixin:
+    """Build the objective's trainer from what was prepared and loaded; it belongs to no run's folder yet."""
+    parts = TrainerParts(
+        base=base,
+        model=model,
+        tokenizer=prepared.tokenizer,
+        arguments=arguments,
+        train=prepared.train,
+        held_out=prepared.held_out,
+        data=recipe.data,
+        training=recipe.training,
+        callbacks=callbacks,
+    )
+    return OBJECTIVES[recipe.objective].build_trainer(parts, **load_further(recipe, prepared))
+
+
 def build_trainer(
     recipe: Recipe,
     arguments: TrainingArguments,
@@ -242,24 +266,13 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback],
 ) -> StepMixin:
     """Build the objective's trainer with the run's callbacks in front, and take up what it had decided before."""
-    objective, keep = OBJECTIVES[recipe.objective], recipe.training.save_total_limit
-    trainer = objective.build_trainer(
-        base=base,
-        model=model,
-        tokenizer=prepared.tokenizer,
-        arguments=arguments,
-        train=prepared.train,
-        held_out=prepared.held_out,
-        data=recipe.data,
-        training=recipe.training,
-        callbacks=[
-            SpikeWatch(folder, resumed_step=origin.resumed_step),  # marks the line that the next one writes
-            MetricsWriter(folder, resumed_step=origin.resumed_step),
-            CommitRecord(folder.checkpoints_dir, writes=folder.writes, keep=keep, made_from=origin.made_from),
-            *callbacks,
-        ],
-        **load_further(recipe, prepared),
-    )
+    keep = recipe.training.save_total_limit
+    of_the_run = [
+        SpikeWatch(folder, resumed_step=origin.resumed_step),  # marks the line that the next one writes
+        MetricsWriter(folder, resumed_step=origin.resumed_step),
+        CommitRecord(folder.checkpoints_dir, writes=folder.writes, keep=keep, made_from=origin.made_from),
+    ]
+    trainer = build_bare_trainer(recipe, arguments, prepared, base, model, [*of_the_run, *callbacks])
     trainer.check_before_start()
     trainer.finite.policy = NonFinitePolicy(
         choice=recipe.training.non_finite,

@@ -1,6 +1,8 @@
 """The command line answers fast, with one message and the documented exit code."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Annotated
 import pytest
 import typer
 
+from finetune import cli
 from finetune.__main__ import VERBS, find_summaries
 from finetune.__main__ import main as list_or_run
 from finetune.cli import run_verb, training_verb
@@ -21,6 +24,7 @@ from finetune.errors import (
     PlaceError,
     RecipeError,
 )
+from finetune.run.early_signals import EndNow
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +58,34 @@ def test_a_fault_is_a_message_without_a_traceback_and_its_exit_code(
     assert leave(verb) == code
     said = capfd.readouterr().err
     assert said == ("Stopped by Ctrl-C.\n" if code == 130 else "x\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (DataError("rows.jsonl:3: no answer."), 3, "rows.jsonl:3: no answer."),
+        (EndNow(signal.SIGTERM), 143, "Stopped by SIGTERM."),
+        (EndNow(signal.SIGINT), 130, "Stopped by Ctrl-C."),
+    ],
+    ids=repr,
+)
+def test_a_signal_while_the_end_is_told_changes_neither_words_nor_exit_code(
+    error: BaseException, code: int, words: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verb() -> None:
+        raise error
+
+    def hit(message: str) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        say(message)
+
+    say = cli._say
+    monkeypatch.setattr(cli, "_say", hit)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert leave(verb) == code
+    assert capfd.readouterr().err == f"{words}\n"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_debug_shows_the_traceback_of_a_fault(capfd: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +151,19 @@ def test_a_recipe_of_another_verb_names_that_verb(tmp_path: Path, capfd: pytest.
     assert f"Type: python -m finetune.sft {path}" in capfd.readouterr().err
 
 
+def test_the_help_of_a_training_verb_sets_every_section_s_settings_in_one_column(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(sys, "argv", ["sft", "--help"])
+        training_verb("sft", objectives=("sft",), summary="Train.")()
+    assert left.value.code == 0
+    told = capfd.readouterr().out.partition("docs/recipe.md tells each:\n")[2]
+    starts = [re.match(r" +(?:(\w+): +)?(?=\w)", line) for line in told.splitlines() if line]
+    assert {start and start[1] for start in starts} >= {"recipe", "model", "classification", "training"}
+    assert len({start and start.end() for start in starts}) == 1
+
+
 def test_resume_and_overwrite_exclude_each_other(capfd: pytest.CaptureFixture[str]) -> None:
     verb = training_verb("sft", objectives=("sft",), summary="Train.")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
@@ -161,6 +206,11 @@ def test_a_reader_that_leaves_early_is_no_crash() -> None:
     command = f'"{sys.executable}" -c "{script}" | head -1; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (4, "")
+
+
+def test_the_line_of_sft_names_every_objective_that_it_serves() -> None:
+    served = ["sft", *(objective for objective, verb in cli._VERB_OF_OBJECTIVE.items() if verb == "sft")]
+    assert re.findall(r"\((\w+)\)", find_summaries()["sft"]) == served
 
 
 def test_the_verbs_that_are_listed_are_the_modules_that_run(capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from finetune import preview
 from finetune.data.encoding import Encoder
+from finetune.errors import RecipeError
+from finetune.planning.rows import find_rows
 from finetune.prepare import prepare
 from finetune.recipe.reading import read_recipe, to_resolved
 from tests.inspection.small_previews import LONG, write_model_without_weights, write_rows
@@ -78,6 +80,16 @@ def test_rows_picks_what_is_shown_and_the_census_covers_all(run):
     none, one = (json.loads(run("recipe.yaml", "--json", "--rows", count)[1]) for count in "01")
     assert (none["rows"], len(one["rows"])) == ([], 1)
     assert none["census"] == one["census"]
+
+
+def test_rows_that_a_plan_does_not_know_are_counted_without_one_being_shown(run):
+    recipe = read_recipe(Path("recipe.yaml"))
+    with pytest.raises(RecipeError, match=r"finetune\.preview RECIPE --rows 0"):
+        find_rows(recipe)
+    code, out, err = run("recipe.yaml", "--rows", "0")
+    assert code == 0, err
+    assert "── row " not in out
+    assert find_rows(recipe).num_rows == 2
 
 
 def test_an_override_changes_what_is_shown(run):

@@ -1,6 +1,7 @@
 """The cache of reference log-probabilities: every part of its key counts, and a damaged file is computed anew."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,30 @@ def test_a_damaged_file_is_no_reference(tmp_path, caplog):
     path.write_bytes(path.read_bytes()[:-3])
     assert read_reference(tmp_path, parts) is None
     assert "computing the reference anew" in caplog.text
+
+
+def test_a_file_of_which_one_number_is_another_is_no_reference(tmp_path, caplog):
+    write_reference(tmp_path, {"rows": "a"}, REFERENCE)
+    [path] = tmp_path.glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # of the last number: still a file that can be read
+    path.write_bytes(content)
+    assert read_reference(tmp_path, {"rows": "a"}) is None
+    assert "does not hold what its own hash says: computing the reference anew" in caplog.text
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append(_name_of(descriptor)), fsync(descriptor)))
+    monkeypatch.setattr(Path, "replace", lambda path, target: (order.append("renamed"), replace(path, target)))
+    write_reference(tmp_path / "cache", {"rows": "a"}, REFERENCE)
+    [path] = (tmp_path / "cache").glob("*.safetensors")
+    assert order == [f"{path.stem}.{os.getpid()}.part", "renamed", "cache"]
+
+
+def _name_of(descriptor: int) -> str:
+    return Path(f"/proc/self/fd/{descriptor}").readlink().name
 
 
 def test_a_cache_that_cannot_be_written_is_told_and_the_run_goes_on(tmp_path, caplog):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.budget.adapter_tensors import TENSORS_OF, AdapterTensor, build_saved_modules
+from finetune.budget.adapter_tensors import TENSORS_OF, AdapterTensor, build_saved_modules, count_halves
 from finetune.budget.shapes import Architecture, Linear
 from finetune.errors import RecipeError
 from finetune.recipe.own_methods import COMBINED, FULL, WHOLE_METHODS
@@ -135,10 +135,7 @@ def find_rank(fields: Mapping[str, Any]) -> int:
     """
     name, default = _RANK_FIELDS.get(str(fields["method"]), ("r", 0))
     rank = fields.get(name, default)
-    # PiSSA and OLoRA are kept beside the base as a second half, see `model.adapter_starts`.
-    start = fields.get("init_lora_weights")
-    doubles = isinstance(start, str) and start.partition("_niter_")[0] in ("pissa", "olora")
-    return int(rank) * (2 if doubles else 1) if isinstance(rank, int) else 0
+    return rank * count_halves(fields) if isinstance(rank, int) else 0
 
 
 def _build_whole(architecture: Architecture, method: str, fields: Mapping[str, Any]) -> AdapterShape:

@@ -13,7 +13,7 @@ from typing import Any
 from finetune.budget.matching import find_pattern, find_targets, is_named
 from finetune.budget.shapes import Architecture, Linear
 
-__all__ = ["TENSORS_OF", "AdapterTensor", "Built", "build_saved_modules"]
+__all__ = ["TENSORS_OF", "AdapterTensor", "Built", "build_saved_modules", "count_halves"]
 
 _PREFIX = "base_model.model."
 _Fields = Mapping[str, Any]
@@ -89,21 +89,24 @@ def _build_lora(architecture: Architecture, fields: _Fields) -> Built | None:
     """LoRA: A is (r, in), B is (out, r); DoRA adds a length for each output (Hu et al. 2021, arXiv:2106.09685)."""
     if any(fields.get(name) for name in ("layer_replication", "target_parameters", "trainable_token_indices")):
         return None
-    start = fields.get("init_lora_weights")
-    # PiSSA and OLoRA are kept beside the base as a second half, see `model.adapter_starts`.
-    growth = 2 if isinstance(start, str) and start.partition("_niter_")[0] in ("pissa", "olora") else 1
-    built = Built()
+    built, halves = Built(), count_halves(fields)
     for name, linear in find_targets(architecture, fields):
         rank = find_pattern(fields.get("rank_pattern"), name) or fields.get("r", 8)
         built.targets.add(linear.name)
-        built.add(name, "lora_A.weight", rank * growth, linear.in_features)
-        built.add(name, "lora_B.weight", linear.out_features, rank * growth)
+        built.add(name, "lora_A.weight", rank * halves, linear.in_features)
+        built.add(name, "lora_B.weight", linear.out_features, rank * halves)
         if fields.get("lora_bias"):
             built.add(name, "lora_B.bias", linear.out_features)
         if fields.get("use_dora"):
             built.add(name, "lora_magnitude_vector", linear.out_features)
     _add_biases(built, architecture, fields)
     return built
+
+
+def count_halves(fields: _Fields) -> int:
+    """Count what LoRA is kept at: PiSSA and OLoRA have a second half beside the base, see `model.adapter_starts`."""
+    start = fields.get("init_lora_weights")
+    return 2 if isinstance(start, str) and start.partition("_niter_")[0] in ("pissa", "olora") else 1
 
 
 def _add_biases(built: Built, architecture: Architecture, fields: _Fields) -> None:

@@ -18,7 +18,15 @@ from finetune.budget.shapes import Architecture
 from finetune.budget.spending import Spending
 from finetune.budget.weights import Holding, estimate_base_bytes
 
-__all__ = ["Memory", "Setup", "estimate_error", "estimate_memory", "find_trained_shapes", "render_assumptions"]
+__all__ = [
+    "Memory",
+    "Setup",
+    "estimate_error",
+    "estimate_memory",
+    "find_trained_shapes",
+    "render_assumptions",
+    "to_gib",
+]
 
 _TOKEN_BYTES = 3 * 8  # ids, labels, and a mask or positions, each int64
 # CUDA's context and the libraries' workspaces, which torch does not count; fragments, of all that torch holds.
@@ -178,3 +186,8 @@ def render_assumptions(*, on_cpu: bool) -> list[str]:
     return [
         f"memory: {_CONTEXT_BYTES / 1e6:.0f} MB for CUDA's context and workspaces, {_FRAGMENTS:.0%} for fragments",
     ]
+
+
+def to_gib(num_bytes: float) -> str:
+    """`10.5 GiB`; of less than a tenth of one `43.0 MiB`."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 0.1 * 2**30 else f"{num_bytes / 2**20:.1f} MiB"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from finetune.comparison.cells import RUNS, Cell
 from finetune.comparison.children import Failure
 from finetune.errors import CheckpointError, PlaceError, RecipeError
-from finetune.recipe.reading import to_resolved
+from finetune.recipe.reading import flatten, to_resolved
 from finetune.run.layout import RunLayout
 from finetune.run.lock import FolderLock
 from finetune.run.writing import refuse_to_write
@@ -105,8 +105,8 @@ def refuse_changed_cells(path: Path, cells: Iterable[Cell]) -> None:
         resolved_path = RunLayout(runs / name).resolved_path
         if not resolved_path.exists():
             continue
-        then = _flatten(json.loads(resolved_path.read_text(encoding="utf-8")))
-        now = _flatten(json.loads(json.dumps(to_resolved(by_name[name].recipe))))
+        then = flatten(json.loads(resolved_path.read_text(encoding="utf-8")))
+        now = flatten(json.loads(json.dumps(to_resolved(by_name[name].recipe))))
         different = [key for key in {**now, **then} if now.get(key) != then.get(key) and key != "output_dir"]
         if different:
             key = different[0]
@@ -142,10 +142,3 @@ def read_result(path: Path, cell: Cell, failures: Mapping[str, Failure]) -> Resu
     if said == "failed":
         return Result(cell, "failed", {}, reason)
     return Result(cell, "interrupted", {}, reason) if said else Result(cell, "waiting", {})
-
-
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flatten(inner, f"{prefix}{key}.") if isinstance(inner, dict) and inner else {f"{prefix}{key}": inner}
-    return flat

@@ -22,11 +22,10 @@ from finetune.data.label_hash import BLOCK_ROWS
 from finetune.errors import CheckpointError, PlaceError, RecipeError
 from finetune.recipe.reading import build_recipe
 from finetune.recipe.schema import EvalFraction, Recipe
-from finetune.run.layout import RunLayout
+from finetune.run.layout import RunLayout, name_runs_beside
 
 __all__ = ["Comparison", "RunRecord", "compare_tokens", "read_run", "without_cached_rows", "without_evaluation"]
 
-_RUNS_NAMED = 6
 _ROWS_FOLDER = "finetune_rows"  # of data.row_cache, in the cache of `datasets`
 
 
@@ -114,9 +113,7 @@ def read_run(path: Path) -> RunRecord:
     """
     layout = RunLayout(path)
     if not layout.resolved_path.is_file():
-        runs = sorted(str(found.parent) for found in path.parent.glob("*/resolved.json"))
-        known = f"There are: {', '.join(runs[:_RUNS_NAMED])}." if runs else "A run's folder is named: outputs/NAME."
-        raise PlaceError(f"{path} holds no run (resolved.json).\n  {known}")
+        raise PlaceError(f"{path} holds no run (resolved.json).\n  {name_runs_beside(path)}")
     try:
         recipe = build_recipe(_read(layout.resolved_path))
     except RecipeError as error:

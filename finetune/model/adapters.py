@@ -46,9 +46,9 @@ __all__ = [
 REFERENCE = "ref"
 
 _TASK_TYPES = {"words": TaskType.CAUSAL_LM, "masked": None, "labels": TaskType.SEQ_CLS, "score": TaskType.SEQ_CLS}
-# Methods whose PEFT config has no `modules_to_save`, where a head would be trained and then left behind.
 # These put their learned vectors before the keys and values of each layer, the other prompt methods before the text.
 _BEFORE_KEYS = frozenset({"prefix_tuning", "cartridge"})
+# Methods whose PEFT config has no `modules_to_save`, where a head would be trained and then left behind.
 _SAVE_NO_HEAD = frozenset({"adaption_prompt", "trainable_tokens", "xlora"})
 
 

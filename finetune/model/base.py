@@ -29,7 +29,7 @@ from finetune.model.heads import (
     find_head_modules,
     set_labels,
 )
-from finetune.model.quantization import agree_on_quantization, close_cpu_gradient_trap
+from finetune.model.quantization import agree_on_quantization, check_quantization, close_cpu_gradient_trap
 from finetune.model.random_weights import build_config
 from finetune.recipe.places import expand
 from finetune.recipe.schema import BackendName, ModelSettings
@@ -179,6 +179,7 @@ def _choose(
     dtype = choose_compute_dtype(settings.compute_dtype, device)
     check_backend(settings, device=device, dtype=dtype, head=head)
     check_attention(settings.attention, device, dtype)
+    check_quantization(settings.quantization, device)
     config = load_config(settings)
     saved_as = _check_config(settings, config, max_length, head)
     if labels is not None:

@@ -70,7 +70,7 @@ def _check_launcher() -> None:
             raise PlaceError(
                 f"{variable} asks for {name}, which is not used here: each process holds the whole model.\n"
                 "  A configuration of `accelerate` sets it. Start without that, e.g. for two GPUs:\n"
-                "  torchrun --nproc_per_node 2 -m finetune.sft …"
+                "  torchrun --nproc_per_node 2 -m finetune.VERB …"
             )
 
 
@@ -167,5 +167,5 @@ def keep_one_gpu(arguments: TrainingArguments) -> str | None:
     arguments._n_gpu = 1
     return (
         f"This machine has {num_gpus} GPUs and this process uses one, {arguments.device}. "
-        f"For all of them: accelerate launch --num_processes {num_gpus} -m finetune.sft …"
+        f"For all of them: accelerate launch --num_processes {num_gpus} -m finetune.VERB …"
     )

@@ -131,9 +131,9 @@ class _AdapterFirst(torch.autograd.Function):
         h, a_RI, b_OR, *parts = ctx.saved_tensors
         needs_x, needs_a, needs_b, *_ = ctx.needs_input_grad
         h_TR, grad_TO = (one.reshape(-1, one.shape[-1]) for one in (h, grad_out))
-        grad_h_TR = torch.mm(grad_TO, b_OR).mul_(scaling)
+        grad_h_TR = _scale_(torch.mm(grad_TO, b_OR), scaling)
         grad_a_RI = torch.mm(grad_h_TR.t(), ctx.remake(*parts).reshape(-1, ctx.shape[-1])) if needs_a else None
-        grad_b_OR = torch.mm(grad_TO.t(), h_TR).mul_(scaling) if needs_b else None
+        grad_b_OR = _scale_(torch.mm(grad_TO.t(), h_TR), scaling) if needs_b else None
         if not needs_x:
             return None, grad_a_RI, grad_b_OR, None, None, None
         if weight_OI is None:
@@ -175,6 +175,11 @@ class _BaseLast(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         return grad_out, None, None, None, None, None
+
+
+def _scale_(product: Tensor, scaling: float) -> Tensor:
+    """Scale in place; by one, which is `lora_alpha` equal to `r`, costs no pass."""
+    return product if scaling == 1 else product.mul_(scaling)
 
 
 def _is_recomputed() -> bool:

@@ -9,19 +9,42 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from bitsandbytes import cextension
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+from finetune.errors import PlaceError
 from finetune.recipe.saved_quantization import agree_on_saved_quantization, find_saved_quantization
 from finetune.recipe.schema import ModelSettings
 
 __all__ = [
     "agree_on_quantization",
     "build_bnb_config",
+    "check_quantization",
     "close_cpu_gradient_trap",
     "find_quantization",
     "leave_unquantized",
     "set_saved_compute_dtype",
 ]
+
+
+def check_quantization(quantization: str, device: torch.device) -> None:
+    """Check that the library can hold a base so on the device.
+
+    Without a build of its own for the GPU's CUDA it imports all the same, and answers at the first product. On a CPU
+    it computes without one, in torch.
+
+    Raises:
+        PlaceError: it has none.
+    """
+    lib = cextension.lib
+    if quantization == "none" or device.type != "cuda":
+        return
+    if isinstance(lib, cextension.ErrorHandlerMockBNBNativeLibrary):
+        raise PlaceError(
+            f"`model.quantization: {quantization}` needs bitsandbytes' library for this GPU, and it has none: "
+            f"{lib.error_msg.splitlines()[0]}.\n"
+            f"  See what it looked for: python -m bitsandbytes     Or hold the base in full: model.quantization=none"
+        )
 
 
 def find_quantization(config: PreTrainedConfig) -> str:

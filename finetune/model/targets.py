@@ -22,7 +22,7 @@ from finetune.model.tensor_files import check_tensor_file
 from finetune.recipe.places import expand, is_here, is_local, reads_as_path
 from finetune.recipe.schema import ModelSettings
 
-__all__ = ["ADAPTER_WEIGHTS", "DeviceName", "Target", "describe_base", "find_target"]
+__all__ = ["ADAPTER_WEIGHTS", "DeviceName", "Target", "describe_base", "find_run_dir", "find_target"]
 
 DeviceName = Literal["auto", "cuda", "cpu"]
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -80,7 +80,7 @@ def find_target(target: str, *, quantization: str | None = None, device: DeviceN
         if downloaded is None:
             return Target(target, _choose_base(target, None, quantization, device), None, None, None)
         folder = downloaded
-    run_dir = _find_run(folder)
+    run_dir = find_run_dir(folder)
     if run_dir is not None:
         return _open_run(target, run_dir, quantization, device)
     if (folder / "adapter_config.json").is_file():
@@ -103,7 +103,7 @@ def describe_base(model: ModelSettings, seed: int) -> str:
     return str(Path(expand(name)).resolve()) if is_local(name) else name
 
 
-def _find_run(folder: Path) -> Path | None:
+def find_run_dir(folder: Path) -> Path | None:
     """Find the run that a folder is, or whose result it is."""
     places = [folder, *([folder.absolute().parent] if folder.absolute().name in ("adapter", "model") else [])]
     return next((place for place in places if (place / "resolved.json").is_file()), None)

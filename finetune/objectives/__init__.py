@@ -83,13 +83,13 @@ OBJECTIVES = {
         head="score",
     ),
     "rloo": Objective(
-        build_rows=reinforcement.build_rows,
+        build_rows=partial(reinforcement.build_rows, "rloo"),
         build_arguments=partial(reinforcement.build_arguments, RLOOConfig),
         build_trainer=partial(reinforcement.build_trainer, reinforcement.LeaveOneOutTrainer),
         reads_start=lambda arguments: arguments.beta > 0,
     ),
     "grpo": Objective(
-        build_rows=reinforcement.build_rows,
+        build_rows=partial(reinforcement.build_rows, "grpo"),
         build_arguments=partial(reinforcement.build_arguments, GRPOConfig),
         build_trainer=partial(reinforcement.build_trainer, reinforcement.GroupTrainer),
         reads_start=lambda arguments: arguments.beta > 0,

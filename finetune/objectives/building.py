@@ -33,6 +33,7 @@ from finetune.recipe.schema import BackendName, DataSettings, TrainingSettings
 __all__ = [
     "BY_LENGTH",
     "RunArguments",
+    "TrainerParts",
     "build",
     "build_config",
     "choose_callbacks",
@@ -56,6 +57,33 @@ _NOT_THE_TRAINERS = {
     "early_stopping_patience", "max_skipped_steps", "memory", "non_finite", "rehearsal", "report_to",
     "save_total_limit",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerParts:
+    """What every trainer is built from.
+
+    Attributes:
+        base: the loaded base.
+        model: what is trained: the base with its adapter, or the base itself.
+        tokenizer: saved into every checkpoint.
+        arguments: the trainer's own config, of the objective's class.
+        train: rows to train on.
+        held_out: rows to evaluate on, or None.
+        data: the recipe's section, for how rows make a batch.
+        training: the recipe's section, for what is no field of the trainer's config.
+        callbacks: the run's own, behind those that decide how it is trained.
+    """
+
+    base: BaseModel
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    arguments: Any
+    train: TokenRows
+    held_out: TokenRows | None
+    data: DataSettings
+    training: TrainingSettings
+    callbacks: Sequence[TrainerCallback] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,20 +180,26 @@ def build_config(
     return config
 
 
-def choose_callbacks(
-    training: TrainingSettings, arguments: TrainingArguments, run: Sequence[TrainerCallback]
-) -> list[TrainerCallback]:
+def choose_callbacks(parts: TrainerParts) -> list[TrainerCallback]:
     """Put those that decide how it is trained before the run's own, and keep a process to one GPU."""
-    if note := keep_one_gpu(arguments):
+    if note := keep_one_gpu(parts.arguments):
         log.info("%s", note)
     deciding: list[TrainerCallback] = [RankAllocation()]
-    if training.early_stopping_patience is not None:
-        deciding.append(EarlyStoppingCallback(training.early_stopping_patience))
-    if "tensorboard" in training.report_to:
-        from torch.utils.tensorboard import SummaryWriter  # an optional package
+    if parts.training.early_stopping_patience is not None:
+        deciding.append(EarlyStoppingCallback(parts.training.early_stopping_patience))
+    if "tensorboard" in parts.training.report_to:
+        deciding.append(_build_tensorboard(Path(parts.arguments.output_dir).with_name("tensorboard")))
+    return [*deciding, *parts.callbacks]
 
-        deciding.append(TensorBoardCallback(SummaryWriter(str(Path(arguments.output_dir).with_name("tensorboard")))))
-    return [*deciding, *run]
+
+def _build_tensorboard(folder: Path) -> TensorBoardCallback:
+    """Build the tracker without its writer: that makes a file at once, where nothing is written before the run starts.
+
+    The callback makes it with the first line that it is given, in the one process that is given any.
+    """
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(folder)
+    return callback
 
 
 def drop_printer(trainer: Trainer) -> None:
@@ -173,43 +207,22 @@ def drop_printer(trainer: Trainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def build(
-    trainer_class: Callable[..., Built],
-    collator_class: Callable[[int], Any],
-    *,
-    base: BaseModel,
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: TrainingArguments,
-    train: TokenRows,
-    held_out: TokenRows | None,
-    data: DataSettings,
-    training: TrainingSettings,
-    callbacks: Sequence[TrainerCallback],
-) -> Built:
-    """Build the trainer of one run on rows that are compared or judged.
+def build(trainer_class: Callable[..., Built], collator_class: Callable[[int], Any], parts: TrainerParts) -> Built:
+    """Build the trainer of one run on rows that are never packed.
 
     Args:
         trainer_class: of the objective.
         collator_class: makes batches, given the id that pads them.
-        base: the loaded base; not read.
-        model: what is trained: the base with its adapter, or the base itself.
-        tokenizer: saved into every checkpoint.
-        arguments: the trainer's own config.
-        train: rows to train on.
-        held_out: rows to evaluate on, or None.
-        data: not read: such rows are never packed.
-        training: read for early stopping and TensorBoard.
-        callbacks: the run's own, behind those that decide how it is trained.
+        parts: what it is built from.
     """
     trainer = trainer_class(
-        model=model,
-        args=arguments,
-        data_collator=collator_class(find_pad_id(tokenizer)),
-        train_dataset=train.dataset,
-        eval_dataset=None if held_out is None else held_out.dataset,
-        processing_class=tokenizer,
-        callbacks=choose_callbacks(training, arguments, callbacks),
+        model=parts.model,
+        args=parts.arguments,
+        data_collator=collator_class(find_pad_id(parts.tokenizer)),
+        train_dataset=parts.train.dataset,
+        eval_dataset=None if parts.held_out is None else parts.held_out.dataset,
+        processing_class=parts.tokenizer,
+        callbacks=choose_callbacks(parts),
     )
     drop_printer(trainer)
     return trainer

@@ -6,7 +6,7 @@ At every evaluation the held-out rows are scored as their task is, and the best 
 Shape suffixes: B rows of a batch, N rows, C outputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.data.batches import LabelCollator
 from finetune.data.tokens import TokenRows
-from finetune.model.base import BaseModel
 from finetune.model.tokenizer import find_pad_id
-from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
+from finetune.objectives.building import BY_LENGTH, RunArguments, TrainerParts, build, build_config
 from finetune.objectives.label_scores import Metric
 from finetune.objectives.labelled import LabelledRows
 from finetune.objectives.trainer import StepMixin
-from finetune.recipe.schema import DataSettings, TrainingSettings
+from finetune.recipe.schema import TrainingSettings
 
 __all__ = ["LabelTrainer", "build_arguments", "build_trainer", "label_loss"]
 
@@ -178,44 +177,12 @@ def build_arguments(training: TrainingSettings, run: RunArguments) -> TrainingAr
     return build_config(TrainingArguments, training, run, own, best=("eval_score", True))
 
 
-def build_trainer(
-    *,
-    base: BaseModel,
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: TrainingArguments,
-    train: TokenRows,
-    held_out: TokenRows | None,
-    data: DataSettings,
-    training: TrainingSettings,
-    callbacks: Sequence[TrainerCallback],
-    labelled: LabelledRows,
-) -> LabelTrainer:
+def build_trainer(parts: TrainerParts, *, labelled: LabelledRows) -> LabelTrainer:
     """Build the trainer of one run.
 
     Args:
-        base: told the pad token, by which a decoder finds the last token of a row.
-        model: what is trained: the base with its adapter, or the base itself.
-        tokenizer: saved into every checkpoint.
-        arguments: from `build_arguments`.
-        train: rows to train on.
-        held_out: rows to evaluate on during training, or None.
-        data: not read: such rows are never packed.
-        training: read for early stopping and TensorBoard.
-        callbacks: the run's own, behind those that decide how it is trained.
+        parts: its base is told the pad token, by which a decoder finds the last token of a row.
         labelled: all held-out rows, and what they are scored by.
     """
-    base.model.config.get_text_config().pad_token_id = find_pad_id(tokenizer)
-    return build(
-        partial(LabelTrainer, metric=labelled.metric, held_out=labelled.held_out),
-        LabelCollator,
-        base=base,
-        model=model,
-        tokenizer=tokenizer,
-        arguments=arguments,
-        train=train,
-        held_out=held_out,
-        data=data,
-        training=training,
-        callbacks=callbacks,
-    )
+    parts.base.model.config.get_text_config().pad_token_id = find_pad_id(parts.tokenizer)
+    return build(partial(LabelTrainer, metric=labelled.metric, held_out=labelled.held_out), LabelCollator, parts)

@@ -17,9 +17,8 @@ from finetune.data.preference_tokens import build_pair_rows
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
-from finetune.model.base import BaseModel
 from finetune.objectives.batch_parts import join_answers
-from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
+from finetune.objectives.building import BY_LENGTH, RunArguments, TrainerParts, build, build_config
 from finetune.objectives.losses import LossSettings, loss_at_start
 from finetune.objectives.pairs import answer_logps
 from finetune.objectives.reference import WatchChosen, check_start, stand_in
@@ -116,18 +115,13 @@ def build_arguments(training: TrainingSettings, run: RunArguments) -> DPOConfig:
     return build_config(DPOConfig, training, run, {"max_length": None, **BY_LENGTH})
 
 
-def build_trainer(*, base: BaseModel, data: DataSettings, **others: Any) -> PreferenceTrainer:
+def build_trainer(parts: TrainerParts) -> PreferenceTrainer:
     """Build the trainer of one run, and choose whether it computes a pair's prompt once.
-
-    Args:
-        base: the loaded base.
-        data: read for `share_prompts`.
-        others: as for `building.build`.
 
     Raises:
         RecipeError: prompts are to be shared always, with something that excludes it.
         PlaceError: the same, and this device computes something else so.
     """
-    trainer = build(PreferenceTrainer, PairCollator, base=base, data=data, **others)
-    trainer.shared_prompts = choose_prompts(trainer, data.share_prompts, base)
+    trainer = build(PreferenceTrainer, PairCollator, parts)
+    trainer.shared_prompts = choose_prompts(trainer, parts.data.share_prompts, parts.base)
     return trainer

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 
-from finetune.errors import DivergedError
+from finetune.errors import DivergedError, PlaceError
 from finetune.model.sound_weights import changes_nothing, find_not_finite, find_not_finite_weight, is_all_zero
 from finetune.objectives.guilty_rows import GuiltyRow, find_guilty_rows, render_guilty_rows
 
@@ -155,7 +155,7 @@ class FiniteCheck:
         step = trainer.state.global_step + 1
         weight = find_not_finite_weight(trainer.model)
         rows = find_guilty_rows(trainer, batches, policy.account)
-        place = None if policy.write is None else policy.write(step, [row.to_json(step) for row in rows])
+        place = self._keep_rows(step, rows)
         found = _say_what_was_found(weight, rows, place)
         if policy.choice == "raise" or weight is not None or len(self.skipped_steps) >= policy.max_skipped_steps:
             raise DivergedError(self._build_message(step, what, found, is_of_rows=weight is None))
@@ -169,6 +169,16 @@ class FiniteCheck:
             "step %d: %s, so it was left out (%d of at most %d).\n%s",
             step, what, len(self.skipped_steps), policy.max_skipped_steps, found.rstrip(),
         )  # fmt: skip
+
+    def _keep_rows(self, step: int, rows: Sequence[GuiltyRow]) -> Path | None:
+        """Hand the rows to whoever writes them; a disk that does not take them is not what the run has come to."""
+        if self.policy.write is None:
+            return None
+        try:
+            return self.policy.write(step, [row.to_json(step) for row in rows])
+        except (PlaceError, OSError) as error:
+            log.warning("step %d: its rows are not kept (%s).", step, str(error).splitlines()[0])
+            return None
 
     def _build_message(self, step: int, what: str, found: str, *, is_of_rows: bool) -> str:
         gives_up = self.policy.choice == "skip" and is_of_rows

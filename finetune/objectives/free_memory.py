@@ -1,4 +1,4 @@
-"""Memory that is free, on the host and on a GPU: what Linux says, cut to what a container may take.
+"""Memory that is free, on the host and on a GPU: what Linux says, cut to what a container or the process may take.
 
 In goes a device; out come bytes. Whoever spends memory or wants to know whether something fits asks here.
 """
@@ -26,7 +26,7 @@ class Room:
 
     Attributes:
         free_bytes: that this process could still take.
-        total_bytes: of the device, or of the container.
+        total_bytes: of the device, or of the part of it that the container or the process may take.
     """
 
     free_bytes: int
@@ -45,8 +45,13 @@ def find_room(device: torch.device) -> Room | None:
     """Find how much memory a device has left; None where it does not say so."""
     if device.type == "cuda":
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-        cached_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return Room(free_bytes + cached_bytes, total_bytes)
+        reserved_bytes = torch.cuda.memory_reserved(device)
+        # What torch may hold where its process was given a share of the device (`set_per_process_memory_fraction`).
+        # It takes a number or none (2.13): a device without a number is refused.
+        allowed_bytes = int(total_bytes * torch.cuda.get_per_process_memory_fraction(device.index))
+        new_bytes = min(free_bytes, max(0, allowed_bytes - reserved_bytes))
+        cached_bytes = reserved_bytes - torch.cuda.memory_allocated(device)
+        return Room(new_bytes + cached_bytes, min(total_bytes, allowed_bytes))
     if device.type == "cpu" and _MEMORY_TABLE.exists():
         rooms = [_read_host(), *_read_groups()]
         return Room(min(one.free_bytes for one in rooms), min(one.total_bytes for one in rooms))

@@ -41,8 +41,11 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def telling_full_memory() -> Iterator[None]:
+def telling_full_memory(*, trains: bool = True) -> Iterator[None]:
     """Translate memory that runs out where nothing can be cut into fewer rows.
+
+    Args:
+        trains: whether what would make a training run smaller is of any help.
 
     Raises:
         PlaceError: it did; with what would help. What is told in words already passes as it is.
@@ -55,12 +58,15 @@ def telling_full_memory() -> Iterator[None]:
         found = find_out_of_memory(error)
         if found is None:
             raise
+        of_training = (
+            "\n  Less trained: adapter.r, adapter.target_modules"
+            "\n  Smaller states of the optimizer: training.optim=adamw_8bit (a run that has begun keeps its own)"
+            "\n  Checkpoints saved so far are whole; go on with --resume."
+        )
         raise PlaceError(
             f"Memory ran out ({first_line(found)}), and not where fewer rows at once would be taken by themselves.\n"
             "  Something else may hold it: nvidia-smi names the processes on a GPU, top those of the host.\n"
             "  Where questions are answered: evaluation.batch_size, evaluation.max_new_tokens; rloo and grpo:\n"
             "  training.max_completion_length, training.per_device_train_batch_size\n"
-            "  A smaller base: model.quantization=nf4     Less trained: adapter.r, adapter.target_modules\n"
-            "  Smaller states of the optimizer: training.optim=adamw_8bit (a run that has begun keeps its own)\n"
-            "  Checkpoints saved so far are whole; go on with --resume."
+            f"  A smaller base: model.quantization=nf4{of_training if trains else ''}"
         ) from error

@@ -7,7 +7,7 @@ vocabulary of thousands the head is half of a small model's work.
 Shape suffixes: B rows, T tokens, M masked tokens of the batch, H hidden size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,15 +18,14 @@ from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from finetune.data.batches import IGNORE_INDEX, MaskedCollator
 from finetune.data.masked_rows import build_masked_rows
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
 from finetune.errors import RecipeError
-from finetune.model.base import BaseModel
-from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
+from finetune.objectives.building import BY_LENGTH, RunArguments, TrainerParts, build, build_config
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
@@ -157,54 +156,21 @@ def build_arguments(training: TrainingSettings, run: RunArguments) -> TrainingAr
     return build_config(TrainingArguments, training, run, {"label_names": ["labels"], **BY_LENGTH})
 
 
-def build_trainer(
-    *,
-    base: BaseModel,
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: TrainingArguments,
-    train: TokenRows,
-    held_out: TokenRows | None,
-    data: DataSettings,
-    training: TrainingSettings,
-    callbacks: Sequence[TrainerCallback],
-) -> MaskedTrainer:
-    """Build the trainer of one run.
-
-    Args:
-        base: not read.
-        model: what is trained: the base with its adapter, or the base itself.
-        tokenizer: brings the mask token; saved into every checkpoint.
-        arguments: from `build_arguments`.
-        train: rows to train on.
-        held_out: rows to evaluate on, or None.
-        data: read for the share of the tokens that are masked.
-        training: read for early stopping and TensorBoard.
-        callbacks: the run's own, behind those that decide how it is trained.
-    """
+def build_trainer(parts: TrainerParts) -> MaskedTrainer:
+    """Build the trainer of one run; the tokenizer brings the mask token."""
+    tokenizer, arguments = parts.tokenizer, parts.arguments
     masking = partial(
         MaskedCollator,
         mask_token_id=tokenizer.mask_token_id,
         vocab_size=len(tokenizer),
         special_ids=tokenizer.all_special_ids,
-        mask_fraction=data.mask_fraction,
+        mask_fraction=parts.data.mask_fraction,
         seed=arguments.seed,
     )
-    if held_out is not None:
-        held_out = replace(held_out, dataset=_fill_up(held_out.dataset, tokenizer, arguments))
-    return build(
-        MaskedTrainer,
-        masking,
-        base=base,
-        model=model,
-        tokenizer=tokenizer,
-        arguments=arguments,
-        train=train,
-        held_out=held_out,
-        data=data,
-        training=training,
-        callbacks=callbacks,
-    )
+    if parts.held_out is not None:
+        held_out = replace(parts.held_out, dataset=_fill_up(parts.held_out.dataset, tokenizer, arguments))
+        parts = replace(parts, held_out=held_out)
+    return build(MaskedTrainer, masking, parts)
 
 
 def _fill_up(rows: Dataset, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments) -> Dataset:

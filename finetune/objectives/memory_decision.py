@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.budget.memory import to_gib
 from finetune.budget.spending import Spending, to_spending
 from finetune.objectives.training_state import refused_as_state
 
@@ -83,19 +84,15 @@ def describe(
             layers += f", {spending.num_attention_kept} their MLP alone"
         if spending.num_recomputed:
             layers += f", {spending.num_recomputed} everything"
-        said.append(f"{layers} (+{_to_size(spending.layer_bytes)})")
+        said.append(f"{layers} (+{to_gib(spending.layer_bytes)})")
     if num_weights:
         copies = f"{spending.num_resident} of {num_weights} 4-bit weights kept in full"
-        said.append(f"{copies} (+{_to_size(spending.resident_bytes)})")
+        said.append(f"{copies} (+{to_gib(spending.resident_bytes)})")
     if not said:
         said.append("nothing to spend it on")
     if free_bytes is not None:
-        said.append(f"{_to_size(free_bytes)} were free")
+        said.append(f"{to_gib(free_bytes)} were free")
     if measured_bytes is not None:
-        predicted = "" if predicted_bytes is None else f", {_to_size(predicted_bytes)} predicted"
-        said.append(f"a step held {_to_size(measured_bytes)}{predicted}")
+        predicted = "" if predicted_bytes is None else f", {to_gib(predicted_bytes)} predicted"
+        said.append(f"a step held {to_gib(measured_bytes)}{predicted}")
     return "; ".join(said)
-
-
-def _to_size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 / 10 else f"{num_bytes / 2**20:.1f} MiB"

@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainerCallback
+from transformers import GenerationConfig, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -27,11 +27,11 @@ from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
 from finetune.errors import DataError, RecipeError
-from finetune.model.base import BaseModel
-from finetune.objectives.building import RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.building import RunArguments, TrainerParts, build_config, choose_callbacks, drop_printer
 from finetune.objectives.rewards import Reward, ToScore, mix
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.backend_limits import OTHERWISE
+from finetune.recipe.catalogue import read_catalogue
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
 __all__ = ["GroupTrainer", "LeaveOneOutTrainer", "build_arguments", "build_rows", "build_trainer"]
@@ -40,8 +40,6 @@ Config = TypeVar("Config", GRPOConfig, RLOOConfig)
 
 log = logging.getLogger("finetune.objectives.reinforcement")
 
-# GRPO's and RLOO's default alike (TRL 1.14).
-_USUAL_COMPLETION_TOKENS = 256
 # At the start policy and reference are one; 16-bit products and dropout move them apart by less, a wrong one by tens.
 _MOST_NATS_APART = 2.0
 _LOGS_WITHOUT_A_DIFFERENCE = 5
@@ -285,13 +283,22 @@ def _without_copy(model: torch.nn.Module) -> Iterator[None]:
         del vars(model)["add_adapter"], vars(model)["get_parameter"]
 
 
-def build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings, training: TrainingSettings) -> TokenRows:
+def build_rows(
+    objective: str, loaded: LoadedExamples, renderer: Renderer, data: DataSettings, training: TrainingSettings
+) -> TokenRows:
     """Render conversations into prompts; one that leaves no room for its answer is dropped.
+
+    Args:
+        objective: whose trainer's default the longest answer has where `training` does not say.
+        loaded: the conversations.
+        renderer: of the run's one template.
+        data: read for `max_length` and `too_long`.
+        training: read for `max_completion_length`.
 
     Raises:
         RecipeError: no prompt could leave that room.
     """
-    room = training.fields.get("max_completion_length", _USUAL_COMPLETION_TOKENS)
+    room = read_catalogue().find_trainer_value(objective, training.fields, "max_completion_length")
     if room >= data.max_length:
         raise RecipeError(
             f"`data.max_length` is {data.max_length} tokens, prompt and answer together, and an answer alone may have "
@@ -319,41 +326,33 @@ def build_arguments(config_class: type[Config], training: TrainingSettings, run:
 
 def build_trainer(
     trainer_class: type[GroupTrainer] | type[LeaveOneOutTrainer],
+    parts: TrainerParts,
     *,
-    base: BaseModel,
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: GRPOConfig | RLOOConfig,
-    train: TokenRows,
-    held_out: TokenRows | None,
-    data: DataSettings,
-    training: TrainingSettings,
-    callbacks: Sequence[TrainerCallback],
     rewards: Sequence[Reward],
     stop_ids: Sequence[int],
 ) -> GroupTrainer | LeaveOneOutTrainer:
-    """Build the trainer of one run: `rewards` for its answers, which `stop_ids` end; see `supervised.build_trainer`.
+    """Build the trainer of one run: `rewards` for its answers, which `stop_ids` end.
 
     Raises:
         DataError: a reward compares with the row's own answer, and a row has none.
         RecipeError: all weights are trained, and held against what they were.
     """
-    if arguments.beta != 0 and not isinstance(model, PeftModel):
+    if parts.arguments.beta != 0 and not isinstance(parts.model, PeftModel):
         raise RecipeError(
             "`adapter.method: full` has no frozen copy to be held against.\n"
             "  Set training.beta=0, or train an adapter: adapter.method=lora"
         )
     for reward in rewards:
-        _check_references(reward, [train] if held_out is None else [train, held_out])
+        _check_references(reward, [parts.train] if parts.held_out is None else [parts.train, parts.held_out])
     trainer = trainer_class(
-        model=model,
-        args=arguments,
+        model=parts.model,
+        args=parts.arguments,
         rewards=rewards,
         stop_ids=stop_ids,
-        train_dataset=train.dataset,
-        eval_dataset=None if held_out is None else held_out.dataset,
-        processing_class=tokenizer,
-        callbacks=[WatchRewards(), *choose_callbacks(training, arguments, callbacks)],
+        train_dataset=parts.train.dataset,
+        eval_dataset=None if parts.held_out is None else parts.held_out.dataset,
+        processing_class=parts.tokenizer,
+        callbacks=[WatchRewards(), *choose_callbacks(parts)],
     )
     drop_printer(trainer)
     return trainer

@@ -130,6 +130,9 @@ class SharedPrompts:
     def in_force(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Let the model's calls within compute this batch with its prompts once.
 
+        The batch is laid out here and the device waited for once, however many calls follow: TRL (1.14) makes those of
+        policy and reference in one.
+
         Args:
             batch: of a `PairCollator`, on the model's device.
 

@@ -5,13 +5,11 @@ masks) is switched off: which token is trained is decided in one place, `data.re
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig
 
 from finetune.data.batches import IGNORE_INDEX, Collator, choose_layout
@@ -20,10 +18,9 @@ from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows, TooLong, build_token_rows
 from finetune.errors import PlaceError
-from finetune.model.base import BaseModel
 from finetune.model.document_attention import DOCUMENTS, leave_masks_out
 from finetune.model.tokenizer import find_pad_id
-from finetune.objectives.building import RunArguments, build_config, choose_callbacks, drop_printer
+from finetune.objectives.building import RunArguments, TrainerParts, build_config, choose_callbacks, drop_printer
 from finetune.objectives.trained_loss import TrainedTokensTrainer, use_trained_loss
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
@@ -135,51 +132,28 @@ def build_arguments(training: TrainingSettings, run: RunArguments) -> SFTConfig:
     return build_config(SFTConfig, training, run, ready)
 
 
-def build_trainer(
-    *,
-    base: BaseModel,
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: SFTConfig,
-    train: TokenRows,
-    held_out: TokenRows | None,
-    data: DataSettings,
-    training: TrainingSettings,
-    callbacks: Sequence[TrainerCallback],
-) -> SupervisedTrainer:
-    """Build the trainer of one run.
-
-    Args:
-        base: the loaded base, for its attention.
-        model: what is trained: the base with its adapter, or the base itself.
-        tokenizer: saved into every checkpoint.
-        arguments: from `build_arguments`.
-        train: rows to train on.
-        held_out: rows to evaluate on, or None.
-        data: read for packing, and for the tokens of a micro-batch.
-        training: read for early stopping and TensorBoard.
-        callbacks: the run's own, behind those that decide how it is trained.
-    """
+def build_trainer(parts: TrainerParts) -> SupervisedTrainer:
+    """Build the trainer of one run."""
+    base, data, arguments = parts.base, parts.data, parts.arguments
     by_unsloth = base.backend == "unsloth" and base.device.type == "cuda"
     layout = choose_layout(packing=data.packing, attention=base.attention, by_unsloth=by_unsloth)
     # Rows of like length lie in one micro-batch where nothing else saves the padding.
     arguments.train_sampling_strategy = "group_by_length" if layout == "padded" else "random"
     if data.tokens_per_batch is not None:  # a row is a micro-batch; other numbers the reader of recipes has refused
         arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = 1
-    callbacks = choose_callbacks(training, arguments, callbacks)
     names_documents = layout == "flat" and not by_unsloth
     if names_documents and base.attention == DOCUMENTS:
         leave_masks_out(base.model)
     trainer = SupervisedTrainer(
-        model=model,
+        model=parts.model,
         args=arguments,
         data_collator=Collator(
-            layout, find_pad_id(tokenizer), names_lengths=by_unsloth, names_documents=names_documents
+            layout, find_pad_id(parts.tokenizer), names_lengths=by_unsloth, names_documents=names_documents
         ),
-        train_dataset=train.dataset,
-        eval_dataset=None if held_out is None else _fill_up(held_out.dataset, arguments),
-        processing_class=tokenizer,
-        callbacks=callbacks,
+        train_dataset=parts.train.dataset,
+        eval_dataset=None if parts.held_out is None else _fill_up(parts.held_out.dataset, arguments),
+        processing_class=parts.tokenizer,
+        callbacks=choose_callbacks(parts),
     )
     # Unsloth has a loss of its own on a GPU; TRL's others are not this one, nor is one with a term for experts.
     if base.backend == "transformers" and arguments.loss_type == "chunked_nll" and not trainer.aux_loss_enabled:

@@ -59,6 +59,8 @@ class StepMixin(PostponingTrainer):
         for parameter, before in trainable:
             parameter.data = before.float().to(parameter.device)
         self._tokens_not_noted = 0
+        self._trained: torch.nn.ParameterList | None = None
+        self._operations_a_token: int | None = None
         self.micro_batches = MicroBatches(self)
         self.idle_memory = IdleMemory(self)
         self._eval_loss_sum = 0.0
@@ -100,15 +102,43 @@ class StepMixin(PostponingTrainer):
         self.finite.note(loss, inputs)
         return loss
 
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        """Clip the gradient of what is trained."""
+        return super()._clip_grad_norm(self._list_trained(model))
+
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Measure the gradient, which transformers (5.17) does right before each update, and check the step.
 
         Raises:
             DivergedError: the loss or the gradient is not finite, unless such a step is left out.
         """
-        grad_norm = super()._get_grad_norm(model, grad_norm)
+        grad_norm = super()._get_grad_norm(self._list_trained(model), grad_norm)
         self.finite.check(grad_norm)
         return grad_norm
+
+    def _list_trained(self, model: torch.nn.Module) -> torch.nn.Module:
+        """List what is trained once, in the model's order, which decides the last bits of the gradient's norm.
+
+        transformers (5.17) goes through all modules of the model for it at every step: 4 ms of the host's time for 32
+        layers. Shards are found by the model that holds them.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return model
+        if self._trained is None:
+            self._trained = torch.nn.ParameterList(one for one in model.parameters() if one.requires_grad)
+        return self._trained
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count a micro-batch's operations as transformers (5.17) does, but the model's weights once.
+
+        It goes through all modules for them, twice for every micro-batch: 10 ms for 32 layers. The count is so many a
+        token.
+        """
+        if "input_ids" not in inputs:
+            return int(super().floating_point_ops(inputs))
+        if self._operations_a_token is None:
+            self._operations_a_token = int(super().floating_point_ops({"input_ids": inputs["input_ids"].new_empty(1)}))
+        return self._operations_a_token * int(inputs["input_ids"].numel())
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss, counting the batch's tokens without its padding."""

@@ -1,1 +1,1 @@
-"""What a plan is made from, found without torch: the base's config, the adapter, the rows, this machine."""
+"""A recipe's plan, made without torch: from the base's config, the adapter, the rows and this machine."""

@@ -17,7 +17,7 @@ from finetune.errors import PlaceError, RecipeError
 from finetune.recipe.places import expand, is_local, reads_as_path
 from finetune.recipe.schema import ModelSettings
 
-__all__ = ["FoundConfig", "find_cached_file", "find_config", "find_head", "find_hub_cache"]
+__all__ = ["FoundConfig", "find_cache_home", "find_cached_file", "find_config", "find_head", "find_hub_cache"]
 
 _CONFIG = "config.json"
 _HEADS: Mapping[str, Head] = {"classify": "labels", "mlm": "masked", "reward": "score"}
@@ -68,8 +68,13 @@ def find_head(objective: str) -> Head:
 
 def find_hub_cache() -> Path:
     """Find the folder in which the Hub's files are cached, by the variables that huggingface_hub reads."""
+    return Path(expand(os.environ.get("HF_HUB_CACHE") or str(find_cache_home() / "hub")))
+
+
+def find_cache_home() -> Path:
+    """Find the folder that the caches of the Hub's files and of `datasets` lie in where neither is put elsewhere."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or expand("~/.cache"), "huggingface")
-    return Path(expand(os.environ.get("HF_HUB_CACHE") or str(Path(home) / "hub")))
+    return Path(home)
 
 
 def find_cached_file(name: str, filename: str, revision: str | None = None) -> Path | None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune.budget.memory import to_gib
 from finetune.budget.spending import Spending
 from finetune.planning.planned import DevicePlan, Plan, Verdict
 from finetune.planning.schedule import name_rows, packs_rows
@@ -114,11 +115,6 @@ def _name_recomputed(spending: Spending) -> str:
     }
     said = [f"{number} {kind}" for kind, number in kinds.items() if number]
     return f"recomputed of {spending.num_layers} layers: {', '.join(said)}"
-
-
-def to_gib(num_bytes: float) -> str:
-    """`10.5 GiB`; of less than a tenth of one `43 MiB`."""
-    return f"{num_bytes / _GIB:.1f} GiB" if num_bytes >= 0.1 * _GIB else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def _build_parts(plan: Plan) -> Table:

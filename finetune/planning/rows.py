@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import RecipeError
+from finetune.planning.base import find_cache_home
 from finetune.recipe.places import expand, is_local
 from finetune.recipe.schema import EvalFraction, Recipe, SourceSettings
 
@@ -62,7 +63,7 @@ def find_rows(recipe: Recipe) -> Rows:
         raise RecipeError(
             "data: how many rows and tokens there are is not known: they have not been counted, and `data.assumed` is "
             "not set.\n"
-            "  Count them, tokenizer and rows at hand: python -m finetune.sft RECIPE --dry-run\n"
+            "  Count them, tokenizer and rows at hand: python -m finetune.preview RECIPE --rows 0\n"
             "  Or say what you expect: data.assumed.rows=1000 data.assumed.tokens_per_row=200"
         )
     num_rows = min([assumed.rows, *_find_limits(recipe)])
@@ -176,5 +177,4 @@ def _list_files(recipe: Recipe) -> Iterator[tuple[str, int, int]]:
 
 def find_datasets_cache() -> Path:
     """Find the cache of `datasets`, by the variables that it reads."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or expand("~/.cache"), "huggingface")
-    return Path(expand(os.environ.get("HF_DATASETS_CACHE") or str(Path(home) / "datasets")))
+    return Path(expand(os.environ.get("HF_DATASETS_CACHE") or str(find_cache_home() / "datasets")))

@@ -5,6 +5,7 @@ In go a recipe and its rows; out comes a `Schedule`. Steps are counted as transf
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from finetune.budget.activations import BatchShape
 from finetune.planning.rows import ANSWERS_A_ROW, Rows
@@ -122,20 +123,14 @@ def name_rows(objective: str, *, is_packed: bool) -> str:
     return "answers" if objective in SAMPLED else "rows"
 
 
-def find_setting(recipe: Recipe, name: str) -> int | float | str | bool | None:
+def find_setting(recipe: Recipe, name: str) -> Any:
     """Find a field of the trainer's own config: as the recipe has it, else the library's default.
 
     Args:
         recipe: read for `training` and the objective.
         name: by the config's own name.
     """
-    typed = recipe.training.fields
-    if name in typed:
-        value: int | float | str | bool | None = typed[name]
-        return value
-    schema = read_catalogue().find_trainer_fields(recipe.objective).get(name, {})
-    default: int | float | str | bool | None = schema.get("default")
-    return default
+    return read_catalogue().find_trainer_value(recipe.objective, recipe.training.fields, name)
 
 
 def _count_sampled(recipe: Recipe, rows: Rows) -> tuple[int, int, int]:
@@ -143,8 +138,8 @@ def _count_sampled(recipe: Recipe, rows: Rows) -> tuple[int, int, int]:
 
     TRL counts answers as rows of a micro-batch (1.14).
     """
-    answer_tokens = int(find_setting(recipe, "max_completion_length") or 256)
-    num_answers = int(find_setting(recipe, "num_generations") or 8) * int(find_setting(recipe, "num_iterations") or 1)
+    answer_tokens = int(find_setting(recipe, "max_completion_length"))
+    num_answers = int(find_setting(recipe, "num_generations")) * int(find_setting(recipe, "num_iterations"))
     longest = min(rows.longest_tokens + answer_tokens, recipe.data.max_length)
     num_rows = rows.num_rows * num_answers
     return longest, num_answers * (rows.num_tokens + rows.num_rows * answer_tokens), num_rows

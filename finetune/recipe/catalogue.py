@@ -94,6 +94,16 @@ class Catalogue:
         """Every field of the config that an objective's trainer takes."""
         return self.trainer | self.configs[TRAINER_CONFIGS[objective]]
 
+    def find_trainer_value(self, objective: str, typed: Mapping[str, Any], name: str) -> Any:
+        """Find the value of a field of that config: as typed, else the library's default; None where it has none.
+
+        Args:
+            objective: whose trainer.
+            typed: `TrainingSettings.fields`.
+            name: the config's own.
+        """
+        return typed[name] if name in typed else self.find_trainer_fields(objective).get(name, {}).get("default")
+
 
 @cache
 def read_catalogue() -> Catalogue:

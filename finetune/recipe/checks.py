@@ -31,6 +31,10 @@ __all__ = ["find_faults"]
 # A message shows 14 faults at most; looking for the nearest name takes some milliseconds each.
 _MAX_EXPLAINED = 20
 
+# What other tools call LoRA on a base in 4 bits.
+_QLORA = "qlora"
+_HOW_QLORA = "Write adapter: {method: lora}; model.quantization is nf4 already where a recipe does not say otherwise."
+
 _WANTED = {
     "string": "a text",
     "integer": "a whole number",
@@ -89,6 +93,8 @@ def _check_adapter(node: Node) -> list[Fault]:
     if isinstance(method, str) and method in find_methods():
         return _check_group(node, build_adapter_schema(method), "adapter", method)
     assert typed is not None
+    if method == _QLORA:
+        return [_fault(typed.place, "`adapter.method` cannot be qlora: that is lora on a base in 4 bits.", _HOW_QLORA)]
     if isinstance(method, str) and method in UNTRAINABLE_METHODS:
         what = f"`method: {method}` cannot be trained from rows alone: {UNTRAINABLE_METHODS[method]}."
         return [_fault(typed.key_place, what, f"Choose one of {list_names(find_methods())}.")]
@@ -259,6 +265,8 @@ def _how_to_write(node: Node, alternatives: Sequence[Schema], path: str) -> str:
     types = set(_types_of(alternatives))
     if value is None:
         return "Leave the line out, or fill it."
+    if path == "adapter" and isinstance(value, str):  # as Axolotl's recipes name it
+        return _HOW_QLORA if value == _QLORA else f"Write {{method: {value}}}." if _is_short(value) else ""
     if "object" in types and isinstance(value, str) and path in SOURCES:
         return f"Write {{path: {value}}}." if _is_short(value) else "Write {path: …}."
     if "array" in types and isinstance(value, str):

@@ -31,6 +31,7 @@ from finetune.recipe.json_schema import (
 from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
 from finetune.recipe.ownership import OTHER_TOOLS, OWNED_BY_OBJECTIVE, OWNED_TRAINER_FIELDS, Instead
 from finetune.recipe.schema import AdapterSettings, TrainingSettings
+from finetune.recipe.section import ONE_LINE
 
 __all__ = ["render_editor_schema", "render_manual"]
 
@@ -58,6 +59,7 @@ An editor with a YAML language server completes the settings of a recipe whose f
 `# yaml-language-server: $schema=recipe.schema.json`.
 """
 
+_METHODS = "a PEFT method, one of ours, full, top_k"
 _SECTIONS = {
     "": "The run",
     "model": "`model`",
@@ -107,7 +109,7 @@ def _render_sections() -> Iterator[str]:
             default = "required" if name in required else f"`{_to_yaml(schema.get('default'))}`"
             if isinstance(schema.get("default"), dict) and schema["default"]:
                 default = "each setting's own"
-            takes = "a PEFT method, or full" if (section, name) == ("adapter", "method") else _describe(schema)
+            takes = _METHODS if (section, name) == ("adapter", "method") else _describe(schema)
             yield f"| `{name}` | {takes} | {default} | {_escape(schema.get('description', ''))} |"
         yield ""
 
@@ -242,6 +244,8 @@ def _describe_part(schema: Mapping[str, Any]) -> str:
         return "a source"
     if "properties" in schema:
         return "{" + ", ".join(schema["properties"]) + "}"
+    if schema.get("pattern") == ONE_LINE:
+        return "text"
     if "pattern" in schema and "description" not in schema:
         return schema["pattern"].strip("^$").replace("[0-9]+", "N")
     if "items" in schema:

@@ -4,7 +4,7 @@ Nothing is guessed, changed after parsing, or taken from the environment.
 """
 
 import os.path
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.secret_patterns import find_secret_faults, find_typed_secrets
 from finetune.recipe.yaml_lines import Node, read_yaml, to_plain, to_tree
 
-__all__ = ["RecipeReading", "build_recipe", "read_recipe", "read_recipe_with_notices", "to_resolved"]
+__all__ = ["RecipeReading", "build_recipe", "flatten", "read_recipe", "read_recipe_with_notices", "to_resolved"]
 
 _MAX_BYTES = 32 * 1024  # a recipe is a page or two; a larger file is something else
 
@@ -70,18 +70,32 @@ def read_recipe_with_notices(path: Path, overrides: Sequence[str] = ()) -> Recip
     return RecipeReading(recipe, text, (*notices, *([moved] if moved else [])))
 
 
-def build_recipe(values: dict[str, Any]) -> Recipe:
-    """Build a recipe from plain values, such as those of a run's `resolved.json`.
+def build_recipe(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Build a recipe from plain values, such as those of a run's `resolved.json`, and put the overrides over it.
 
     Raises:
         RecipeError: with all faults.
     """
-    return _build(to_tree(values, "the recipe"), [], defaults_filled=True)
+    tree = to_tree(values, "the recipe")
+    faults = apply_overrides(tree, overrides)
+    drop_hub_settings(tree, overrides)
+    return _build(tree, faults, defaults_filled=True)
 
 
 def to_resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values for `resolved.json`: what was typed, and the schema's default for the rest."""
     return recipe.model_dump(mode="json")
+
+
+def flatten(resolved: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a resolved recipe by `section.key`; an empty section is a value."""
+    flat: dict[str, Any] = {}
+    for key, inner in resolved.items():
+        if isinstance(inner, dict) and inner:
+            flat |= flatten(inner, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = inner
+    return flat
 
 
 def _build(tree: Node, faults: list[Fault], *, defaults_filled: bool = False) -> Recipe:

@@ -117,7 +117,10 @@ class AdapterSettings(Section):
 
     method: Annotated[
         str,
-        Field(description="A PEFT method by its name in lower case (lora, ia3, vera, …), or `full` for all weights."),
+        Field(
+            description="A PEFT method by its name in lower case (lora, ia3, vera, …), one of ours (bitfit, "
+            "bottleneck, hypernetwork, combined), or `full` / `top_k` for the base's own weights."
+        ),
     ] = "lora"
     init_from: Annotated[
         Name | None,

@@ -4,11 +4,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Name", "Section"]
+__all__ = ["ONE_LINE", "Name", "Section"]
 
+# A line break in a name would forge lines of a log or a message.
+ONE_LINE = r"^[^\r\n]*$"
 # A text that names something: an empty one is a slip.
-# A line break in it would forge lines of a log or a message.
-Name = Annotated[str, Field(min_length=1, pattern=r"^[^\r\n]*$")]
+Name = Annotated[str, Field(min_length=1, pattern=ONE_LINE)]
 
 
 class Section(BaseModel):

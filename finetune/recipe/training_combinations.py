@@ -66,7 +66,7 @@ def _check_rhythm(settings: RecipeView) -> Iterator[Fault]:
             yield settings.fault(f"training.{name}", what, f"Write {int(steps)}; below 1 it is a share of all steps.")
     if settings.value("training.max_steps") == 0:
         what = "`training.max_steps` is 0; it must be at least 1, or -1 to let the epochs decide."
-        yield settings.fault("training.max_steps", what, "To go no further than the first step: --dry-run.")
+        yield settings.fault("training.max_steps", what, "To check everything and train nothing: --dry-run.")
 
 
 def _check_evaluations(settings: RecipeView) -> Iterator[Fault]:

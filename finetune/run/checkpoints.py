@@ -26,6 +26,7 @@ from transformers.training_args import TrainingArguments
 
 from finetune.errors import PlaceError
 from finetune.run.layout import find_checkpoints, find_step
+from finetune.run.own_files import refused_writes
 from finetune.run.writing import refuse_to_write, sync_dir, sync_tree, to_json_text, write_json
 
 __all__ = [
@@ -126,14 +127,18 @@ def write_record(checkpoint: Path, *, step: int, made_from: Mapping[str, Any] | 
         checkpoint: the folder.
         step: after which it was saved.
         made_from: what the weights are made from, by name; the libraries' versions are put beside it.
+
+    Raises:
+        PlaceError: the disk does not take it.
     """
-    (checkpoint / RECORD_NAME).unlink(missing_ok=True)
-    files = {}
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-        name = path.relative_to(checkpoint).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
-    sync_tree(checkpoint)
-    sync_dir(checkpoint.parent)
+    with refused_writes(checkpoint):
+        (checkpoint / RECORD_NAME).unlink(missing_ok=True)
+        files = {}
+        for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+            name = path.relative_to(checkpoint).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
+        sync_tree(checkpoint)
+        sync_dir(checkpoint.parent)
     record = {
         "step": step,
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),

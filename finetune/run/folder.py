@@ -8,7 +8,6 @@ that is taken is answered at once.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -21,11 +20,12 @@ from typing import Any, Literal, Self
 from finetune.errors import Interrupted, PlaceError, RecipeError
 from finetune.run import writing
 from finetune.run.launch import is_main_process
-from finetune.run.layout import RunLayout
+from finetune.run.layout import RunLayout, is_unused, looks_like_a_run
 from finetune.run.lock import FolderLock
+from finetune.run.own_files import read_object, refused_writes
 from finetune.run.secrets import mask_text
 
-__all__ = ["RunFolder", "Status"]
+__all__ = ["RunFolder", "Status", "refuse_both"]
 
 Status = Literal["running", "done", "interrupted", "failed"]
 
@@ -47,6 +47,7 @@ class RunFolder(RunLayout):
         step: last optimizer step known, as `note_step` was told.
         total_steps: optimizer steps of the whole run; 0 while unknown.
         started: `start` was called: files may be written.
+        closing: the result takes its place: what the run still owes is a word in status.json.
         done: the run is complete and its status.json says so; nothing takes that back.
         when_left: called once the folder is left and its status written.
     """
@@ -59,6 +60,7 @@ class RunFolder(RunLayout):
         self.step = 0
         self.total_steps = 0
         self.started = False
+        self.closing = False
         self.done = False
         self.when_left: Callable[[], None] | None = None
         self._lock = lock
@@ -74,10 +76,7 @@ class RunFolder(RunLayout):
             PlaceError: it cannot be made or written, or is a link that `overwrite` would go through.
             CheckpointError: another process is working on it.
         """
-        if resume and overwrite:
-            raise RecipeError(
-                "--resume and --overwrite exclude each other.\n  --resume continues a run, --overwrite deletes it."
-            )
+        refuse_both(resume=resume, overwrite=overwrite)
         path = output_dir / name
         if not is_main_process():
             folder = cls(path, writes=False)
@@ -90,7 +89,7 @@ class RunFolder(RunLayout):
             return folder
         is_new = not path.exists()
         _make_folder(path)
-        if not _looks_like_a_run(path) and not _is_unused(path):
+        if not looks_like_a_run(path) and not is_unused(path):
             raise RecipeError(
                 f"{path} holds files that are not a run's, so nothing is written there and nothing is deleted.\n"
                 f"  Give the run another name: name={_find_free_name(path)}     Or move those files away."
@@ -112,7 +111,7 @@ class RunFolder(RunLayout):
                 f"  Delete that folder or the link by hand, or: name={_find_free_name(self.path)}"
             )
         self._replaces = overwrite or self._holds_nothing_to_keep()
-        if self._replaces or _is_unused(self.path):
+        if self._replaces or is_unused(self.path):
             return
         status = self.read_status()
         if status.get(_HALF_DELETED):
@@ -192,8 +191,8 @@ class RunFolder(RunLayout):
             if error is not None and self.started and not self.done:
                 stopped = isinstance(error, Interrupted | KeyboardInterrupt)
                 reason = mask_text(str(error).strip().split("\n")[0]) or type(error).__name__
-                # On a full disk even this cannot be written; the error that is passing tells more.
-                with contextlib.suppress(PlaceError):
+                # On a full or lost disk even this cannot be written; the error that is passing tells more.
+                with contextlib.suppress(PlaceError, OSError):
                     self.write_status("interrupted" if stopped else "failed", reason=reason)
             self.release()
         finally:
@@ -228,13 +227,11 @@ class RunFolder(RunLayout):
         """Read status.json; empty where the run never wrote one, or a disk has lost what it wrote.
 
         An entry that this program would not have written so is left out.
+
+        Raises:
+            PlaceError: it is there and cannot be read.
         """
-        try:
-            status = json.loads(self.status_path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError, RecursionError):
-            return {}
-        if not isinstance(status, dict):
-            return {}
+        status = read_object(self.status_path)
         return {key: value for key, value in status.items() if key not in _IS_SOUND or _IS_SOUND[key](value)}
 
     def write_status(self, status: Status, *, reason: str | None = None) -> None:
@@ -269,21 +266,46 @@ class RunFolder(RunLayout):
             writing.write_json(path, value)
 
     @contextlib.contextmanager
-    def write_dir(self, target: Path) -> Iterator[Path]:
-        """Yield an empty folder beside `target` that takes its place when the block ends without an error."""
+    def write_dir(self, target: Path, *, closes: bool = False) -> Iterator[Path]:
+        """Yield an empty folder beside `target` that takes its place when the block ends without an error.
+
+        Args:
+            target: the folder.
+            closes: it is the run's result: once it begins to take its place, no signal stops the run any more.
+
+        Raises:
+            PlaceError: the disk does not take it.
+        """
         assert self.started, f"{target.name} is written before start()"
         beside = target.with_name(f".{target.name}.part")
         if not self.writes:
             yield beside
+            self.closing = closes
             return
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
+        with refused_writes(target):
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
         yield beside
-        writing.sync_tree(beside)
-        if target.exists():
-            shutil.rmtree(target)
-        beside.rename(target)
-        writing.sync_dir(target.parent)
+        with refused_writes(target):
+            writing.sync_tree(beside)
+            self.closing = closes
+            if target.exists():
+                shutil.rmtree(target)
+            beside.rename(target)
+            writing.sync_dir(target.parent)
+
+
+def refuse_both(*, resume: bool, overwrite: bool) -> None:
+    """Refuse to continue a run and to delete it at once.
+
+    Raises:
+        RecipeError: both are asked for.
+    """
+    if resume and overwrite:
+        raise RecipeError(
+            "command line: --resume and --overwrite exclude each other.\n"
+            "  --resume continues the run in the folder; --overwrite deletes it."
+        )
 
 
 def _check_place(path: Path) -> None:
@@ -308,10 +330,12 @@ def _check_place(path: Path) -> None:
 
 
 def _make_folder(path: Path) -> None:
-    try:
+    with refused_writes(path):
+        missing = [place for place in (path, *path.parents) if not place.exists()]
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise writing.refuse_to_write(path, error) from error
+    for place in missing:  # a run whose folder's name the power took is gone with all its checkpoints
+        with contextlib.suppress(OSError):  # a folder above it need not be readable
+            writing.sync_dir(place.parent)
 
 
 def _is_done(path: Path) -> bool:
@@ -319,21 +343,6 @@ def _is_done(path: Path) -> bool:
     folder = RunFolder(path)
     has_result = folder.adapter_dir.is_dir() or folder.model_dir.is_dir()
     return has_result and folder.read_status().get("status") == "done"
-
-
-def _looks_like_a_run(path: Path) -> bool:
-    return (path / "recipe.yaml").is_file() or (path / "status.json").is_file()
-
-
-def _is_unused(path: Path) -> bool:
-    """Whether nothing lies there but what an attempt leaves that was killed before its first file was whole."""
-    return all(_is_left_over(entry) for entry in path.iterdir())
-
-
-def _is_left_over(entry: Path) -> bool:
-    if entry.name == "checkpoints":  # made, empty, when the trainer is built
-        return entry.is_dir() and not entry.is_symlink() and not any(entry.iterdir())
-    return entry.name in (".lock", "log.txt") or (entry.name.startswith(".") and entry.name.endswith(".part"))
 
 
 def _delete(entries: Iterable[Path]) -> None:

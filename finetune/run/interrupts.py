@@ -4,8 +4,8 @@ While steps are being trained a signal is only noted; at the end of the step (or
 under way) the run is saved and stopped. An evaluation is not waited for: the trainer asks `is_stopping`,
 saves, and leaves it to the resumed run. Before and after, when there is nothing to save, it ends at once.
 A second Ctrl-C always ends at once, until the run is on its way out: from there on both signals are
-ignored until `status.json` says how it ended. Once that says that the run is done, there is nothing left
-to stop.
+ignored until `status.json` says how it ended. Once the result takes its place there is nothing left to
+stop: a signal is not heard any more, and the run is done a moment later.
 
 Slurm and a terminal send the signal to the data workers too. Those leave it to this process: a worker that died of
 it would take the step with it that is to be saved.
@@ -29,7 +29,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from finetune.errors import Interrupted
-from finetune.run.early_signals import was_terminated
+from finetune.run.early_signals import EndNow, name_signal, was_terminated
 from finetune.run.folder import RunFolder
 
 __all__ = ["Interrupts"]
@@ -39,10 +39,6 @@ log = logging.getLogger("finetune.run.interrupts")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher that forwards the terminal's Ctrl-C delivers one key press twice.
 _ONE_KEY_PRESS_SECONDS = 0.5
-
-
-class _EndNow(KeyboardInterrupt):
-    """Ends the run from inside the handler; like KeyboardInterrupt it passes every `except Exception`."""
 
 
 class Interrupts(TrainerCallback):
@@ -56,6 +52,7 @@ class Interrupts(TrainerCallback):
         self.received: signal.Signals | None = None
         self._folder = folder
         self._is_training = False
+        self._is_leaving = False
         self._received_at_seconds = 0.0
         self._before: dict[signal.Signals, Any] = {}
         # Blocked and not ignored: a data worker of torch installs its own handler for SIGTERM later.
@@ -65,17 +62,25 @@ class Interrupts(TrainerCallback):
         if was_terminated():
             self.received = signal.SIGTERM
             raise self._build_error("left at once")
-        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
-        return self
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        try:
+            for number in _SIGNALS:
+                signal.signal(number, self._handle)
+            return self
+        except KeyboardInterrupt as error:  # `with` leaves by `__exit__` only what it has entered
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # The folder has yet to write how the run ended. A signal says nothing new any more, and would cut that short.
+        self._is_leaving = True
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
         self._folder.when_left = self._give_back
-        if isinstance(error, _EndNow):
+        if isinstance(error, EndNow):
+            self.received = self.received or signal.Signals(error.number)  # of the handler before this one
             raise self._build_error("left at once") from None
 
     def _give_back(self) -> None:
@@ -98,7 +103,7 @@ class Interrupts(TrainerCallback):
 
     def _build_error(self, how: str) -> Interrupted:
         assert self.received is not None
-        name = "Ctrl-C" if self.received is signal.SIGINT else "SIGTERM"
+        name = name_signal(self.received)
         step, total = self._folder.step, self._folder.total_steps
         where = f"at step {step} of {total}" if total else "before the first step"
         goes_on = self._folder.started or self._folder.has_checkpoint  # of a run that was being taken up again
@@ -109,20 +114,20 @@ class Interrupts(TrainerCallback):
         )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._folder.done:
+        if self._folder.done or self._folder.closing or self._is_leaving:
             return
         now = time.monotonic()
         if self.received is None:
             self.received, self._received_at_seconds = signal.Signals(number), now
             if not self._is_training:
-                raise _EndNow
+                raise EndNow(number)
             if self._folder.writes:
                 log.warning("Stopping: the run is saved at the end of this step. Ctrl-C again leaves at once.")
             return
         # A second SIGTERM counts where nothing is being saved: a library may have swallowed the first.
         ends_now = number == signal.SIGINT or not self._is_training
         if ends_now and now - self._received_at_seconds > _ONE_KEY_PRESS_SECONDS:
-            raise _EndNow
+            raise EndNow(number)
 
     def _hold_back(self) -> None:
         """Keep both signals from a forked worker; it ends with its loader, or with its parent."""

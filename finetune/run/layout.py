@@ -1,7 +1,7 @@
 """Where each file of a run lies: for the process that makes the run and for whoever only reads one.
 
-Goes in: the run's folder. Comes out: paths, and whether there is something to continue from. Nothing
-is written here, and no torch is imported.
+Goes in: the run's folder. Comes out: paths, whether it is a run's at all, and whether there is something to
+continue from. Nothing is written here, and no torch is imported.
 """
 
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finetune.errors import PlaceError
 
-__all__ = ["RunLayout", "find_checkpoints", "find_step"]
+__all__ = ["RunLayout", "find_checkpoints", "find_step", "is_unused", "looks_like_a_run", "name_runs_beside"]
 
 
 class RunLayout:
@@ -111,6 +111,28 @@ class RunLayout:
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint lies there by its name; whether it is whole is another question."""
         return bool(find_checkpoints(self.checkpoints_dir))
+
+
+def name_runs_beside(path: Path) -> str:
+    """Name some runs beside a folder that is none, in a sentence."""
+    runs = sorted(str(found.parent) for found in path.parent.glob("*/resolved.json"))
+    return f"There are: {', '.join(runs[:6])}." if runs else "A run's folder is named: outputs/NAME."
+
+
+def looks_like_a_run(path: Path) -> bool:
+    """Whether a run has begun to write in a folder."""
+    return (path / "recipe.yaml").is_file() or (path / "status.json").is_file()
+
+
+def is_unused(path: Path) -> bool:
+    """Whether nothing lies there but what an attempt leaves that was killed before its first file was whole."""
+    return all(_is_left_over(entry) for entry in path.iterdir())
+
+
+def _is_left_over(entry: Path) -> bool:
+    if entry.name == "checkpoints":  # made, empty, when the trainer is built
+        return entry.is_dir() and not entry.is_symlink() and not any(entry.iterdir())
+    return entry.name in (".lock", "log.txt") or (entry.name.startswith(".") and entry.name.endswith(".part"))
 
 
 def find_checkpoints(checkpoints_dir: Path) -> list[Path]:

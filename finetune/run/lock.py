@@ -6,6 +6,7 @@ to be read by people and by the message the second process gets; where the file 
 it is also all there is to go by.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
+from finetune.run.own_files import open_unlinked
 from finetune.run.writing import refuse_to_write
 
 __all__ = ["FolderLock"]
@@ -42,15 +44,12 @@ class FolderLock:
 
         Raises:
             CheckpointError: another process holds it; says which, and since when.
-            PlaceError: the folder cannot be written.
+            PlaceError: the folder cannot be written, or the lock is a link.
         """
         path = folder / ".lock"
         while True:
             is_locked = True
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise refuse_to_write(path, error) from error
+            descriptor = open_unlinked(path, os.O_RDWR, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -89,12 +88,14 @@ class FolderLock:
     def release(self) -> None:
         """Give the lock back and remove its file; a second call does nothing."""
         if self._descriptor is not None:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that is lost; the lock ends with its descriptor
+                self._path.unlink(missing_ok=True)
             self._close()
 
     def _close(self) -> None:
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            with contextlib.suppress(OSError):  # of a network's disk; it is closed all the same
+                os.close(self._descriptor)
             self._descriptor = None
 
 

@@ -8,15 +8,18 @@ too. What ends a run stands there as well. Nothing is coloured. Standard output 
 import contextlib
 import logging
 import logging.handlers
+import os
 import sys
 import traceback
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from finetune.errors import FinetuneError
+from finetune.run.own_files import open_unlinked
 from finetune.run.progress import PROGRESS_LOGGER, shows_bars
 from finetune.run.secrets import MaskingFormatter
 
@@ -34,7 +37,11 @@ class LogFile:
         self.handler.addFilter(_belongs_in_the_file)
 
     def open(self, path: Path) -> None:
-        """Write what was said so far to log.txt, behind what stands there, and all that follows."""
+        """Write what was said so far to log.txt, behind what stands there, and all that follows.
+
+        Raises:
+            PlaceError: it is a link, or cannot be written.
+        """
         if not self._writes:
             return
         self._file = _FileHandler(path, encoding="utf-8")
@@ -104,6 +111,13 @@ class _FileHandler(logging.FileHandler):
     """Goes on without a line that the disk does not take, and says so once; the next save stops the run."""
 
     _has_told = False
+
+    def _open(self) -> TextIOWrapper:
+        """Open the file itself: through a link what is said would stand behind a file of somebody's."""
+        descriptor = open_unlinked(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND, 0o666)
+        file = os.fdopen(descriptor, self.mode, encoding=self.encoding, errors=self.errors)
+        assert isinstance(file, TextIOWrapper), "the mode is a text's"
+        return file
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Tell on the console, where Python would print a traceback for every line."""

@@ -4,6 +4,7 @@
 progress shown. Read back, the lines give the run's figures across interruptions.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -20,8 +21,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from finetune.run.folder import RunFolder
+from finetune.run.own_files import refuse_to_read, refused_writes
 from finetune.run.progress import Progress, is_evaluation
-from finetune.run.writing import write_text
+from finetune.run.writing import refuse_to_write, write_text
 
 __all__ = ["MetricsWriter", "Totals", "read_metrics", "read_totals"]
 
@@ -152,19 +154,22 @@ class MetricsWriter(TrainerCallback):
             self._last_offset = path.stat().st_size if path.exists() else 0
         try:
             _write_line(path, self._last_offset, record)
-        except OSError:
+        except OSError as error:
             if record["step"] == last_step:  # its place on the disk is still there
-                _write_line(path, self._last_offset, self._last)
-            raise
+                with contextlib.suppress(OSError):
+                    _write_line(path, self._last_offset, self._last)
+            raise refuse_to_write(path, error) from error
         self._last = record
         if shows:
             self._progress.show(record)
 
     def _sync(self) -> None:
         """Bring the lines to the disk: what a checkpoint stands on must be there when the power fails, as it is."""
-        if self._folder.writes and self._folder.metrics_path.exists():
-            with self._folder.metrics_path.open("rb") as file:
-                os.fsync(file.fileno())
+        path = self._folder.metrics_path
+        with refused_writes(path):
+            if self._folder.writes and path.exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
 
     def _write_status(self) -> None:
         self._folder.write_status("running")
@@ -237,10 +242,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a metrics.jsonl, up to the first that is none; a missing file is empty.
 
     A kill tears the last line, and lines behind the last save can be lost with the power.
+
+    Raises:
+        PlaceError: it is there and cannot be read.
     """
-    if not path.exists():
+    try:
+        *whole, _torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
         return []
-    *whole, _torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise refuse_to_read(path, error) from error
     lines: list[dict[str, Any]] = []
     for line in whole:
         try:
@@ -291,7 +302,7 @@ def read_totals(path: Path) -> Totals:
 
 def _cut_lines(path: Path, resumed_step: int | None) -> list[dict[str, Any]]:
     """Drop the lines behind the step a run is taken up from; a torn last one too."""
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere yet is replaced too
         return []
     kept = [] if resumed_step is None else [line for line in read_metrics(path) if line["step"] <= resumed_step]
     write_text(path, b"".join(map(_to_line, kept)).decode())

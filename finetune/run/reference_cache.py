@@ -1,7 +1,8 @@
 """Reference log-probabilities on the disk: computed once for the same rows on the same start, whatever the run.
 
 In goes what decides the numbers, by name; out come the tensors, or nothing where they were never
-computed. A file's key is the hash of all its parts, and the file names them for whoever looks.
+computed. A file's key is the hash of all its parts, and the file names them for whoever looks, and the hash of its
+numbers: of one that a disk has altered nothing is used.
 """
 
 import contextlib
@@ -12,13 +13,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from finetune.run.writing import sync_dir
 
 __all__ = ["read_reference", "write_reference"]
 
 log = logging.getLogger("finetune.run.reference_cache")
+
+_HASH = "numbers_sha256"
 
 
 def read_reference(folder: Path, parts: Mapping[str, object]) -> dict[str, Tensor] | None:
@@ -32,10 +38,16 @@ def read_reference(folder: Path, parts: Mapping[str, object]) -> dict[str, Tenso
     if not path.is_file():
         return None
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            written = (file.metadata() or {}).get(_HASH)
+        reference = load_file(path)
     except (SafetensorError, OSError) as error:
         log.warning("%s cannot be read (%s): computing the reference anew.", path, str(error).splitlines()[0])
         return None
+    if written != _hash_numbers(reference):
+        log.warning("%s does not hold what its own hash says: computing the reference anew.", path)
+        return None
+    return reference
 
 
 def write_reference(folder: Path, parts: Mapping[str, object], reference: Mapping[str, Tensor]) -> None:
@@ -47,12 +59,25 @@ def write_reference(folder: Path, parts: Mapping[str, object], reference: Mappin
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(reference), part, metadata={name: str(value) for name, value in parts.items()})
+        named = {name: str(value) for name, value in parts.items()}
+        save_file(dict(reference), part, metadata=named | {_HASH: _hash_numbers(reference)})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         part.replace(path)
+        sync_dir(folder)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         log.warning("%s: the reference is not kept for other runs (%s).", path, str(error).splitlines()[0])
+
+
+def _hash_numbers(reference: Mapping[str, Tensor]) -> str:
+    """Hash the numbers by name, with their kind and shape."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(reference.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _find_path(folder: Path, parts: Mapping[str, object]) -> Path:

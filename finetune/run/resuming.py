@@ -17,8 +17,10 @@ from typing import Any
 
 from finetune.errors import CheckpointError, RecipeError
 from finetune.recipe.nearest import find_nearest
+from finetune.recipe.reading import flatten
 from finetune.run.checkpoints import read_record
 from finetune.run.folder import RunFolder
+from finetune.run.own_files import read_object
 
 __all__ = [
     "FIXED_KEYS",
@@ -121,8 +123,8 @@ def refuse_other_recipe(folder: RunFolder, resolved: dict[str, Any], allowed: Co
     Raises:
         CheckpointError: a key that changes the mathematics differs.
     """
-    came_to = _read_record(folder.identity_path)
-    then, now = _flatten(_read_record(folder.resolved_path)), _flatten(resolved)
+    came_to = read_object(folder.identity_path)
+    then, now = flatten(read_object(folder.resolved_path)), flatten(resolved)
     keys = {f"model.{name}": came_to.get(name) for name in _COME_TO}
     same = [key for key, value in keys.items() if {str(then.get(key)), str(now.get(key))} == {"auto", value}]
     how = "with another recipe"
@@ -131,7 +133,7 @@ def refuse_other_recipe(folder: RunFolder, resolved: dict[str, Any], allowed: Co
 
 def hash_recipe(resolved: dict[str, Any]) -> str:
     """Hash the keys of a resolved recipe that count: two that may continue each other have one hash."""
-    flat = _flatten(json.loads(json.dumps(resolved)))
+    flat = flatten(json.loads(json.dumps(resolved)))
     counting = {key: value for key, value in flat.items() if not _is_free(key)}
     return hashlib.sha256(json.dumps(counting, sort_keys=True).encode()).hexdigest()
 
@@ -157,7 +159,7 @@ def write_identity(
 
 def read_accepted(folder: RunFolder) -> list[dict[str, Any]]:
     """Read the differences that a run was let go on with, oldest first: `key`, `then`, `now`, `step`."""
-    accepted: list[dict[str, Any]] = _read_record(folder.identity_path).get(_ACCEPTED, [])
+    accepted: list[dict[str, Any]] = read_object(folder.identity_path).get(_ACCEPTED, [])
     return accepted
 
 
@@ -180,7 +182,7 @@ def refuse_other_identity(
             computes otherwise.
     """
     how = "on another base, other rows, other processes or in another precision"
-    then, asked_for = _read_record(folder.identity_path), {one.key: one.now for one in accepted}
+    then, asked_for = read_object(folder.identity_path), {one.key: one.now for one in accepted}
     # Versions before this one did not write these down.
     unknown = [name for name in _COME_TO if then and name in identity and name not in then]
     if unknown and folder.has_checkpoint:
@@ -240,7 +242,7 @@ def check_allowed_keys(folder: RunFolder, resolved: dict[str, Any], allowed: Seq
         RecipeError: no setting of that name.
         CheckpointError: one that no checkpoint can go on without.
     """
-    then, now = _flatten(_read_record(folder.resolved_path)), _flatten(resolved)
+    then, now = flatten(read_object(folder.resolved_path)), flatten(resolved)
     known = [*now, *(key for key in then if key not in now), *_IDENTITY_KEYS]
     for key in allowed:
         if key not in known:
@@ -265,15 +267,6 @@ def _find_reason(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> s
     return next((reason for name, reason in FIXED_KEYS.items() if key == name or key.startswith(f"{name}.")), None)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """Read a record of the run; one that is gone, or that a disk has lost, is empty."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _refuse_differences(
     folder: RunFolder,
     path: Path,
@@ -291,7 +284,7 @@ def _refuse_differences(
     if not (folder.finished or folder.has_checkpoint):
         return []
     # A record that is gone differs in everything: what cannot be compared is not continued.
-    then = _read_record(path)
+    then = read_object(path)
     then.pop(_ACCEPTED, None)
     # Through JSON once, so that both sides hold lists and strings where a recipe may hold tuples and paths.
     now = json.loads(json.dumps(today))
@@ -301,7 +294,7 @@ def _refuse_differences(
         if one.key in allowed:
             log.warning("Goes on although %s differs, as accepted: %s of this run, %s now.", one.key, one.then, one.now)
     for key in allowed:
-        if key in _flatten(now) and key not in {one.key for one in accepted}:
+        if key in flatten(now) and key not in {one.key for one in accepted}:
             log.warning("--allow-mismatch %s: it does not differ, or may differ anyway.", key)
     differences = [one for one in differences if one[0] not in {same.key for same in accepted}]
     if not differences:
@@ -313,7 +306,7 @@ def _refuse_differences(
     raise CheckpointError(
         f"{folder.path} was started {how}, so its checkpoints do not continue this one.\n{table}{more}\n"
         f"  Put these back{_render_settings(differences)} and --resume, or {instead} under a name of its own: name=…"
-        f"{_render_way_on([key for key, *_ in differences], _flatten(then), _flatten(now))}"
+        f"{_render_way_on([key for key, *_ in differences], flatten(then), flatten(now))}"
     )
 
 
@@ -333,7 +326,7 @@ def _render_way_on(keys: list[str], then: Mapping[str, Any], now: Mapping[str, A
 
 def find_differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
     """List the keys that count and differ, each with its value then and now, in the order of today's recipe."""
-    before, today = _flatten(then), _flatten(now)
+    before, today = flatten(then), flatten(now)
     keys = [*today, *(key for key in before if key not in today)]
     return [
         (key, _to_cell(before.get(key, _ABSENT)), _to_cell(today.get(key, _ABSENT)))
@@ -345,16 +338,6 @@ def find_differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[st
 def _is_free(key: str) -> bool:
     parts = key.split(".")
     return any(".".join(parts[:length]) in FREE_KEYS for length in range(1, len(parts) + 1))
-
-
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        if isinstance(inner, dict) and inner:
-            flat |= _flatten(inner, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = inner
-    return flat
 
 
 def _to_cell(value: Any) -> str:

@@ -32,13 +32,17 @@ __all__ = [
     "refuse_known_secrets",
 ]
 
-_WORDS = r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|ACCESS_KEY(_ID)?|KEY"
-# PWD by itself is the folder that a shell is in.
-_SECRET_VARIABLE = re.compile(rf"((^|_)({_WORDS})|_PASS|_PWD)(_\d+)?$", re.IGNORECASE)
+# A bypass, a compass and the program that asks for a password are none; KEY within another word is no key, and PWD by
+# itself the folder that a shell is in.
+_PASSWORDS = r"PASSWORD|PASSWD|PASSPHRASE|(?<!BY)(?<!COM)(?<!ASK)PASS|_PWD"
+_WORDS = r"TOKEN|SECRET|CREDENTIALS?|API_?KEY|ACCESS_?KEY(_ID)?|(^|_)KEY"
+_SECRET_VARIABLE = re.compile(rf"({_WORDS}|{_PASSWORDS})(_\d+)?$", re.IGNORECASE)
+_PASSWORD_VARIABLE = re.compile(rf"({_PASSWORDS})(_\d+)?$", re.IGNORECASE)
 _SECRET_ARGUMENT = re.compile(r"(^|[._-])(token|secret|password|passwd|api[_-]?key|credentials?)$", re.IGNORECASE)
 # Shorter values are words or numbers of everyday text, which masking would garble.
 _MIN_MASKED = 8
-# A name that merely equals some variable's value is no leak; keys have no fewer characters than this.
+# A name that merely equals some variable's value is no leak; keys have no fewer characters than this. Passwords have:
+# one that holds more than letters is refused from `_MIN_MASKED` on, where it stands by itself.
 _MIN_REFUSED = 16
 
 
@@ -72,18 +76,30 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
 def refuse_known_secrets(*texts: str) -> None:
     """Refuse a recipe that repeats a secret of the environment, which the run's folder would keep.
 
+    Secrets of 16 characters and more; of variables that are named as passwords those of 8 and more that are not letters
+    alone (`postgres` may be a user's password and is a word all the same), unless they are part of a longer word.
+
     Args:
         texts: the recipe as typed, and its values.
 
     Raises:
         RecipeError: naming the variable, never the value.
     """
-    for name, value in _read_secrets(_MIN_REFUSED).items():
-        if any(value in text for text in texts):
+    for name, value in _read_secrets(_MIN_MASKED).items():
+        if any(_repeats(name, value, text) for text in texts):
             raise RecipeError(
                 f"The recipe, or a setting on the command line, holds the value of the variable {name}.\n"
                 "  A recipe is copied into the run's folder. Take the value out: who needs it reads the variable."
             )
+
+
+def _repeats(name: str, value: str, text: str) -> bool:
+    """Whether a text holds the value of a variable, rather than a word that merely equals it."""
+    if len(value) >= _MIN_REFUSED:
+        return value in text
+    if not _PASSWORD_VARIABLE.search(name) or value.isalpha():
+        return False
+    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text) is not None
 
 
 def print_masked_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

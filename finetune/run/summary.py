@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from finetune.run.disk import to_size
 from finetune.run.progress import to_duration, to_gib
 
 __all__ = ["Summary", "render_summary"]
@@ -163,7 +164,7 @@ def render_summary(summary: Summary, result: str, run: str, *, head: str = "word
     rows.append(("peak memory", f"{to_gib(summary.peak_memory_bytes)} on {summary.device}{at_once}"))
     if summary.predicted is not None:
         rows.append(("predicted", _to_prediction(summary, summary.predicted)))
-    rows.append(("result", f"{result} ({_to_disk_size(summary.adapter_bytes)})"))
+    rows.append(("result", f"{result} ({to_size(summary.adapter_bytes)})"))
     if head == "words":
         rows.append(("talk to it", f"python -m finetune.chat {run}"))
     elif head == "score":
@@ -218,11 +219,3 @@ def _to_prediction(summary: Summary, predicted: Mapping[str, Any]) -> str:
     if planned_rate is not None and summary.tokens_per_second is not None:
         said.append(f"{planned_rate:,.0f} / {summary.tokens_per_second:,.0f} tokens/s")
     return ", ".join(said)
-
-
-def _to_disk_size(num_bytes: int) -> str:
-    """`1.8 MB`, `14.2 GB`: decimal units, as disks and the Hub count."""
-    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= length:
-            return f"{num_bytes / length:.1f} {unit}"
-    return f"{num_bytes} bytes"

@@ -4,6 +4,8 @@ Goes in: a path and its new content. A reader, and a process killed at any momen
 or the new one. What the operating system refuses (no space, read-only) comes out as a PlaceError.
 """
 
+import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 from finetune.errors import PlaceError
 
 __all__ = ["refuse_to_write", "sync_dir", "sync_tree", "to_json_text", "write_bytes", "write_json", "write_text"]
+
+_SYNCS_NO_FOLDERS = {errno.EINVAL, errno.EBADF}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,7 +42,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         beside.replace(path)
         sync_dir(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that is lost; what it said first is told
+            beside.unlink(missing_ok=True)
         raise refuse_to_write(path, error) from error
     except KeyboardInterrupt:
         beside.unlink(missing_ok=True)
@@ -56,10 +61,17 @@ def to_json_text(value: dict[str, Any]) -> str:
 
 
 def sync_dir(path: Path) -> None:
-    """Bring a folder's entries (names made, renamed, removed) to the disk."""
+    """Bring a folder's entries (names made, renamed, removed) to the disk, where its file system can do that.
+
+    Some network and FUSE file systems sync files alone. What they answer to a folder is no fault of the disk;
+    PostgreSQL (`fsync_fname`) passes over the same two numbers.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _SYNCS_NO_FOLDERS:
+            raise
     finally:
         os.close(descriptor)
 

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from finetune.errors import PlaceError
 from finetune.recipe.reading import build_recipe
 from finetune.run import full_disk
-from finetune.run.full_disk import find_full
+from finetune.run.folder import RunFolder
+from finetune.run.full_disk import find_full, telling_full_disk
 from finetune.run.logging import log_to_console
 from finetune.train import check_settings
 from tests.end_to_end.small_runs import build_values, read_figures, read_json, read_weights, run_small
@@ -34,11 +35,20 @@ FILES = [
 
 
 class Disk:
-    """Refuses to open one file for writing; Python tells every file that it opens to an audit hook."""
+    """Refuses to open one file for writing; Python tells every file that it opens to an audit hook.
+
+    Or, once a file is there, whatever would change anything in a folder.
+    """
 
     full_for = ""
+    read_only: Path | None = None
+    once_there = Path()
 
     def hook(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.read_only is not None and event in ("open", "os.remove", "os.rename", "os.rmdir", "os.mkdir"):
+            is_change = event != "open" or set("wax+") & set(str(arguments[1]))
+            if is_change and str(arguments[0]).startswith(str(self.read_only)) and self.once_there.exists():
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(arguments[0]))
         if self.full_for and event == "open" and set("wax+") & set(str(arguments[1])):
             self.refuse(str(arguments[0]))
 
@@ -96,6 +106,56 @@ def test_a_disk_full_at_any_file_is_told_and_the_resumed_run_is_the_unbroken_one
     assert read_figures(run) == read_figures(unbroken)
     assert read_weights(run) == read_weights(unbroken)
     assert read_json(run / "status.json")["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("once_there", "refused"),
+    [
+        pytest.param("checkpoints/checkpoint-2/COMPLETE.json", "metrics.jsonl", id="between two steps"),
+        pytest.param("summary.json", "adapter", id="as the result takes its place", marks=pytest.mark.slow),
+    ],
+)
+def test_a_disk_that_goes_read_only_is_told_and_the_resumed_run_is_the_unbroken_one(
+    once_there, refused, tmp_path, unbroken, monkeypatch
+):
+    run = tmp_path / "small"
+    monkeypatch.setattr(Disk, "once_there", run / once_there)
+    monkeypatch.setattr(Disk, "read_only", run)
+    with pytest.raises(PlaceError) as refusal:
+        run_small(tmp_path, **SETTINGS)
+    monkeypatch.setattr(Disk, "read_only", None)
+    lines = str(refusal.value).splitlines()
+    assert lines[0] == f"{run / refused} cannot be written: read-only file system."
+    assert lines[-1].endswith("Nothing that was saved is lost. When the disk can be worked on again: --resume")
+    assert read_json(run / "status.json")["status"] == "running", "not even this could be written"
+    assert not (run / "adapter").exists()
+
+    run_small(tmp_path, resume=True, **SETTINGS)
+    assert read_figures(run) == read_figures(unbroken)
+    assert read_weights(run) == read_weights(unbroken)
+
+
+@pytest.mark.parametrize("place", ["inside", "outside"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR])
+def test_what_is_said_of_a_file_of_the_run_is_of_the_place_and_of_any_other_file_a_fault_of_ours(
+    number, place, tmp_path
+):
+    file = (tmp_path if place == "inside" else tmp_path.parent) / "file"
+    kind = OSError if place == "outside" else PlaceError
+    with pytest.raises(kind, match="file") as told, telling_full_disk(RunFolder(tmp_path), lambda: 0):
+        raise OSError(number, os.strerror(number), str(file))
+    assert "--resume" not in str(told.value), "the run had not begun"
+
+
+def test_a_librarys_words_of_a_read_only_disk_are_of_the_place_once_the_run_has_begun(tmp_path):
+    said = SafetensorError("Error while serializing: I/O error: Read-only file system (os error 30)")
+    folder = RunFolder(tmp_path)
+    with pytest.raises(SafetensorError), telling_full_disk(folder, lambda: 0):
+        raise said
+    folder.start()
+    told = pytest.raises(PlaceError, match=r"cannot be written: read-only(.|\n)*--resume")
+    with told, telling_full_disk(folder, lambda: 0):
+        raise said
 
 
 def test_a_log_that_the_disk_does_not_take_is_told_once_and_stops_nothing(tmp_path, capsys):

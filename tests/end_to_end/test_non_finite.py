@@ -4,6 +4,7 @@ The row holds a word that no other one has; where the model meets its token, the
 gives, on the way forward, on the way back, or in the loss alone.
 """
 
+import errno
 import json
 import logging
 import math
@@ -22,7 +23,8 @@ from finetune.errors import DivergedError, PlaceError
 from finetune.export import export
 from finetune.model.loading import load_for_inference
 from finetune.objectives.supervised import SupervisedTrainer
-from tests.end_to_end.small_runs import TINY, read_figures, read_json, read_lines, read_weights, run_small
+from finetune.run.writing import write_text
+from tests.end_to_end.small_runs import ROOT, TINY, read_figures, read_json, read_lines, read_weights, run_small
 
 # Small words and one that the others do not share a piece with.
 ANSWERS = ["one", "two", "three", "four", "Quixotic", "six", "seven", "eight"]
@@ -135,6 +137,27 @@ def test_a_step_that_is_not_finite_stops_the_run_before_its_update_and_names_the
     assert read_json(run / "status.json")["status"] == "failed"
     assert "finite" in read_json(run / "status.json")["reason"]
     assert not (run / "adapter").exists()
+
+
+def test_a_disk_that_does_not_take_the_rows_does_not_hide_that_the_run_diverged(
+    tmp_path, rows, spoil, monkeypatch, caplog
+):
+    spoil("loss")
+
+    def refuse(path: Path, text: str) -> None:
+        raise PlaceError(f"{path} cannot be written") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("finetune.run.folder.writing.write_text", refuse_only("non_finite.jsonl", refuse))
+    with pytest.raises(DivergedError, match="the loss is not finite") as stopped:
+        run_rows(tmp_path, rows)
+    assert stopped.value.exit_code == 5
+    assert f"{rows}:{GUILTY_ROW} (" in str(stopped.value), "the row is named all the same"
+    assert "non_finite.jsonl" not in str(stopped.value)
+    assert "its rows are not kept" in caplog.text
+
+
+def refuse_only(name: str, refuse: Callable[[Path, str], None]) -> Callable[[Path, str], None]:
+    return lambda path, text: refuse(path, text) if path.name == name else write_text(path, text)
 
 
 @pytest.mark.parametrize("how", ["forward", "gradient"])
@@ -272,10 +295,12 @@ def test_chat_merge_and_a_run_that_starts_from_it_refuse_an_adapter_that_is_not_
     with pytest.raises(PlaceError, match=says):
         export(str(run), tmp_path / "merged", device="cpu")
     start = {"adapter": {"init_from": str(run)}, "model__quantization": "none"}
-    with pytest.raises(PlaceError, match=says):
-        run_small(tmp_path / "next", **start)
+    pairs = {"objective": "dpo", "data__train": {"path": str(ROOT / "data/tiny_world/preferences.jsonl"), "limit": 8}}
+    for further in ({}, pairs):
+        with pytest.raises(PlaceError, match=says):
+            run_small(tmp_path / "next", **start, **further)
     assert not (tmp_path / "merged").exists()
-    assert not (tmp_path / "next" / "small" / "adapter").exists()
+    assert not (tmp_path / "next" / "small").exists()
 
 
 def test_an_adapter_that_changes_nothing_is_not_merged_and_a_chat_says_so(finished, tmp_path, caplog):

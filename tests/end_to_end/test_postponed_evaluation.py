@@ -133,12 +133,13 @@ def test_best_step_early_stopping_and_a_rate_that_follows_the_evaluations_go_on_
     check_same(run_small(tmp_path / "stopped", **WORSENING, resume=True), whole)
 
 
-def test_a_checkpoint_at_which_early_stopping_ended_the_run_is_followed_by_no_step(tmp_path):
-    settings = WORSENING | {"training__save_steps": 1}
-    whole = run_small(tmp_path, **settings)
+def test_the_step_at_which_early_stopping_ends_the_run_is_saved_and_followed_by_none(tmp_path):
+    whole = run_small(tmp_path, **WORSENING)
     before = read_figures(whole)
     (whole / "status.json").write_text(
         (whole / "status.json").read_text().replace('"status": "done"', '"status": "running"')
     )
-    check_same(run_small(tmp_path, **settings, resume=True), whole)
+    check_same(run_small(tmp_path, **WORSENING, resume=True), whole)
     assert read_figures(whole) == before
+    summary = read_json(whole / "summary.json")
+    assert summary["resumed_from"] == [summary["steps"]]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.run.layout import find_checkpoints, find_step
 from tests.end_to_end.small_runs import (
     CHATS,
     hash_files,
@@ -103,6 +104,9 @@ def test_early_stopping_counts_on_across_a_resume(stopped_early, tmp_path):
     assert read_weights(resumed) == read_weights(stopped_early)
     first, second = (read_json(run / "summary.json") for run in (stopped_early, resumed))
     assert (second["steps"], second["best_step"]) == (first["steps"], first["best_step"])
+    for run in (stopped_early, resumed):  # best and last: a stop behind the last step loses none
+        kept = [find_step(one) for one in find_checkpoints(run / "checkpoints")]
+        assert kept[-1] == first["steps"] and first["best_step"] in kept
 
 
 def test_samples_of_steps_after_the_checkpoint_are_written_once(tmp_path):
@@ -136,7 +140,9 @@ def test_resume_where_no_run_is_starts_at_step_0_and_says_so(tmp_path, capsys):
 def test_overwrite_starts_over_on_other_rows_and_leaves_nothing_of_the_run_before(tmp_path):
     run = run_small(tmp_path)
     (run / "notes.txt").write_text("of the run before")
-    run_small(tmp_path, overwrite=True, training__max_steps=2, data__train={"path": str(CHATS), "limit": 40})
+    other = {"data__train": {"path": str(CHATS), "limit": 40}, "training__report_to": ["tensorboard"]}
+    run_small(tmp_path, overwrite=True, training__max_steps=2, **other)
+    assert any((run / "tensorboard").iterdir()), "its events were deleted with the run before"
     assert not (run / "notes.txt").exists()
     assert [line["step"] for line in read_lines(run) if "loss" in line] == [1, 2]
     assert [path.name for path in sorted((run / "checkpoints").glob("checkpoint-*"))] == ["checkpoint-2"]

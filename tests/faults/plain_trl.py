@@ -32,7 +32,9 @@ class Noted(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         *lines, _torn = self._path.read_text().split("\n") if self._path.exists() else [""]
         kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        beside = self._path.with_name(f".{self._path.name}.part")  # a kill in here must cost no line
+        beside.write_text("".join(f"{line}\n" for line in kept))
+        beside.replace(self._path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         if "loss" in logs:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from finetune.errors import Interrupted
+from finetune.run import writing
 from finetune.run.folder import RunFolder
 from tests.end_to_end.small_runs import hash_files, read_figures, read_json, read_weights, run_small
 
@@ -46,9 +47,11 @@ def _signalled(function: Callable[..., Any], number: signal.Signals) -> Callable
     return signalled
 
 
-@pytest.mark.parametrize("function", ["finetune.train.prepare", "finetune.train.load_frozen_base"])
+@pytest.mark.parametrize(
+    "function", ["finetune.train.prepare", "finetune.train.load_frozen_base", "finetune.train.rehearse"]
+)
 def test_before_the_run_starts_it_leaves_nothing(tmp_path, function):
-    run = stop_in(function, tmp_path)
+    run = stop_in(function, tmp_path, training__report_to=["tensorboard"])
     assert not run.exists()
 
 
@@ -64,7 +67,8 @@ def test_after_the_last_step_it_leaves_no_result_that_looks_finished_and_resume_
     for function in (
         "finetune.result.write_loss_plot",
         "finetune.result.build_card",  # adapter/ is half written
-        "finetune.result.build_summary",  # it is whole, and has not taken its place
+        "finetune.result.build_summary",
+        "finetune.run.writing.sync_tree",  # it is whole, and has not taken its place
     ):
         run = stop_in(function, tmp_path, resume=(tmp_path / "small").exists())
         status = read_json(run / "status.json")
@@ -74,6 +78,31 @@ def test_after_the_last_step_it_leaves_no_result_that_looks_finished_and_resume_
     assert read_json(run / "status.json")["status"] == "done"
     assert read_figures(run) == read_figures(whole)
     assert read_weights(run) == read_weights(whole)
+
+
+def test_once_the_result_takes_its_place_no_signal_ends_the_run_any_more(tmp_path, monkeypatch):
+    run, sync, write, told = tmp_path / "small", writing.sync_dir, RunFolder.write_status, []
+
+    def hit(moment: str) -> None:
+        if (run / "adapter").exists():
+            told.append(moment)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+
+    def sync_hit(path: Path) -> None:
+        hit(f"sync {path.name}")
+        sync(path)
+
+    def write_hit(folder: RunFolder, *args: Any, **kwargs: Any) -> None:
+        hit("write")
+        write(folder, *args, **kwargs)
+        hit("written")
+
+    monkeypatch.setattr(writing, "sync_dir", sync_hit)
+    monkeypatch.setattr(RunFolder, "write_status", write_hit)
+    run_small(tmp_path, **SETTINGS)
+    assert told == ["sync small", "write", "sync small", "written"]
+    assert read_json(run / "status.json")["status"] == "done"
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_word_in_the_log_and_no_end_of_the_run(tmp_path, monkeypatch):

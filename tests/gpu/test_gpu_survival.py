@@ -1,10 +1,13 @@
 """Stopped, diverging and short of memory on a real GPU: rows 1 to 3, 16 and 20 of what a run has to survive."""
 
+import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from finetune.errors import DivergedError
 from finetune.objectives.supervised import SupervisedTrainer
@@ -38,10 +41,25 @@ WAYS: dict[str, dict[str, Any]] = {
     "float16": {"model__compute_dtype": "float16"},
     "auto": {"model__compute_dtype": "auto"},
     "int8": {"model__quantization": "int8", "model__compute_dtype": "auto"},
+    # Documents by FlexAttention in float32, and by variable-length attention in 16 bits.
     "packed": {"data__packing": True, "training__gradient_checkpointing": True},
-    "adamw_8bit": {"training__optim": "adamw_8bit"},
-    "paged_adamw_8bit": {"training__optim": "paged_adamw_8bit"},
+    "packed_auto": {
+        "data__packing": True,
+        "model__compute_dtype": "auto",
+        "training__gradient_checkpointing": True,
+    },
+    # A matrix of fewer than 4,096 numbers keeps states of 32 bits, one of fewer than 100,000 keeps them out of pages
+    # (bitsandbytes 0.50, optim/optimizer.py).
+    "adamw_8bit": {"training__optim": "adamw_8bit", "adapter__r": 64},
+    "paged_adamw_8bit": {"training__optim": "paged_adamw_8bit", "adapter__r": 1024},
 }
+# Of 28 matrices, those whose states are 8-bit blocks: at rank 64 all but B of keys and values, 32 x 64.
+NUM_8BIT = {"adamw_8bit": 24, "paged_adamw_8bit": 28}
+
+
+def count_8bit(checkpoint: Path) -> int:
+    states = load_file(checkpoint / "optimizer.safetensors")
+    return sum(name.endswith(".state1") and value.dtype == torch.uint8 for name, value in states.items())
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -50,6 +68,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(way, tmp_path):
     whole = run_small(tmp_path / "whole", **settings)
     with stopped_at_evaluation(3):
         run_small(tmp_path / "stopped", **settings)
+    assert count_8bit(tmp_path / "stopped" / "small" / "checkpoints" / "checkpoint-3") == NUM_8BIT.get(way, 0)
     stopped = run_small(tmp_path / "stopped", resume=True, **settings)
     assert read_figures(stopped) == read_figures(whole)
     assert read_weights(stopped) == read_weights(whole)
@@ -93,6 +112,7 @@ def little_memory() -> Any:
     """Leave this process some memory beyond what it holds, and give it all back at the end."""
 
     def leave(num_bytes: int) -> None:
+        gc.collect()  # a run's model and trainer hold each other
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + num_bytes) / total)
@@ -109,6 +129,7 @@ def test_memory_that_runs_out_halves_the_rows_and_the_losses_stay(rehearsal, lit
         "model__compute_dtype": "float32",
         "adapter__lora_dropout": 0.0,
         "training__per_device_train_batch_size": 60,
+        "training__loss_type": "nll",  # the default one never makes all logits
         "training__rehearsal": rehearsal,
     }
     whole = run_small(tmp_path / "whole", **settings)

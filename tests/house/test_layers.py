@@ -40,7 +40,7 @@ class Layer:
 
 BELOW_TRAIN = {"errors", "recipe", "budget", "data", "model", "objectives", "run"}
 # What a plan is made by.
-PLAN = {"budget", "estimate", "planning"}
+PLAN = {"budget", "planning"}
 LAYERS = {
     "errors": Layer(ours=set()),
     # The catalogue of the libraries' settings is read as JSON; only writing it anew asks the libraries.
@@ -77,7 +77,6 @@ LAYERS = {
     "planning": Layer(
         ours={"errors", "recipe", "budget", "run"}, heavy={"huggingface_hub": {"base"}}, answers_at_once=True
     ),
-    "estimate": Layer(ours={"errors", "recipe", "budget", "planning"}, answers_at_once=True),
     "predicting": Layer(ours=BELOW_TRAIN | PLAN | {"prepare"}, heavy={"torch": EVERYWHERE}),
     "result": Layer(
         ours=BELOW_TRAIN | PLAN | {"prepare", "predicting", "measuring"},
@@ -86,6 +85,10 @@ LAYERS = {
     "train": Layer(
         ours=BELOW_TRAIN | PLAN | {"prepare", "predicting", "measuring", "origin", "reference", "result", "room"},
         heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
+    ),
+    # A finished run measured again, by the parts that made it.
+    "evaluating": Layer(
+        ours=BELOW_TRAIN | {"prepare", "measuring", "train"}, heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE)
     ),
     # Many runs, each a process: only that process loads what trains.
     "comparison": Layer(ours={"errors", "recipe", "run", "model", "train"}),
@@ -97,7 +100,7 @@ COMMAND_LINE = Layer(
     ours=BELOW_TRAIN
     | PLAN
     | {"prepare", "predicting", "measuring", "origin", "reference", "result", "room", "train", "comparison"}
-    | {"inspection", "cli"},
+    | {"evaluating", "inspection", "cli"},
     heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     answers_at_once=True,
 )

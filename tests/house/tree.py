@@ -5,12 +5,14 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from docs.make_verb_pages import NOT_VERBS, find_verbs
+from docs.make_verb_pages import find_verbs
 
 __all__ = ["NOT_VERBS", "PACKAGE", "ROOT", "find_bound_names", "find_files", "find_modules", "find_verbs"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "finetune"
+# The files in the root of the package that are no verbs.
+NOT_VERBS = frozenset(path.stem for path in PACKAGE.glob("*.py")) - set(find_verbs())
 
 
 @cache

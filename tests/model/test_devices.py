@@ -64,7 +64,7 @@ def test_a_gpu_asked_for_where_there_is_none_says_how_to_run_without(machine):
 def test_a_launcher_that_would_shard_the_model_is_refused(machine, monkeypatch, variable):
     machine(num_gpus=2)
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(PlaceError, match=rf"{variable} asks for (?s:.*)torchrun --nproc_per_node"):
+    with pytest.raises(PlaceError, match=rf"{variable} asks for (?s:.*)torchrun --nproc_per_node 2 -m finetune\.VERB"):
         choose_device("auto")
     monkeypatch.setenv(variable, "false")
     assert choose_device("auto") == GPU
@@ -138,7 +138,7 @@ def test_one_process_on_two_gpus_keeps_one_and_the_trainer_does_not_copy_the_mod
     said = keep_one_gpu(arguments)
     assert said is not None
     assert said.startswith("This machine has 2 GPUs and this process uses one")
-    assert "accelerate launch --num_processes 2" in said
+    assert "accelerate launch --num_processes 2 -m finetune.VERB" in said
     model = torch.nn.Linear(2, 2)
     assert Trainer(model, arguments)._wrap_model(model) is model
 

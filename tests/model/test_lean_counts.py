@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from finetune.model import lean
 from finetune.model.adapters import attach_adapter
 from finetune.model.base import load_base
 from finetune.model.frozen_weights import find_quantized, keep_resident
 from finetune.model.lean import use_lean_path
 from finetune.recipe.schema import AdapterSettings, ModelSettings
+from tests.model.lean_layers import build_model, make_lean, run
 from tests.model.tiny_models import SHAPE
 
 NUM_LAYERS = 4
@@ -185,3 +187,17 @@ def test_a_shared_weight_is_given_back_when_its_gradient_is_computed():
         loss.backward()
     assert len(made) == NUM_LINEARS
     assert all(one() is None for one in made)
+
+
+@pytest.mark.parametrize("alpha", [4, 8])
+def test_a_scale_of_one_is_no_pass_of_its_own_and_changes_no_bit(alpha, monkeypatch):
+    passed, muls = [], []
+    for scale in (lean._scale_, Tensor.mul_):
+        monkeypatch.setattr(lean, "_scale_", scale)
+        model = make_lean(build_model("full", lora_alpha=alpha))
+        with Counting(set()) as counted:
+            passed.append(run(model, torch.randn(6, 32, generator=torch.Generator().manual_seed(2))))
+        muls.append(counted.names["mul_"])
+    assert muls[1] - muls[0] == (2 if alpha == 4 else 0)
+    for name in ("out", "grad_x", "grad_a", "grad_b"):
+        assert torch.equal(getattr(passed[0], name), getattr(passed[1], name))

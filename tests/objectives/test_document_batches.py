@@ -17,7 +17,7 @@ from finetune.model.adapters import attach_adapter
 from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import supervised
 from finetune.objectives.batch_parts import cut
-from finetune.objectives.building import RunArguments
+from finetune.objectives.building import RunArguments, TrainerParts
 from finetune.objectives.supervised import SupervisedTrainer, build_arguments, build_trainer
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import AdapterSettings, DataSettings, ModelSettings, SourceSettings, TrainingSettings
@@ -60,15 +60,16 @@ def make(
         checkpoints_dir=tmp_path / "checkpoints",
     )  # fmt: skip
     trainer = build_trainer(
-        base=base,
-        model=attach_adapter(base, AdapterSettings(method="lora", r=4, init_lora_weights=False), seed=1),
-        tokenizer=tokenizer,
-        arguments=build_arguments(settings, run),
-        train=train,
-        held_out=None,
-        data=DataSettings(train=SourceSettings(path="rows.jsonl"), tokens_per_batch=tokens_per_batch),
-        training=settings,
-        callbacks=[],
+        TrainerParts(
+            base=base,
+            model=attach_adapter(base, AdapterSettings(method="lora", r=4, init_lora_weights=False), seed=1),
+            tokenizer=tokenizer,
+            arguments=build_arguments(settings, run),
+            train=train,
+            held_out=None,
+            data=DataSettings(train=SourceSettings(path="rows.jsonl"), tokens_per_batch=tokens_per_batch),
+            training=settings,
+        ),
     )
     assert trainer.sums_trained_tokens
     return trainer

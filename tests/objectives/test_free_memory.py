@@ -1,5 +1,6 @@
-"""What may be taken is what the host has left, or what a container leaves of it: of both the less."""
+"""What may be taken is what the device has left, or what a container or a process's share leaves of it: the less."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,39 @@ def test_no_limit_is_no_limit(host: Path) -> None:
     (host / "own").write_text("4:memory:/\n")
     write_group(host / "groups" / "memory", FIRST, str(2**63 - 4096), 120000)
     assert find_room(CPU) == HOST
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A GPU of 1000 bytes: 400 are free, this process has reserved 300 and filled 250 of them."""
+
+    def install(fraction: float) -> None:
+        def read_fraction(device: int | torch.device | None = None) -> float:
+            if device is not None:
+                torch.cuda._utils._get_device_index(device)  # torch's own refusal
+            return fraction
+
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (400, 1000))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 250)
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", read_fraction)
+
+    return install
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [
+        (1.0, Room(400 + 50, 1000)),
+        (0.8, Room(400 + 50, 800)),  # 500 more may be reserved, and 400 are there
+        (0.5, Room(200 + 50, 500)),
+        (0.25, Room(0 + 50, 250)),  # the share was lowered below what is held
+    ],
+)
+def test_of_a_gpu_what_is_free_or_what_the_process_may_still_take_counts(gpu, device, fraction, expected) -> None:
+    gpu(fraction)
+    assert find_room(torch.device(device)) == expected
 
 
 def test_a_device_that_does_not_say_has_no_room(host: Path) -> None:

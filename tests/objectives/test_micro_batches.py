@@ -24,7 +24,7 @@ from finetune.model.base import load_base
 from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import dpo, kto, orpo, reward, supervised
 from finetune.objectives.batch_parts import count_rows, cut
-from finetune.objectives.building import RunArguments
+from finetune.objectives.building import RunArguments, TrainerParts
 from finetune.objectives.full_memory import is_out_of_memory
 from finetune.objectives.micro_batches import MicroBatches
 from finetune.objectives.trainer import StepMixin
@@ -107,15 +107,16 @@ def make(
     rows = build_rows(objective, 6, packs=packs)
     ours = OBJECTIVES[objective]
     trainer = ours.build_trainer(
-        base=base,
-        model=attach_adapter(base, AdapterSettings(**adapter), seed=1),
-        tokenizer=tokenizer,
-        arguments=ours.build_arguments(settings, run),
-        train=rows,
-        held_out=rows,
-        data=DataSettings(train=SourceSettings(path="rows.jsonl"), packing=packs),
-        training=settings,
-        callbacks=[],
+        TrainerParts(
+            base=base,
+            model=attach_adapter(base, AdapterSettings(**adapter), seed=1),
+            tokenizer=tokenizer,
+            arguments=ours.build_arguments(settings, run),
+            train=rows,
+            held_out=rows,
+            data=DataSettings(train=SourceSettings(path="rows.jsonl"), packing=packs),
+            training=settings,
+        ),
     )
     if layout is not None:
         trainer.data_collator = Collator(layout, trainer.data_collator.pad_token_id, names_lengths=layout == "flat")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from finetune.data.tokens import TokenRows
 from finetune.errors import DataError, RecipeError
 from finetune.model.adapters import REFERENCE, attach_adapter
 from finetune.model.tokenizer import load_tokenizer
-from finetune.objectives.building import RunArguments
+from finetune.objectives import OBJECTIVES
+from finetune.objectives.building import RunArguments, TrainerParts
 from finetune.objectives.reinforcement import (
     GroupTrainer,
     LeaveOneOutTrainer,
@@ -109,15 +111,16 @@ def make(
     config_class = GRPOConfig if trainer_class is GroupTrainer else RLOOConfig
     return build_trainer(
         trainer_class,
-        base=base,
-        model=model or attach_adapter(base, adapter, seed=1),
-        tokenizer=tokenizer,
-        arguments=build_arguments(config_class, settings, run),
-        train=train or prompts(12),
-        held_out=held_out,
-        data=ROWS,
-        training=settings,
-        callbacks=[],
+        TrainerParts(
+            base=base,
+            model=model or attach_adapter(base, adapter, seed=1),
+            tokenizer=tokenizer,
+            arguments=build_arguments(config_class, settings, run),
+            train=train or prompts(12),
+            held_out=held_out,
+            data=ROWS,
+            training=settings,
+        ),
         rewards=list(rewards),
         stop_ids=STOP_IDS,
     )
@@ -147,7 +150,7 @@ def test_a_prompt_is_the_templates_and_the_answer_of_the_row_stands_beside_it(to
     loaded = load_examples(SourceSettings(path=str(path)), kind="prompt", seed=1, on_bad_rows="error")
 
     data = ROWS.model_copy(update={"max_length": 150})
-    rows = build_rows(loaded, renderer, data, TrainingSettings(max_completion_length=10))
+    rows = build_rows("grpo", loaded, renderer, data, TrainingSettings(max_completion_length=10))
     assert rows.dataset["prompt"][0] == renderer.render_prompt([Message("user", "Say hello")])
     assert rows.dataset["reference"][:] == ["hello", "hello"]
     assert (rows.report["rows_read"], rows.report["census"]["rows"], rows.report["census"]["dropped"]) == (
@@ -160,9 +163,26 @@ def test_a_prompt_is_the_templates_and_the_answer_of_the_row_stands_beside_it(to
     assert (rows.report["census"]["trained_tokens"], rows.report["rows_without_answer"]) == (0, 0)
 
 
+@pytest.mark.parametrize(("objective", "config"), [("grpo", GRPOConfig), ("rloo", RLOOConfig)])
+def test_without_the_setting_a_prompt_leaves_room_for_the_longest_answer_that_the_trainer_samples(
+    objective, config, tokenizer, tmp_path
+):
+    path = tmp_path / "rows.jsonl"
+    texts = ("hello", "hello " * 60)
+    path.write_text("".join(json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n" for text in texts))
+    loaded = load_examples(SourceSettings(path=str(path)), kind="prompt", seed=1, on_bad_rows="error")
+    (longest,) = (field.default for field in fields(config) if field.name == "max_completion_length")
+
+    renderer = Renderer(load_template("vicuna", tokenizer), tokenizer)
+    data = ROWS.model_copy(update={"max_length": 750})
+    rows = OBJECTIVES[objective].build_rows(loaded, renderer, data=data, training=TrainingSettings())
+    assert rows.report["census"]["max_length"] == 750 - longest
+    assert (rows.report["census"]["rows"], rows.report["census"]["dropped"]) == (1, {"too_long": 1})
+
+
 def test_an_answer_that_leaves_no_room_for_a_prompt_is_a_fault_of_the_recipe(tokenizer):
     with pytest.raises(RecipeError, match="an answer alone may have 64"):
-        build_rows(None, None, ROWS, TrainingSettings(max_completion_length=64))
+        build_rows("grpo", None, None, ROWS, TrainingSettings(max_completion_length=64))
 
 
 @BOTH

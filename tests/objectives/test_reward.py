@@ -15,7 +15,7 @@ from finetune.model.adapters import attach_adapter
 from finetune.model.base import load_base
 from finetune.model.heads import ScoreHead
 from finetune.model.tokenizer import find_pad_id, load_tokenizer
-from finetune.objectives.building import RunArguments
+from finetune.objectives.building import RunArguments, TrainerParts
 from finetune.objectives.losses import reward_loss
 from finetune.objectives.pairs import compare, score_pairs
 from finetune.objectives.reward import ScoreTrainer, build_arguments, build_trainer
@@ -79,15 +79,16 @@ def make(
     section = TrainingSettings(**(typed | training))
     run = RunArguments("test", base.device, base.compute_dtype, True, 1, tmp_path / "checkpoints")
     return build_trainer(
-        base=base,
-        model=attach_adapter(base, adapter, seed=1),
-        tokenizer=tokenizer,
-        arguments=build_arguments(section, run),
-        train=build_pairs(24),
-        held_out=build_pairs(10, seed=1),
-        data=DataSettings(train=SourceSettings(path="rows.jsonl")),
-        training=section,
-        callbacks=[],
+        TrainerParts(
+            base=base,
+            model=attach_adapter(base, adapter, seed=1),
+            tokenizer=tokenizer,
+            arguments=build_arguments(section, run),
+            train=build_pairs(24),
+            held_out=build_pairs(10, seed=1),
+            data=DataSettings(train=SourceSettings(path="rows.jsonl")),
+            training=section,
+        ),
     )
 
 

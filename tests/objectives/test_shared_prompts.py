@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.data.batches import IGNORE_INDEX, PairCollator
-from finetune.data.shared_prompts import Widths
+from finetune.data.shared_prompts import Widths, find_parts
 from finetune.data.tokens import TokenRows
 from finetune.errors import RecipeError
 from finetune.model.adapters import attach_adapter
 from finetune.model.base import load_base
 from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import dpo
-from finetune.objectives.building import RunArguments
+from finetune.objectives.building import RunArguments, TrainerParts
 from finetune.objectives.dpo import PreferenceTrainer
 from finetune.objectives.guilty_rows import find_guilty_rows
 from finetune.objectives.pairs import answer_logps
@@ -172,15 +172,16 @@ def make(
     )  # fmt: skip
     rows = Dataset.from_list(build_pairs())
     trainer = dpo.build_trainer(
-        base=base,
-        model=attach_adapter(base, AdapterSettings(**adapter), seed=1),
-        tokenizer=tokenizer,
-        arguments=dpo.build_arguments(training_settings, run),
-        train=TokenRows(rows, rows, {}, ""),
-        held_out=TokenRows(rows, rows, {}, ""),
-        data=DataSettings(train=SourceSettings(path="rows.jsonl"), packing=False, share_prompts=choice),
-        training=training_settings,
-        callbacks=[],
+        TrainerParts(
+            base=base,
+            model=attach_adapter(base, AdapterSettings(**adapter), seed=1),
+            tokenizer=tokenizer,
+            arguments=dpo.build_arguments(training_settings, run),
+            train=TokenRows(rows, rows, {}, ""),
+            held_out=TokenRows(rows, rows, {}, ""),
+            data=DataSettings(train=SourceSettings(path="rows.jsonl"), packing=False, share_prompts=choice),
+            training=training_settings,
+        ),
     )
     return Made(trainer=trainer, base=base)
 
@@ -307,6 +308,20 @@ def test_the_tokens_of_a_pair_through_the_model_are_its_own_and_the_prompt_once(
     assert apart == {"embedding": 2 * 58, "product": 2 * 58, "head": 2 * 58, "calls": 2}
     # The head sees the prompt's last token and 9 of an answer, for both.
     assert once == {"embedding": 2 * 35, "product": 2 * 35, "head": 2 * 20, "calls": 2}
+
+
+def test_a_batch_is_laid_out_once_for_policy_and_reference(moved, monkeypatch):
+    laid_out = []
+
+    def count(batch: Any) -> Any:
+        laid_out.append(len(batch["input_ids"]))
+        return find_parts(batch)
+
+    monkeypatch.setattr("finetune.objectives.shared_prompts.find_parts", count)
+    with counted(moved) as counts:
+        step(moved, SharedPrompts(moved.model, work=None))
+    assert counts["calls"] == 2  # policy and reference
+    assert laid_out == [2 * len(PAIRS)]
 
 
 def test_work_is_counted_from_the_shapes_of_the_layers(folder, tokenizer, tmp_path):

@@ -18,7 +18,7 @@ from finetune.errors import DivergedError, PlaceError, RecipeError
 from finetune.model.adapters import attach_adapter
 from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import supervised
-from finetune.objectives.building import RunArguments
+from finetune.objectives.building import RunArguments, TrainerParts
 from finetune.objectives.supervised import SupervisedTrainer, build_arguments, build_trainer
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import AdapterSettings, DataSettings, ModelSettings, SourceSettings, TrainingSettings
@@ -83,15 +83,16 @@ def make(
     )  # fmt: skip
     arguments = build_arguments(settings, run)
     return build_trainer(
-        base=base,
-        model=attach_adapter(base, adapter, seed=1),
-        tokenizer=tokenizer,
-        arguments=arguments,
-        train=train,
-        held_out=held_out,
-        data=DataSettings(train=SourceSettings(path="rows.jsonl"), packing=packing),
-        training=settings,
-        callbacks=[],
+        TrainerParts(
+            base=base,
+            model=attach_adapter(base, adapter, seed=1),
+            tokenizer=tokenizer,
+            arguments=arguments,
+            train=train,
+            held_out=held_out,
+            data=DataSettings(train=SourceSettings(path="rows.jsonl"), packing=packing),
+            training=settings,
+        ),
     )
 
 

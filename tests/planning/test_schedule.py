@@ -6,8 +6,8 @@ import pytest
 
 from finetune.budget.devices import find_device
 from finetune.data.batches import Collator
-from finetune.estimate import estimate_plan
 from finetune.objectives.step_memory import to_shape
+from finetune.planning.estimate import estimate_plan
 from finetune.planning.rows import find_rows
 from finetune.planning.schedule import build_schedule
 from finetune.recipe.reading import build_recipe
@@ -26,6 +26,27 @@ def build(training: dict[str, Any] | None = None, model: dict[str, Any] | None =
             "training": {"gradient_accumulation_steps": 4, **(training or {})},
         }
     )  # fmt: skip
+
+
+def test_sampled_answers_are_as_long_and_as_many_as_the_trainer_makes_them_unless_the_recipe_says_otherwise():
+    def plan(objective: str, **training: Any):
+        recipe = build_recipe(
+            {
+                "name": "sampled",
+                "objective": objective,
+                "model": {"model_name_or_path": "mistralai/Mistral-7B-v0.1"},
+                "data": {"train": {"path": "org/rows"}, "assumed": {"rows": 100, "tokens_per_row": 50}},
+                "rewards": [{"function": "exact_match"}],
+                "training": training,
+            }
+        )
+        schedule = build_schedule(recipe, find_rows(recipe), attention="sdpa")
+        return schedule.steps, schedule.tokens_per_step
+
+    # Eight answers a step. By default GRPO gives eight to a prompt and RLOO two, each of up to 512 tokens (TRL 1.14).
+    assert plan("grpo") == (100, 8 * (50 + 512))
+    assert plan("rloo") == (25, 8 * (50 + 512))
+    assert plan("grpo", max_completion_length=100, num_generations=4) == (50, 8 * (50 + 100))
 
 
 def test_packed_rows_of_a_micro_batch_are_planned_as_one_row_of_as_many_tokens():

@@ -50,6 +50,14 @@ def test_what_is_made_from_the_schema_is_fresh(path: Path, rendered: Callable[[]
     assert path.read_text(encoding="utf-8") == rendered(), "python -m finetune.recipe.documents"
 
 
+def test_a_setting_that_takes_a_text_of_one_line_is_told_so_in_words() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| `", render_manual(), re.MULTILINE)
+    takes = dict(rows)
+    assert takes["model_name_or_path"] == "text or null"
+    assert takes["labels"] == "list of text or null"
+    assert not [name for name, told in rows if "[^" in told]
+
+
 @pytest.mark.parametrize("objective", TRAINER_CONFIGS)
 def test_every_setting_of_a_trainer_is_ours_or_passed_on_or_pointed_elsewhere(objective: str) -> None:
     ours, fields = set(TrainingSettings.model_fields), set(read_catalogue().find_trainer_fields(objective))

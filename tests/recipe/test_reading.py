@@ -417,3 +417,10 @@ def test_a_page_of_nonsense_is_answered_in_about_a_second(write: Write) -> None:
     start = time.perf_counter()
     message_of(path)
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("typed", ["adapter: qlora", "adapter: {method: qlora}"])
+def test_qlora_is_answered_with_what_it_is_made_of(write: Write, typed: str) -> None:
+    told = message_of(write(typed))
+    assert "qlora" in told
+    assert "Write adapter: {method: lora}; model.quantization is nf4 already" in told

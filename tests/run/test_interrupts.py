@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerCallback
 
 from finetune.cli import run_verb
-from finetune.errors import Interrupted
+from finetune.errors import DivergedError, Interrupted
 from finetune.run.checkpoints import CommitRecord, find_newest_checkpoint
 from finetune.run.folder import RunFolder
 from finetune.run.interrupts import Interrupts
@@ -33,9 +33,16 @@ class SignalAt(TrainerCallback):
 
 @pytest.fixture(autouse=True)
 def handlers_are_given_back():
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    def hear_nothing(number, frame):  # a signal that comes late would end pytest
+        pass
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, hear_nothing) for number in signals}
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    found = [signal.getsignal(number) for number in signals]
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert found == [hear_nothing] * 2
 
 
 def run(build_trainer, folder: RunFolder, *sent: TrainerCallback, **arguments) -> None:
@@ -208,6 +215,44 @@ def test_a_sigterm_that_a_finalizer_swallowed_before_the_run_ends_it_as_it_begin
     folder = start_folder(tmp_path)
     with folder, Interrupts(folder):  # of the next command, which hears its own signals alone
         pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_handlers_are_put_in_place_is_told_as_any_other(tmp_path, monkeypatch, number):
+    put = signal.signal
+
+    def put_and_hit(which, handler):
+        before = put(which, handler)
+        if which == number and getattr(handler, "__name__", "") == "_handle":
+            os.kill(os.getpid(), number)
+        return before
+
+    monkeypatch.setattr(signal, "signal", put_and_hit)
+    folder = RunFolder.claim(tmp_path, "mistral", resume=False, overwrite=False)
+    before = pytest.raises(Interrupted, match="before the first step, left at once")
+    with before as stopped, folder, Interrupts(folder):
+        pytest.fail("the run began")
+    assert stopped.value.exit_code == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_on_the_way_out_does_not_take_the_place_of_what_ended_the_run(tmp_path, monkeypatch, number):
+    put = signal.signal
+
+    def hit_and_put(which, handler):
+        # Not where handlers are given back: this process may have been started with Ctrl-C ignored, as behind `&`.
+        if handler is signal.SIG_IGN and signal.getsignal(which) != before[which]:
+            os.kill(os.getpid(), number)
+        return put(which, handler)
+
+    before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
+    folder = start_folder(tmp_path)
+    with pytest.raises(DivergedError), folder, Interrupts(folder):
+        monkeypatch.setattr(signal, "signal", hit_and_put)
+        raise DivergedError("step 7: the loss is not finite.")
+    status = folder.read_status()
+    assert (status["status"], status["reason"]) == ("failed", "step 7: the loss is not finite.")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

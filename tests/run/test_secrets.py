@@ -142,6 +142,43 @@ def test_passwords_by_their_short_names_are_secrets_and_the_folder_a_shell_is_in
     assert mask_text("canary-of-pass, canary-of-pwd, /srv/finetune/here") == "***, ***, /srv/finetune/here"
 
 
+@pytest.mark.parametrize("name", ["PGPASSWORD", "SSHPASS", "GHTOKEN", "CLIENTSECRET", "OPENAIAPIKEY", "AWSACCESSKEY"])
+def test_a_name_that_ends_in_the_word_needs_no_line_before_it(monkeypatch, name):
+    monkeypatch.setenv(name, "canary-of-16-and")
+    assert mask_text("told canary-of-16-and") == "told ***"
+    with pytest.raises(RecipeError, match=f"the value of the variable {name}"):
+        refuse_known_secrets("path: canary-of-16-and.jsonl")
+
+
+@pytest.mark.parametrize("name", ["MONKEY", "COMPASS", "PROXY_BYPASS", "SSH_ASKPASS", "OLDPWD", "MAX_TOKENS"])
+def test_words_that_end_alike_name_no_secret(monkeypatch, name):
+    monkeypatch.setenv(name, "canary-of-16-and")
+    assert mask_text("told canary-of-16-and") == "told canary-of-16-and"
+    refuse_known_secrets("path: canary-of-16-and.jsonl")
+
+
+@pytest.mark.parametrize("name", ["PGPASSWORD", "DB_PASS", "SMTP_PWD", "KEY_PASSPHRASE", "DB_PASSWORD_2"])
+def test_a_password_of_eight_characters_is_refused_in_a_recipe_by_its_variables_name(monkeypatch, name):
+    monkeypatch.setenv(name, "c4nary-7")
+    with pytest.raises(RecipeError, match=f"the value of the variable {name}") as refusal:
+        refuse_known_secrets("name: mine\n# the database's: c4nary-7\n")
+    assert "c4nary" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("PGPASSWORD", "postgres", "path: data/postgres/rows.jsonl"),  # a word
+        ("PGPASSWORD", "12345678", "revision: a123456789"),  # a part of another
+        ("PGPASSWORD", "c4nary7", "path: c4nary7"),  # shorter than any that is masked
+        ("WANDB_API_KEY", "mistral-7b", "name: mistral-7b"),  # no password, and no key is so short
+    ],
+)
+def test_a_word_that_a_short_secret_merely_equals_is_no_leak(monkeypatch, name, value, text):
+    monkeypatch.setenv(name, value)
+    refuse_known_secrets(text)
+
+
 RECIPE = "name: leaky\nmodel: {{model_name_or_path: ./nowhere}}\ndata: {{train: {{path: {path}}}}}\n{more}\n"
 
 

@@ -1,12 +1,14 @@
 """A file is the old one or the new one, whole, and what the system refuses is said."""
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import PlaceError
-from finetune.run.writing import sync_tree, write_bytes, write_text
+from finetune.run.writing import sync_dir, sync_tree, write_bytes, write_text
 from tests.run.folders import start_folder
 
 
@@ -50,6 +52,36 @@ def test_a_result_is_on_the_disk_with_its_entries_before_it_takes_its_place(tmp_
     with folder.write_dir(folder.adapter_dir) as part:
         (part / "weights").touch()
     assert synced == ["weights", ".adapter.part", tmp_path.name]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF])
+def test_a_file_system_that_syncs_files_alone_takes_a_file_and_a_result(tmp_path, monkeypatch, number) -> None:
+    fsync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_text(tmp_path / "a.txt", "a")
+    assert (tmp_path / "a.txt").read_text() == "a"
+    folder = start_folder(tmp_path)
+    with folder.write_dir(folder.adapter_dir) as part:
+        (part / "weights").touch()
+    assert (folder.adapter_dir / "weights").exists()
+
+
+def test_a_folder_or_a_file_that_the_disk_does_not_take_is_told(tmp_path, monkeypatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_dir(tmp_path)
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: refuse(0))  # nor does it give anything back
+    with pytest.raises(PlaceError, match=r"a\.txt cannot be written: input/output error"):
+        write_text(tmp_path / "a.txt", "a")
 
 
 def test_what_cannot_be_written_is_told_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

@@ -8,18 +8,18 @@ import pytest
 
 from finetune.budget.devices import DEVICES, find_device
 from finetune.errors import PlaceError, RecipeError
-from finetune.estimate import estimate_plan
 from finetune.model.sizes import estimate_parameters
 from finetune.objectives import OBJECTIVES
 from finetune.planning import machine
 from finetune.planning.base import find_config
 from finetune.planning.console import print_plan, render_line, render_verdict
 from finetune.planning.device_rules import find_attention, is_refused
+from finetune.planning.estimate import estimate_plan
 from finetune.planning.machine import find_cpu, with_measured_speed
 from finetune.recipe.reading import read_recipe
 from tests.end_to_end.small_runs import read_json, run_small
 
-RECIPES = sorted(path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml") if "compare" not in path.stem)
+RECIPES = sorted(path for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml") if "compare" not in path.stem)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""A finished run measured again: what is asked for, the measurement, its figures in words."""
