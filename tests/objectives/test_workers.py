@@ -4,11 +4,13 @@ import logging
 import multiprocessing
 import os
 import signal
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import PlaceError
+from finetune.objectives import workers
 from finetune.objectives.workers import telling_dead_workers
 from tests.end_to_end.small_runs import read_json, run_small
 
@@ -66,6 +68,29 @@ def test_what_torch_says_of_workers_is_said_with_its_ways_out(words, first):
     assert first in str(refusal.value).splitlines()[0]
     assert refusal.value.__cause__ is None
     assert len(str(refusal.value).splitlines()) <= 6
+
+
+def test_a_worker_that_dies_while_its_batch_is_fetched_is_a_dead_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_SECONDS_TO_DIE", 0.2)
+
+    def fetch() -> None:
+        resource_sharer._resource_sharer.get_connection((str(tmp_path / "gone"), b"its key"))
+
+    with pytest.raises(PlaceError, match="A data worker was killed"), telling_dead_workers(2):
+        fetch()
+
+    # torch's word of it may come later, from its handler of a signal, and is the same worker's.
+    def tell(signum: int, frame: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGALRM, tell)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(PlaceError, match="A data worker was killed"), telling_dead_workers(2):
+            fetch()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_other_errors_pass_and_without_workers_so_do_these():
