@@ -10,10 +10,10 @@ from typing import Any
 
 from finetune.budget.decoders import DECODERS, build_decoder
 from finetune.budget.encoders import ENCODERS, build_encoder
-from finetune.budget.shapes import Architecture, Head, Linear, Norm
+from finetune.budget.shapes import Architecture, Head
 from finetune.errors import RecipeError
 
-__all__ = ["Architecture", "Head", "Linear", "Norm", "build_architecture"]
+__all__ = ["Architecture", "build_architecture"]
 
 _OF_BERT = {
     "hidden_size": 768,

@@ -132,7 +132,7 @@ def find_device(name: str) -> Device:
             return device
     known = [*(device.name for device in DEVICES), CPU]
     if not wanted.strip():
-        raise PlaceError(f"--device: no name stands behind it.\n  There are: {', '.join(known)}.")
+        raise PlaceError(f"--device needs a name.\n  There are: {', '.join(known)}.")
     near = find_nearest(wanted, known)
     meant = f"Did you mean {near[0]}? " if near else ""
     raise PlaceError(f"--device {name}: no such device is in the table.\n  {meant}There are: {', '.join(known)}.")

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Architecture", "Experts", "Head", "Linear", "Norm"]
+from finetune.recipe.row_kinds import Head
 
-# What a base ends with, as `model.heads` has it: words, restored masked tokens, labels of a text, a reward's score.
-Head = Literal["words", "masked", "labels", "score"]
+__all__ = ["Architecture", "Experts", "Head", "Linear", "Norm"]
 
 
 @dataclass(frozen=True, slots=True)

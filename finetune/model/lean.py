@@ -46,14 +46,14 @@ def use_lean_path(model: nn.Module) -> int:
     return sum(isinstance(module, _Lean) for module in model.modules())
 
 
-# PEFT's layers with another forward. Each inherits from one class alone: then it can be put in that one's place.
-
-
 def forget_shared_weights(model: nn.Module) -> None:
     """Give the weights back that a recomputed layer had dequantized for a gradient that never came."""
     for module in model.modules():
         if isinstance(module, _Lean):
             module.shared_OI = None
+
+
+# PEFT's layers with another forward. Each inherits from one class alone: then it can be put in that one's place.
 
 
 class LeanLinear(lora.Linear):

@@ -5,11 +5,14 @@ In goes a device; out come bytes. Whoever spends memory or wants to know whether
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-__all__ = ["Room", "find_least", "find_room", "name_device", "read_available_bytes"]
+if TYPE_CHECKING:
+    from finetune.objectives.trainer import StepMixin
+
+__all__ = ["FreeMemory", "find_free_memory", "find_least", "find_share", "name_memory", "read_available_bytes"]
 
 _MEMORY_TABLE = Path("/proc/meminfo")
 _OWN_GROUPS = Path("/proc/self/cgroup")
@@ -21,7 +24,7 @@ _CACHE_ENTRIES = ("inactive_file", "total_inactive_file")
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class FreeMemory:
     """Memory of a device.
 
     Attributes:
@@ -33,7 +36,7 @@ class Room:
     total_bytes: int
 
 
-def find_least(trainer: Any, num_bytes: int) -> int:
+def find_least(trainer: "StepMixin", num_bytes: int) -> int:
     """Find the least of a number over all processes of a trainer's launch; all have to ask."""
     if trainer.args.world_size == 1:
         return num_bytes
@@ -41,7 +44,7 @@ def find_least(trainer: Any, num_bytes: int) -> int:
     return int(trainer.accelerator.gather(mine).min())
 
 
-def find_room(device: torch.device) -> Room | None:
+def find_free_memory(device: torch.device) -> FreeMemory | None:
     """Find how much memory a device has left; None where it does not say so."""
     if device.type == "cuda":
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
@@ -51,38 +54,47 @@ def find_room(device: torch.device) -> Room | None:
         allowed_bytes = int(total_bytes * torch.cuda.get_per_process_memory_fraction(device.index))
         new_bytes = min(free_bytes, max(0, allowed_bytes - reserved_bytes))
         cached_bytes = reserved_bytes - torch.cuda.memory_allocated(device)
-        return Room(new_bytes + cached_bytes, min(total_bytes, allowed_bytes))
+        return FreeMemory(new_bytes + cached_bytes, min(total_bytes, allowed_bytes))
     if device.type == "cpu" and _MEMORY_TABLE.exists():
-        rooms = [_read_host(), *_read_groups()]
-        return Room(min(one.free_bytes for one in rooms), min(one.total_bytes for one in rooms))
+        found = [_read_host(), *_read_groups()]
+        return FreeMemory(min(one.free_bytes for one in found), min(one.total_bytes for one in found))
     return None
+
+
+def find_share(trainer: "StepMixin") -> FreeMemory | None:
+    """Find how much memory a trainer's process has left: of a GPU all, of the host what each of its launch has."""
+    device, num_processes = trainer.args.device, trainer.args.world_size
+    free = find_free_memory(device)
+    if free is None or device.type != "cpu":
+        return free
+    return FreeMemory(free.free_bytes // num_processes, free.total_bytes // num_processes)
 
 
 def read_available_bytes() -> int | None:
     """Bytes of the host's memory that could be taken without swapping; None where Linux does not say so."""
-    room = find_room(torch.device("cpu"))
-    return None if room is None else room.free_bytes
+    free = find_free_memory(torch.device("cpu"))
+    return None if free is None else free.free_bytes
 
 
-def name_device(device: torch.device) -> str:
+def name_memory(device: torch.device) -> str:
     """Name a device by what decisions on memory hang on: a GPU by its kind and memory, the host by its memory."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    room = find_room(device)
-    return device.type if room is None else f"{device.type}, {room.total_bytes / 2**30:.0f} GiB"
+    free = find_free_memory(device)
+    return device.type if free is None else f"{device.type}, {free.total_bytes / 2**30:.0f} GiB"
 
 
-def _read_host() -> Room:
+def _read_host() -> FreeMemory:
     entries = dict(line.split(":", 1) for line in _MEMORY_TABLE.read_text(encoding="ascii").splitlines())
-    return Room(*(int(entries[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal")))
+    return FreeMemory(*(int(entries[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal")))
 
 
-def _read_groups() -> list[Room]:
+def _read_groups() -> list[FreeMemory]:
     """What the process's control groups leave to it: its own and those that this one lies in."""
-    rooms: list[Room] = []
+    found: list[FreeMemory] = []
     if not _OWN_GROUPS.exists():
-        return rooms
+        return found
     for line in _OWN_GROUPS.read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -92,11 +104,11 @@ def _read_groups() -> list[Room]:
         folder = top / path.lstrip("/")
         # Inside a container the path may be the host's, and the folder that is mounted the container's own.
         folders = [one for one in (folder, *folder.parents) if one.is_relative_to(top)] if folder.is_dir() else [top]
-        rooms += [room for one in folders if (room := _read_group(one, limit_name, used_name)) is not None]
-    return rooms
+        found += [free for one in folders if (free := _read_group(one, limit_name, used_name)) is not None]
+    return found
 
 
-def _read_group(folder: Path, limit_name: str, used_name: str) -> Room | None:
+def _read_group(folder: Path, limit_name: str, used_name: str) -> FreeMemory | None:
     """Read the limit of one group; None where it has none."""
     limit_path, used_path, stat_path = folder / limit_name, folder / used_name, folder / "memory.stat"
     if not limit_path.is_file() or not used_path.is_file():
@@ -108,4 +120,4 @@ def _read_group(folder: Path, limit_name: str, used_name: str) -> Room | None:
     if stat_path.is_file():
         entries = dict(line.split(maxsplit=1) for line in stat_path.read_text(encoding="ascii").splitlines())
         used_bytes -= max((int(entries[name]) for name in _CACHE_ENTRIES if name in entries), default=0)
-    return Room(max(0, int(limit) - max(0, used_bytes)), int(limit))
+    return FreeMemory(max(0, int(limit) - max(0, used_bytes)), int(limit))

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from finetune.budget.activations import BatchShape
+from finetune.budget.computing import Loss
 from finetune.budget.layer_options import Recomputing
 from finetune.budget.spending import (
     Keeps,
@@ -34,7 +35,7 @@ from finetune.budget.spending import (
 from finetune.model.base import BaseModel
 from finetune.model.frozen_weights import find_quantized, keep_first
 from finetune.model.recomputation import Recomputation, SavedBytes
-from finetune.objectives.free_memory import Room, find_least, find_room, name_device
+from finetune.objectives.free_memory import FreeMemory, find_least, find_share, name_memory
 from finetune.objectives.full_memory import is_out_of_memory
 from finetune.objectives.memory_decision import Decision, describe, read_decision, write_decision
 from finetune.objectives.step_memory import (
@@ -42,18 +43,17 @@ from finetune.objectives.step_memory import (
     StepMemory,
     build_shapes,
     estimate_coming_bytes,
+    estimate_layer_seconds,
     estimate_step,
-    estimate_work,
     find_longest_shape,
     to_shape,
 )
-from finetune.recipe.schema import AdapterSettings
+from finetune.recipe.schema import AdapterSettings, MemoryChoice
 
-__all__ = ["IdleMemory", "MemoryChoice"]
+__all__ = ["IdleMemory"]
 
 log = logging.getLogger("finetune.objectives.idle_memory")
 
-MemoryChoice = Literal["auto", "recompute_all", "recompute_none"]
 _KINDS: tuple[Keeps, ...] = ("all", "mlp", "attention")
 _NOT_OFFERED_BYTES = 2**62
 
@@ -70,7 +70,7 @@ class _Start:
         estimate: of the longest micro-batch; None: its base is not known.
     """
 
-    room: Room
+    room: FreeMemory
     shape: BatchShape
     coming_bytes: int
     allocated_bytes: int
@@ -105,16 +105,17 @@ class IdleMemory:
 
     # ---- how it begins
 
-    def begin(self, choice: MemoryChoice, base: BaseModel, adapter: AdapterSettings) -> None:
+    def begin(self, choice: MemoryChoice, base: BaseModel, adapter: AdapterSettings, *, loss: Loss) -> None:
         """Take what is decided here into this object's hands; without it nothing is.
 
         Args:
             choice: the recipe's `training.memory`; only `auto` leaves anything to decide.
             base: the loaded base.
             adapter: the recipe's section.
+            loss: how the objective's reads the logits.
         """
         trainer = self._trainer
-        if choice != "auto" or base.backend == "unsloth" or find_room(trainer.args.device) is None:
+        if choice != "auto" or base.backend == "unsloth" or find_share(trainer) is None:
             return
         kwargs = trainer.args.gradient_checkpointing_kwargs or {}
         self._recomputation = Recomputation(trainer.model)
@@ -130,13 +131,7 @@ class IdleMemory:
                 "training.memory=recompute_none, where that fits.",
                 type(base.model).__name__,
             )
-        losses = vars(trainer.args).get("loss_type")
-        self._shapes = build_shapes(
-            base,
-            adapter,
-            may_be_lean=not trainer.args.torch_compile,
-            loss="chunks" if losses in (None, "chunked_nll") else "logits",
-        )
+        self._shapes = build_shapes(base, adapter, may_be_lean=not trainer.args.torch_compile, loss=loss)
 
     @property
     def _recomputing(self) -> Recomputing:
@@ -175,10 +170,8 @@ class IdleMemory:
     def _decide(self, batch: Any) -> None:
         """Decide by arithmetic, from shapes; of a base that is not known, the last layer alone is kept and measured."""
         trainer, recomputation, device = self._trainer, self._recomputation, self._trainer.args.device
-        room = find_room(device)
+        room = find_share(trainer)
         assert recomputation is not None and room is not None
-        if device.type == "cpu":  # the processes of a launch share it
-            room = replace(room, free_bytes=room.free_bytes // trainer.args.world_size)
         is_rehearsed = not trainer.is_in_train and isinstance(batch, Mapping)
         shape = to_shape(batch) if is_rehearsed else find_longest_shape(trainer)
         allocated_bytes = 0
@@ -247,7 +240,7 @@ class IdleMemory:
             recomputing = self._recomputing
             work = LayerWork(whole_seconds=1.0, attention_seconds=0.0, mlp_seconds=1.0)
             if self._shapes is not None:
-                work = estimate_work(self._shapes, start.shape, recomputing)
+                work = estimate_layer_seconds(self._shapes, start.shape, recomputing)
             # A part that is recomputed by itself saves its input, which is as long as the layer's.
             return build_options(
                 work,
@@ -374,7 +367,7 @@ class IdleMemory:
     def write(self, folder: Path) -> None:
         """Write the decision into a checkpoint, where it stands."""
         if self.spending is not None and self._is_settled:
-            device = name_device(self._trainer.args.device)
+            device = name_memory(self._trainer.args.device)
             write_decision(folder, Decision(self.spending, self._max_layers, self._is_news, device))
 
     def read(self, folder: Path) -> None:
@@ -390,8 +383,8 @@ class IdleMemory:
             return
         spending = decision.spending
         num_layers = self._recomputation.num_layers if self._may_recompute else 0
-        is_same = decision.device == name_device(device)
-        room = find_room(device)
+        is_same = decision.device == name_memory(device)
+        room = find_share(self._trainer)
         fits = room is not None and find_spendable(room.free_bytes, room.total_bytes, spending.num_bytes) >= 0
         is_of_model = spending.num_layers == num_layers and spending.num_resident <= len(self._linears)
         if self._agree(int(is_same and fits and is_of_model)):

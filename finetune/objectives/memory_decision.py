@@ -21,7 +21,7 @@ class Decision:
         spending: of the memory.
         max_layers: layers that may keep anything since memory ran out; None: it never did.
         is_news: whether the log is yet to say so.
-        device: that it was taken on, by `free_memory.name_device`.
+        device: that it was taken on, by `free_memory.name_memory`.
     """
 
     spending: Spending

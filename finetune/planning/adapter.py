@@ -23,6 +23,7 @@ from finetune.planning.base import find_cached_file
 from finetune.planning.schedule import find_setting
 from finetune.recipe.places import expand, is_here
 from finetune.recipe.reading import read_recipe
+from finetune.recipe.row_kinds import SAMPLED
 from finetune.recipe.schema import AdapterSettings, Recipe
 
 __all__ = ["FoundAdapter", "estimate_file_bytes", "find_adapter"]
@@ -32,9 +33,9 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors takes no longer one
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What is taken for an adapter that is not there yet and that no recipe beside this one makes.
 _STAND_IN = {"method": "lora", "r": 16}
-# Objectives that compare with the model as it was when training began: always unless that is computed once before, or
-# where their `beta` asks for it.
-_COMPARES, _COMPARES_BY_BETA = frozenset({"dpo", "kto"}), frozenset({"rloo", "grpo"})
+# Objectives that compare with the model as it was when training began unless that is computed once before; those that
+# sample do where their `beta` asks for it.
+_COMPARES = frozenset({"dpo", "kto"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def _reads_start(recipe: Recipe) -> bool:
 
     The library's default of `beta` is 0 for GRPO and 0.05 for RLOO (TRL 1.14).
     """
-    if recipe.objective in _COMPARES_BY_BETA:
+    if recipe.objective in SAMPLED:
         return float(find_setting(recipe, "beta") or 0.0) > 0
     return recipe.objective in _COMPARES and not find_setting(recipe, "precompute_ref_log_probs")
 

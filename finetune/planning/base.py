@@ -12,15 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from finetune.budget.architecture import Head
 from finetune.errors import PlaceError, RecipeError
 from finetune.recipe.places import expand, is_local, reads_as_path
 from finetune.recipe.schema import ModelSettings
 
-__all__ = ["FoundConfig", "find_cache_home", "find_cached_file", "find_config", "find_head", "find_hub_cache"]
+__all__ = ["FoundConfig", "find_cache_home", "find_cached_file", "find_config", "find_hub_cache"]
 
 _CONFIG = "config.json"
-_HEADS: Mapping[str, Head] = {"classify": "labels", "mlm": "masked", "reward": "score"}
 _HUB_SECONDS = 5.0  # that the Hub has to answer
 # Published config.json files, each model's under its name: https://huggingface.co/NAME/raw/main/config.json. Numbers of
 # parameters that follow from them are those on the model pages; tests/budget/test_known_models.py holds some of them.
@@ -59,11 +57,6 @@ def find_config(model: ModelSettings) -> FoundConfig:
     if name in known["models"]:
         return FoundConfig(known["shapes"][known["models"][name]], "the built-in list of shapes")
     return FoundConfig(_fetch(name, model.revision), "the Hub")
-
-
-def find_head(objective: str) -> Head:
-    """Find what a base ends with for an objective."""
-    return _HEADS.get(objective, "words")
 
 
 def find_hub_cache() -> Path:

@@ -6,7 +6,7 @@ told by the device's own words in place of torch's.
 
 from finetune.budget.devices import Device
 from finetune.errors import PlaceError, RecipeError
-from finetune.planning.base import find_head
+from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
 from finetune.recipe.schema import Recipe
 from finetune.recipe.served_models import SERVED_MODEL_TYPES
 
@@ -32,7 +32,7 @@ def find_attention(recipe: Recipe, model_type: str, device: Device) -> str:
     if recipe.model.attention != "auto":
         return recipe.model.attention
     is_quick = device.is_cpu or device.has_bfloat16
-    may_be_packed = find_head(recipe.objective) == "words" and recipe.model.backend == "transformers"
+    may_be_packed = HEAD_OF_OBJECTIVE[recipe.objective] == "words" and recipe.model.backend == "transformers"
     return "documents" if may_be_packed and is_quick and model_type in SERVED_MODEL_TYPES else "sdpa"
 
 

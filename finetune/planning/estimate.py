@@ -15,7 +15,7 @@ from finetune.budget.fitting import Change
 from finetune.budget.memory import find_trained_shapes
 from finetune.budget.optimizer_states import estimate_state_bytes
 from finetune.planning.adapter import find_adapter
-from finetune.planning.base import FoundConfig, find_config, find_head
+from finetune.planning.base import FoundConfig, find_config
 from finetune.planning.device_rules import check_device
 from finetune.planning.disk import estimate_disk, estimate_result, estimate_saved
 from finetune.planning.machine import find_cpu, find_gpu, name_gpu, with_measured_speed
@@ -27,6 +27,7 @@ from finetune.planning.schedule import find_setting
 from finetune.planning.subject import Subject, build_setup, find_schedule
 from finetune.planning.ways_out import find_ways_out
 from finetune.recipe.glue import GLUE_TASKS
+from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
 from finetune.recipe.saved_quantization import agree_on_saved_quantization
 from finetune.recipe.schema import Recipe
 
@@ -122,7 +123,7 @@ def _find_subject(
     config = find_config(recipe.model)
     if recipe.model.weights == "pretrained":
         agree_on_saved_quantization(config.fields, recipe.model, recipe.model.model_name_or_path or config.origin)
-    head = find_head(recipe.objective)
+    head = HEAD_OF_OBJECTIVE[recipe.objective]
     outputs = _count_outputs(recipe) if num_outputs is None else num_outputs
     architecture = build_architecture(config.fields, head=head, num_outputs=outputs or FEWEST_LABELS)
     adapter = find_adapter(recipe, architecture, recipe_path)

@@ -9,7 +9,8 @@ from finetune.budget.devices import Device
 from finetune.budget.duration import LEAST_HOST_TOKENS
 from finetune.budget.memory import Setup
 from finetune.budget.optimizer_states import is_counted
-from finetune.planning.schedule import SAMPLED, Schedule, find_setting
+from finetune.planning.schedule import Schedule, find_setting
+from finetune.recipe.row_kinds import SAMPLED
 from finetune.recipe.schema import Recipe
 
 __all__ = ["FEWEST_LABELS", "is_in_float32", "list_estimates", "list_not_planned"]

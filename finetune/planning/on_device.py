@@ -3,6 +3,8 @@
 In go a `Subject` and a `Device`; out comes a `DevicePlan`.
 """
 
+from dataclasses import replace
+
 from finetune.budget.devices import Device
 from finetune.budget.duration import Passes, Work, estimate_seconds, estimate_work
 from finetune.budget.memory import Memory, Setup, estimate_error, estimate_memory
@@ -11,14 +13,17 @@ from finetune.planning.deciding import build_plain, decide
 from finetune.planning.device_rules import is_refused
 from finetune.planning.notes import is_in_float32
 from finetune.planning.planned import DevicePlan, Verdict
-from finetune.planning.schedule import SAMPLED, find_setting
+from finetune.planning.schedule import find_setting
 from finetune.planning.subject import Subject, build_setup, find_schedule
+from finetune.recipe.row_kinds import SAMPLED
 
 __all__ = ["estimate_batch", "plan_on"]
 
 
 def plan_on(subject: Subject, device: Device) -> DevicePlan:
-    """Plan a run on a device."""
+    """Plan a run on a device; of a CPU's memory each process has its part."""
+    if device.is_cpu:
+        device = replace(device, memory_bytes=device.memory_bytes // subject.num_processes)
     recipe, setup, schedule = subject.recipe, build_setup(subject, device), find_schedule(subject, device)
     spending = decide(recipe, setup, device)
     memory = estimate_memory(setup, spending)

@@ -10,17 +10,16 @@ from typing import Any
 from finetune.budget.activations import BatchShape
 from finetune.planning.rows import ANSWERS_A_ROW, Rows
 from finetune.recipe.catalogue import read_catalogue
+from finetune.recipe.row_kinds import SAMPLED
 from finetune.recipe.row_layouts import choose_layout, fill_up
 from finetune.recipe.schema import Recipe
 
-__all__ = ["SAMPLED", "Schedule", "build_schedule", "find_setting", "name_rows", "packs_rows"]
+__all__ = ["Schedule", "build_schedule", "find_setting", "name_rows", "packs_rows"]
 
 # Best-fit packing of documents of these lengths fills 98 to 99.9 % of a row; rows sorted by length, of which those of
 # like length share a micro-batch, are 94 to 99 % full (both simulated on Alpaca's lengths, PERFORMANCE.md).
 _PACKED_FILL = 0.99
 _SORTED_FILL = 0.97
-# Objectives whose answers are sampled in the run: prompts alone are known before.
-SAMPLED = frozenset({"rloo", "grpo"})
 # Those whose rows lie as `recipe.row_layouts` says; all other rows are padded.
 _SUPERVISED = frozenset({"sft", "pretrain"})
 

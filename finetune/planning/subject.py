@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune.budget.architecture import Architecture
-from finetune.budget.computing import Computing
+from finetune.budget.computing import Computing, find_loss
 from finetune.budget.devices import Device
 from finetune.budget.lean import is_served
 from finetune.budget.memory import Setup
@@ -22,8 +22,6 @@ from finetune.recipe.reading import build_recipe, to_resolved
 from finetune.recipe.schema import Recipe
 
 __all__ = ["Subject", "build_setup", "change", "find_schedule"]
-
-_LOGITS = frozenset({"dpo", "kto", "orpo", "mlm", "rloo", "grpo"})  # that compute all logits at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +101,10 @@ def _build_computing(subject: Subject, device: Device, holding: Holding) -> Comp
     recipe, shape = subject.recipe, subject.adapter.shape
     # Compiled as a whole, a model runs the libraries' own forward.
     may_be_lean = recipe.model.backend == "transformers" and not find_setting(recipe, "torch_compile")
-    loss = "head" if subject.architecture.output is None else "chunks"
     return Computing(
         compute_bytes=holding.compute_bytes,
         attention=find_attention(recipe, subject.architecture.model_type, device),
-        loss="logits" if recipe.objective in _LOGITS else loss,
+        loss=find_loss(recipe.objective, recipe.training.fields.get("loss_type")),
         is_lean=may_be_lean and is_served(recipe.adapter, shape, subject.architecture),
         is_lean_elementwise=may_be_lean,
         is_quantized=is_quantized(holding),

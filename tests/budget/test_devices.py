@@ -41,7 +41,7 @@ def test_a_gpu_that_is_not_in_the_table_is_none_of_it():
         "NVIDIA H100 NVL",
     ):
         assert find_device_by_model(model) is None, model
-    with pytest.raises(PlaceError, match="--device: no name stands behind it"):
+    with pytest.raises(PlaceError, match="--device needs a name"):
         find_device("")
     with pytest.raises(PlaceError, match="--device h300: no such device is in the table") as told:
         find_device("h300")

@@ -1,18 +1,21 @@
 """Peak memory: its parts add up, each follows what decides it, and what idle memory buys is in it."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from finetune.budget.activations import BatchShape
 from finetune.budget.adapter import build_adapter
-from finetune.budget.architecture import build_architecture
+from finetune.budget.architecture import Architecture, build_architecture
 from finetune.budget.computing import Computing
-from finetune.budget.memory import Setup, estimate_memory, find_trained_shapes, render_assumptions
+from finetune.budget.memory import Setup, estimate_error, estimate_memory, find_trained_shapes, render_assumptions
 from finetune.budget.spending import Spending
 from finetune.budget.weights import Holding
 from finetune.recipe.schema import AdapterSettings
 
+PLAN_ERROR = Path(__file__).parents[2] / "benchmarks" / "results" / "plan_error_amd_epyc_2_cores.json"
 MISTRAL = build_architecture({"model_type": "mistral"})
 LORA = build_adapter(MISTRAL, AdapterSettings.model_validate({"method": "lora", "r": 16}))
 COMPUTING = Computing(
@@ -65,6 +68,29 @@ def test_a_reference_beside_the_adapter_is_a_second_one():
         estimate_memory(replace(SETUP, has_copy=has_copy), ALL_RECOMPUTED).adapter for has_copy in (False, True)
     )
     assert twice == 2 * once
+
+
+def test_the_margin_of_error_is_what_was_missing_at_worst_where_it_was_measured():
+    measured = json.loads(PLAN_ERROR.read_text())
+    worst = {True: 0.0, False: 0.0}
+    for cell in measured["cells"] + measured["further_methods"]:
+        is_dora, missing = cell["method"] == "dora", cell["peak_bytes"] / cell["estimated_peak_bytes"] - 1
+        worst[is_dora] = max(worst[is_dora], missing)
+    for is_dora, share in worst.items():
+        assert share <= find_error_share(method="lora", use_dora=is_dora) < share + 0.01
+
+
+def test_what_no_rule_counts_has_the_larger_margin_of_error():
+    dora = find_error_share(method="lora", use_dora=True)
+    bert = build_architecture({"model_type": "bert"}, head="masked")
+    assert dora > find_error_share(method="lora")
+    assert find_error_share(method="loha") == find_error_share(bert, method="lora") == dora
+
+
+def find_error_share(base: Architecture = MISTRAL, **adapter: object) -> float:
+    setup = replace(SETUP, architecture=base, adapter=build_adapter(base, AdapterSettings.model_validate(adapter)))
+    memory = replace(estimate_memory(setup, ALL_RECOMPUTED), activations=1_000_000, logits=0, buffers=0)
+    return estimate_error(setup, memory) / 1_000_000
 
 
 def test_all_logits_at_once_take_more_than_chunks_and_labels_next_to_nothing():

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.usefixtures("tiny_base")
 
 FOUR_LAYERS = {"model__config": SHAPE | {"num_hidden_layers": 4}, "training__gradient_checkpointing": True}
 PACKED = FOUR_LAYERS | {
+    "model__compute_dtype": "bfloat16",
+    "adapter__lora_dropout": 0.0,  # with bfloat16 the default, which takes LoRA's lean path
     "data__packing": True,
     "data__eval": {"fraction": 0.25},
     "training__gradient_accumulation_steps": 2,
@@ -31,7 +33,7 @@ PACKED = FOUR_LAYERS | {
     "training__eval_steps": 1,
     "evaluation__num_samples": 0,
 }
-# Each step asks the reference, with recomputation switched off and on again by TRL; bfloat16 and LoRA's lean path.
+# Each step asks the reference, with recomputation switched off and on again by TRL.
 PAIRS = FOUR_LAYERS | {
     "objective": "dpo",
     "model__compute_dtype": "bfloat16",
@@ -41,7 +43,7 @@ PAIRS = FOUR_LAYERS | {
 }
 REENTRANT = {"training__gradient_checkpointing_kwargs": {"use_reentrant": True}}
 # For two or three of the four layers in PACKED: the loss, gradients and states take most.
-SCARCE_KB = 17_000
+SCARCE_KB = 14_000
 Leave = Callable[[int], None]
 
 
@@ -120,6 +122,13 @@ def test_pairs_with_a_reference_in_every_step_come_out_the_same(tmp_path):
     assert_same(*runs)
 
 
+def test_a_run_whose_loss_reads_all_logits_counts_them(tmp_path):
+    run = run_small(tmp_path, **PAIRS | {"objective": "orpo", "training__max_steps": 1})
+    longest = read_json(run / "data_report.json")["train"]["census"]["lengths"]["max"]
+    logits_bytes = 2 * 2 * longest * SHAPE["vocab_size"] * 4  # both answers of two pairs, in float32
+    assert read_spending(run)["predicted_step_bytes"] > logits_bytes
+
+
 def test_recompute_none_recomputes_none_and_spends_nothing_else(tmp_path, recomputed):
     run = run_small(tmp_path, training__memory="recompute_none", **PACKED)
     assert read_json(run / "summary.json")["memory_spending"] is None
@@ -131,8 +140,8 @@ def test_memory_that_runs_out_takes_back_before_it_cuts_rows_and_a_resumed_run_k
     memories: list[IdleMemory] = []
     begin = IdleMemory.begin
 
-    def watch(self: IdleMemory, *args: Any) -> None:
-        begin(self, *args)
+    def watch(self: IdleMemory, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
         memories.append(self)
         self._trainer.model.get_input_embeddings().register_forward_hook(run_out)
 

@@ -14,6 +14,7 @@ from tests.end_to_end.small_runs import ROOT, build_values, read_json, read_line
 SETTINGS = {
     "adapter__lora_dropout": 0.0,
     "data__eval": {"fraction": 0.25},
+    "training__gradient_checkpointing": True,
     "training__max_steps": 5,
     "training__eval_steps": 3,
 }
@@ -51,6 +52,12 @@ def column(run: Path, name: str) -> list[float]:
 
 def test_two_processes_are_two(together):
     assert read_json(together / "environment.json")["num_processes"] == 2
+
+
+def test_two_processes_agree_on_the_layers_that_recompute_nothing(alone, together):
+    spent, shared = (read_json(run / "summary.json")["memory_spending"] for run in (alone, together))
+    assert (shared["num_layers"], shared["num_kept"]) == (spent["num_layers"], spent["num_kept"]) == (2, 2)
+    assert "2 of 2 layers recompute nothing" in (together / "log.txt").read_text()
 
 
 def test_two_processes_have_the_losses_of_one_with_the_same_rows_a_step(alone, together):

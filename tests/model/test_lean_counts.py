@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -86,7 +87,8 @@ class Step:
 
 
 def run_step(model: torch.nn.Module) -> Step:
-    shapes = {(one.out_features, one.in_features) for one in find_quantized(model)}
+    linears = [one.get_base_layer() for one in model.modules() if isinstance(one, LoraLayer)]
+    shapes = {(one.out_features, one.in_features) for one in linears}
     model.zero_grad()
     with Counting(shapes) as forward, torch.autocast("cpu", torch.bfloat16):
         loss = model(input_ids=TOKENS, labels=TOKENS).loss
@@ -97,9 +99,9 @@ def run_step(model: torch.nn.Module) -> Step:
 
 
 @cache
-def measure(*, lean: bool, checkpointing: bool | None, keeps: bool = False) -> Step:
+def measure(*, lean: bool, checkpointing: bool | None, keeps: bool = False, quantization: str = "nf4") -> Step:
     """Run a step of a model of its own, with its weights resident or not."""
-    model = build(lean=lean, checkpointing=checkpointing)
+    model = build(lean=lean, checkpointing=checkpointing, quantization=quantization)
     for linear in find_quantized(model) if keeps else ():
         keep_resident(linear)
     return run_step(model)
@@ -123,6 +125,14 @@ def test_a_recomputed_layer_leaves_out_its_last_product_and_dequantizes_a_weight
     assert (step.forward.num_base_products, step.backward.num_base_products) == (28, num_recomputed)
     # bitsandbytes dequantizes inside its product.
     assert step.names["dequantize_4bit"] + step.names["gemm_4bit"] == num_dequantizations
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_recomputed_layer_leaves_out_its_last_product_however_its_base_is_held(quantization):
+    for is_lean, num_recomputed in ((False, 28), (True, 24)):
+        step = measure(lean=is_lean, checkpointing=False, quantization=quantization)
+        assert (step.forward.num_base_products, step.backward.num_base_products) == (28, num_recomputed)
+        assert step.names["dequantize_4bit"] + step.names["gemm_4bit"] == 0
 
 
 @pytest.mark.parametrize("checkpointing", [None, True, False])

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from finetune.objectives import free_memory
-from finetune.objectives.free_memory import Room, find_room, read_available_bytes
+from finetune.objectives.free_memory import FreeMemory, find_free_memory, read_available_bytes
 
 CPU = torch.device("cpu")
-HOST = Room(free_bytes=600 * 1024, total_bytes=1000 * 1024)
+HOST = FreeMemory(free_bytes=600 * 1024, total_bytes=1000 * 1024)
 
 
 @pytest.fixture
@@ -36,33 +36,33 @@ FIRST, SECOND = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max
 
 
 def test_without_control_groups_it_is_what_the_host_has(host: Path) -> None:
-    assert find_room(CPU) == HOST
+    assert find_free_memory(CPU) == HOST
     assert read_available_bytes() == HOST.free_bytes
 
 
 def test_a_container_of_the_second_version_may_take_what_its_limit_leaves(host: Path) -> None:
     (host / "own").write_text("0::/\n")
     write_group(host / "groups", SECOND, "500000", 200000, "anon 100000\ninactive_file 50000\n")
-    assert find_room(CPU) == Room(free_bytes=500000 - 200000 + 50000, total_bytes=500000)
+    assert find_free_memory(CPU) == FreeMemory(free_bytes=500000 - 200000 + 50000, total_bytes=500000)
 
 
 def test_of_groups_that_lie_in_each_other_the_tightest_counts(host: Path) -> None:
     (host / "own").write_text("0::/job/step\n")
     write_group(host / "groups" / "job" / "step", SECOND, "max", 100)
     write_group(host / "groups" / "job", SECOND, "400000", 390000)
-    assert find_room(CPU) == Room(free_bytes=10000, total_bytes=400000)
+    assert find_free_memory(CPU) == FreeMemory(free_bytes=10000, total_bytes=400000)
 
 
 def test_a_container_of_the_first_version_whose_path_is_the_hosts_is_read_where_it_is_mounted(host: Path) -> None:
     (host / "own").write_text("5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n0::/\n")
     write_group(host / "groups" / "memory", FIRST, "300000", 120000, "total_inactive_file 20000\n")
-    assert find_room(CPU) == Room(free_bytes=200000, total_bytes=300000)
+    assert find_free_memory(CPU) == FreeMemory(free_bytes=200000, total_bytes=300000)
 
 
 def test_no_limit_is_no_limit(host: Path) -> None:
     (host / "own").write_text("4:memory:/\n")
     write_group(host / "groups" / "memory", FIRST, str(2**63 - 4096), 120000)
-    assert find_room(CPU) == HOST
+    assert find_free_memory(CPU) == HOST
 
 
 @pytest.fixture
@@ -87,18 +87,18 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 @pytest.mark.parametrize(
     ("fraction", "expected"),
     [
-        (1.0, Room(400 + 50, 1000)),
-        (0.8, Room(400 + 50, 800)),  # 500 more may be reserved, and 400 are there
-        (0.5, Room(200 + 50, 500)),
-        (0.25, Room(0 + 50, 250)),  # the share was lowered below what is held
+        (1.0, FreeMemory(400 + 50, 1000)),
+        (0.8, FreeMemory(400 + 50, 800)),  # 500 more may be reserved, and 400 are there
+        (0.5, FreeMemory(200 + 50, 500)),
+        (0.25, FreeMemory(0 + 50, 250)),  # the share was lowered below what is held
     ],
 )
 def test_of_a_gpu_what_is_free_or_what_the_process_may_still_take_counts(gpu, device, fraction, expected) -> None:
     gpu(fraction)
-    assert find_room(torch.device(device)) == expected
+    assert find_free_memory(torch.device(device)) == expected
 
 
 def test_a_device_that_does_not_say_has_no_room(host: Path) -> None:
-    assert find_room(torch.device("meta")) is None
+    assert find_free_memory(torch.device("meta")) is None
     (host / "meminfo").unlink()
-    assert find_room(CPU) is None
+    assert find_free_memory(CPU) is None

@@ -7,8 +7,11 @@ import struct
 import pytest
 
 from finetune.budget.architecture import build_architecture
+from finetune.objectives import OBJECTIVES
 from finetune.planning.adapter import find_adapter
+from finetune.prepare import build_arguments
 from finetune.recipe.reading import read_recipe
+from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE, SAMPLED
 
 BASE = build_architecture({"model_type": "mistral"})
 MAKER = """
@@ -61,14 +64,19 @@ def test_a_torn_file_leaves_the_estimate(tmp_path, content):
         ("rloo", ["training.beta=0"], False),
         ("dpo", [], True),
         ("dpo", ["training.precompute_ref_log_probs=true"], False),
+        ("kto", [], True),
+        ("kto", ["training.precompute_ref_log_probs=true"], False),
+        ("orpo", [], False),
         ("sft", [], False),
     ],
 )
 def test_a_frozen_copy_lies_beside_where_the_run_compares_with_its_start(tmp_path, objective, settings, has_copy):
     path = write_follower(tmp_path, "outputs/maker")
     text = path.read_text().replace("objective: sft", f"objective: {objective}")
-    if objective in ("grpo", "rloo"):
+    if objective in SAMPLED:
         text += "rewards: [{function: exact_match}]\n"
-    path.write_text(text.replace("alpaca", "preference" if objective == "dpo" else "alpaca"))
+    rows = "preference" if KIND_OF_OBJECTIVE[objective] in ("preference", "judged") else "alpaca"
+    path.write_text(text.replace("alpaca", rows))
     recipe = read_recipe(path, settings)
     assert find_adapter(recipe, BASE, path).has_copy is has_copy
+    assert OBJECTIVES[objective].reads_start(build_arguments(recipe)) is has_copy  # as the run itself asks

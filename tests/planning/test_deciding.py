@@ -1,18 +1,22 @@
 """A plan decides on idle memory as its run does: by the same options, out of the same bytes."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from finetune.budget.architecture import build_architecture
-from finetune.budget.devices import build_cpu
+from finetune.budget.computing import find_loss
+from finetune.budget.devices import build_cpu, find_device
 from finetune.budget.layer_options import Recomputing
 from finetune.budget.memory import estimate_memory
 from finetune.budget.spending import find_spendable, spend
 from finetune.model.base import load_base
+from finetune.objectives import OBJECTIVES
 from finetune.objectives.step_memory import build_shapes, estimate_step
 from finetune.planning.adapter import find_adapter
 from finetune.planning.deciding import build_plain, decide, find_options
+from finetune.planning.on_device import plan_on
 from finetune.planning.rows import find_rows
 from finetune.planning.subject import Subject, build_setup
 from finetune.recipe.reading import build_recipe
@@ -58,7 +62,7 @@ def test_a_plan_and_its_run_make_the_same_decision(sections):
     device = build_cpu(CPU_BYTES, has_bfloat16=True, flops_per_second=None, source=None)
     setup = build_setup(subject, device)
     base = load_base(recipe.model, max_length=recipe.data.max_length)
-    shapes = build_shapes(base, recipe.adapter, may_be_lean=True, loss="chunks")
+    shapes = build_shapes(base, recipe.adapter, may_be_lean=True, loss=find_loss(recipe.objective, None))
     assert shapes is not None
     is_reentrant = "gradient_checkpointing_kwargs" in recipe.training.fields
     step = estimate_step(shapes, setup.batch, Recomputing(not is_reentrant, is_reentrant=is_reentrant))
@@ -81,6 +85,39 @@ def test_a_plan_and_its_run_make_the_same_decision(sections):
         assert decide(recipe, setup, small) == by_run
         decided.add(by_run.num_kept)
     assert {0, 6} < decided
+
+
+LOSSES = {
+    "sft": "chunks", "pretrain": "chunks", "mlm": "logits", "dpo": "logits", "kto": "logits", "orpo": "logits",
+    "reward": "head", "rloo": "logits", "grpo": "logits", "classify": "head",
+}  # fmt: skip
+
+
+def test_a_plan_knows_of_every_objective_how_its_loss_reads_the_logits():
+    device = build_cpu(CPU_BYTES, has_bfloat16=True, flops_per_second=None, source=None)
+    assert LOSSES.keys() == OBJECTIVES.keys()
+    subject = build_subject()
+    for objective, loss in LOSSES.items():
+        recipe = subject.recipe.model_copy(update={"objective": objective})
+        assert build_setup(replace(subject, recipe=recipe), device).computing.loss == loss, objective
+
+
+@pytest.mark.parametrize(("loss_type", "loss"), [("chunked_nll", "chunks"), ("nll", "logits"), ("dft", "logits")])
+def test_a_plan_of_supervised_training_reads_its_loss_type(loss_type, loss):
+    device = build_cpu(CPU_BYTES, has_bfloat16=True, flops_per_second=None, source=None)
+    subject = build_subject(training={"loss_type": loss_type})
+    assert build_setup(subject, device).computing.loss == loss
+
+
+def test_the_processes_of_a_launch_share_a_cpu_s_memory_and_not_a_gpu_s():
+    alone, together = (replace(build_subject(), num_processes=number) for number in (1, 2))
+    device = build_cpu(CPU_BYTES, has_bfloat16=True, flops_per_second=None, source=None)
+    half = replace(device, memory_bytes=CPU_BYTES // 2)
+    assert plan_on(together, device).device == half
+    # A process and its libraries are 0.7 GiB: one fits, the second has no room.
+    small = replace(device, memory_bytes=int(1.2 * 2**30))
+    assert [plan_on(one, small).verdict for one in (alone, together)] == ["fits", "does not fit"]
+    assert plan_on(together, find_device("t4")).device == find_device("t4")
 
 
 def test_parts_are_planned_only_where_the_run_recomputes_them_by_themselves():

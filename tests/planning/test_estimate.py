@@ -8,15 +8,13 @@ import pytest
 
 from finetune.budget.devices import DEVICES, find_device
 from finetune.errors import PlaceError, RecipeError
-from finetune.model.sizes import estimate_parameters
-from finetune.objectives import OBJECTIVES
 from finetune.planning import machine
-from finetune.planning.base import find_config
 from finetune.planning.console import print_plan, render_line, render_verdict
 from finetune.planning.device_rules import find_attention, is_refused
 from finetune.planning.estimate import estimate_plan
 from finetune.planning.machine import find_cpu, with_measured_speed
 from finetune.recipe.reading import read_recipe
+from finetune.recipe.row_kinds import SAMPLED
 from tests.end_to_end.small_runs import read_json, run_small
 
 RECIPES = sorted(path for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml") if "compare" not in path.stem)
@@ -42,24 +40,10 @@ def test_every_shipped_recipe_has_a_plan(path):
     assert [one.device for one in plan.others] == list(DEVICES)
     assert plan.schedule.steps > 0
     assert plan.trainable_parameters > 0
-    if recipe.objective in ("rloo", "grpo"):
+    if recipe.objective in SAMPLED:
         assert plan.chosen.seconds is None
         assert any("sampling the answers" in one for one in plan.not_planned)
     assert json.loads(json.dumps(plan.to_json())) == plan.to_json()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_shipped_recipe_trains_as_many_numbers_as_its_model_laid_out_without_memory(path):
-    recipe = read_recipe(path)
-    head = OBJECTIVES[recipe.objective].head
-    if recipe.adapter.init_from is not None or head in ("labels", "score"):
-        pytest.skip("the adapter is not there yet, or a head whose width the model's config does not tell")
-    plan = estimate_plan(recipe, recipe_path=path)
-    fields = dict(find_config(recipe.model).fields)
-    laid_out = recipe.model.model_copy(update={"weights": "random", "config": fields})
-    count = estimate_parameters(laid_out, recipe.adapter, head=head)
-    assert (plan.trainable_parameters, plan.total_parameters) == (count.trainable, count.total)
 
 
 def test_a_t4_trains_what_it_is_said_to_and_a_larger_batch_is_answered_with_ways_out():
@@ -72,7 +56,7 @@ def test_a_t4_trains_what_it_is_said_to_and_a_larger_batch_is_answered_with_ways
     )
     assert second.startswith("  Most of it is activations: ")
     assert ways[0].startswith(
-        "  With training.per_device_train_batch_size=8 training.gradient_accumulation_steps=8 "
+        "  With training.per_device_train_batch_size=4 training.gradient_accumulation_steps=16 "
         "(64 packed rows a step as before) it needs "
     )
     for change in plan.changes:
@@ -92,9 +76,9 @@ def plan_with(memory_bytes: int, *overrides: str):
 @pytest.mark.parametrize(
     ("overrides", "margin"),
     [
-        (("training.gradient_checkpointing=false",), 0.094),
-        (("training.memory=recompute_none",), 0.094),
-        (("training.memory=recompute_none", "adapter.use_dora=true"), 0.16),
+        (("training.gradient_checkpointing=false",), 0.104),
+        (("training.memory=recompute_none",), 0.104),
+        (("training.memory=recompute_none", "adapter.use_dora=true"), 0.19),
     ],
 )
 def test_what_fits_by_less_than_the_plan_may_be_wrong_by_may_not_fit(overrides, margin):
