@@ -81,13 +81,26 @@ def _sum_contender(
     found["ours_over_it"] = _to_spread(pairs)
     if peak:
         found["share_of_peak"] = round(found["tokens_per_second"] * flops_per_token / peak, 4)
-    planned = [
-        one["predicted"]["peak_memory_bytes"] / one["peak_memory_bytes"]
-        for one in good.values()
-        if one.get("predicted") is not None
-    ]
-    if planned:
-        found["planned_over_measured"] = round(median(planned), 4)
+    planned = {
+        "planned_over_measured": [
+            one["predicted"]["peak_memory_bytes"] / one["peak_memory_bytes"]
+            for one in good.values()
+            if one.get("predicted") is not None
+        ],
+        "activations_planned_over_measured": [
+            spent["predicted_step_bytes"] / spent["measured_step_bytes"]
+            for one in good.values()
+            if (spent := one.get("memory_spending")) and {"predicted_step_bytes", "measured_step_bytes"} <= spent.keys()
+        ],
+        "speed_planned_over_measured": [
+            one["predicted"]["tokens_per_second"] / one["tokens_per_second"]
+            for one in good.values()
+            if one.get("predicted") is not None and one["predicted"]["tokens_per_second"] is not None
+        ],
+    }
+    found |= {name: round(median(ratios), 4) for name, ratios in planned.items() if ratios}
+    steps = {(first[number]["steps"], one["steps"]) for number, one in good.items() if "steps" in first.get(number, {})}
+    found["unequal_steps"] = sorted([ours, its] for ours, its in steps if ours != its)
     losses = {number: one["held_out_loss"] for number, one in good.items() if "held_out_loss" in one}
     if losses:
         found["held_out_loss"] = round(mean(losses.values()), 4)
@@ -146,7 +159,9 @@ def _render_about(about: Mapping[str, Any]) -> list[str]:
         "rounds, ratios those of pairs of the same round with their range. Peak memory is that of tensors on a GPU. On "
         "a CPU it is the most of the process that was ever resident: pages of Python and the libraries, the loading of "
         "rows and weights, and freed memory that the allocator keeps are in it. The plan that is held against it "
-        "counts tensors, and for all of these one fixed sum.",
+        "counts tensors, and for all of these one fixed sum. Activations are alike on both sides: what a step keeps "
+        "for its backward pass, planned from shapes and measured in the layers as it ran (on a CPU what lies outside "
+        "of them is by arithmetic on both sides). Of a speed there is a plan from the second run of such work on.",
     ]  # fmt: skip
 
 
@@ -198,20 +213,28 @@ def _render_line(line: Mapping[str, Any]) -> list[str]:
         f"{figures['num_rows']} rows of {figures['source']}, {per_row:.0f} tokens each on the mean.",
         "",
         "| | rows a step | steps timed × rounds | real tokens/s | ours over it | peak memory | of the matmul peak "
-        "| memory planned / measured | held-out loss | ours less it |",
-        "|" + "---|" * 10,
+        "| planned / measured: peak | activations | speed | held-out loss | ours less it |",
+        "|" + "---|" * 12,
     ]
     for one in line["contenders"]:
         if not one["rounds"]:
             failed = one["failed"] or "not measured"
-            rendered.append(f"| {one['title']} | {failed.replace('|', '/')} |" + " |" * 8)
+            rendered.append(f"| {one['title']} | {failed.replace('|', '/')} |" + " |" * 10)
             continue
-        share, plan, loss = (one.get(name) for name in ("share_of_peak", "planned_over_measured", "held_out_loss"))
+        share, loss = one.get("share_of_peak"), one.get("held_out_loss")
+        plans = [one.get(f"{name}planned_over_measured") for name in ("", "activations_", "speed_")]
         rendered.append(
             f"| {one['title']} | {one['rows_per_step']:.1f} | {one['steps_timed']:.0f} × {one['rounds']} "
             f"| {one['tokens_per_second']:,.0f} | {_render_spread(one['ours_over_it'])} "
             f"| {one['peak_memory_bytes'] / 2**20:,.0f} MiB | {'–' if share is None else f'{share:.1%}'} "
-            f"| {'–' if plan is None else f'{plan:.3f}'} | {'–' if loss is None else f'{loss:.4f}'} "
-            f"| {_render_apart(one)} |"
+            f"| {' | '.join('–' if plan is None else f'{plan:.3f}' for plan in plans)} "
+            f"| {'–' if loss is None else f'{loss:.4f}'} | {_render_apart(one)} |"
         )
+    unequal = [
+        f"ours took {ours} steps, {one['title']} {its}"
+        for one in line["contenders"]
+        for ours, its in one.get("unequal_steps", [])
+    ]
+    if unequal:
+        rendered += ["", f"Rows a step were not equal, the same rows in other numbers of steps: {'; '.join(unequal)}."]
     return rendered

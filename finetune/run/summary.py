@@ -61,7 +61,8 @@ class Summary:
         tokens_per_second: of the time trained.
         peak_memory_bytes: most memory held.
         micro_batch_rows: rows trained at once since memory ran out; None: as the recipe says.
-        memory_spending: what idle memory was spent on: numbers of layers and weights, and bytes; None: on nothing.
+        memory_spending: what idle memory was spent on: numbers of layers and weights, and bytes; where a step was
+            measured, what it kept for its backward pass, predicted and measured; None: on nothing.
         seconds: wall time, the stops between not counted.
         device: what it ran on.
         predicted: what the plan before the run had said of some of these figures, by their names; None: no plan.
@@ -163,7 +164,7 @@ def render_summary(summary: Summary, result: str, run: str, *, head: str = "word
     at_once = "" if summary.micro_batch_rows is None else f", {summary.micro_batch_rows} rows at once (it ran out)"
     rows.append(("peak memory", f"{to_gib(summary.peak_memory_bytes)} on {summary.device}{at_once}"))
     if summary.predicted is not None:
-        rows.append(("predicted", _to_prediction(summary, summary.predicted)))
+        rows += zip(("predicted", ""), _to_prediction(summary, summary.predicted), strict=False)
     rows.append(("result", f"{result} ({to_size(summary.adapter_bytes)})"))
     if head == "words":
         rows.append(("talk to it", f"python -m finetune.chat {run}"))
@@ -211,11 +212,16 @@ def _to_speed(summary: Summary) -> str:
     return f"{to_duration(summary.seconds)}{rate}"
 
 
-def _to_prediction(summary: Summary, predicted: Mapping[str, Any]) -> str:
-    """Figures of the plan, each in front of the measured one."""
+def _to_prediction(summary: Summary, predicted: Mapping[str, Any]) -> list[str]:
+    """Figures of the plan, each in front of the measured one: a line of the peak, and one of what is like for like."""
     planned_bytes, planned_rate = predicted["peak_memory_bytes"], predicted["tokens_per_second"]
     # A plan is of training steps; the evaluations are measured with them, and on a CPU all else of the process.
     said = [f"peak of a step {to_gib(planned_bytes)} / measured {to_gib(summary.peak_memory_bytes)} of the whole run"]
+    further = []
+    spent = summary.memory_spending or {}
+    if "predicted_step_bytes" in spent and "measured_step_bytes" in spent:
+        planned, measured = to_size(spent["predicted_step_bytes"]), to_size(spent["measured_step_bytes"])
+        further.append(f"activations {planned} / measured {measured}")
     if planned_rate is not None and summary.tokens_per_second is not None:
-        said.append(f"{planned_rate:,.0f} / {summary.tokens_per_second:,.0f} tokens/s")
-    return ", ".join(said)
+        further.append(f"{planned_rate:,.0f} / {summary.tokens_per_second:,.0f} tokens/s")
+    return [*said, ", ".join(further)] if further else said

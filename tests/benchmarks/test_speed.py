@@ -89,6 +89,19 @@ def test_a_budget_is_no_larger_than_what_the_packed_rows_really_hold():
     assert (num_rows, sizes.tokens_per_batch, sizes.micro_batch_rows) == (12, 120, 2)
 
 
+def test_a_budget_makes_no_more_steps_than_packed_rows_do_in_whichever_order_a_run_draws():
+    # As unlike as short rows are. Longest first the rows would fit into fewer tokens than in a drawn order.
+    tokens = np.random.default_rng(7).integers(20, 513, 400)
+    num_rows, sizes = choose_packed_sizes(
+        tokens.tolist(), max_tokens=512, packed_tokens=1024, packed_rows=2, num_steps=26
+    )
+    taken = tokens[:num_rows]
+    orders = [np.random.default_rng(1000 + seed).permutation(num_rows) for seed in range(50)]
+    steps = [len(choose_rows(taken, sizes.tokens_per_batch, order=order)[1]) for order in orders]
+    assert steps.count(26) >= 48
+    assert max(steps) <= 27
+
+
 def test_pairs_come_alone_as_many_a_step_as_come_nearest_to_its_tokens():
     assert choose_sizes_alone([600, 800], tokens_per_step=2048, num_steps=4) == (12, StepSizes(3, 1))
 
@@ -180,6 +193,14 @@ def test_the_three_targets_are_held_against_trl_on_three_bases():
         assert [one.target for one in line.contenders if one.target] == [2.5, 1.8, 1.5]
 
 
+def test_full_rows_of_both_lengths_are_measured_on_a_cpu_as_on_a_gpu():
+    full = {
+        device: {line.full_tokens for line in build_lines(shapes, device) if line.group == "full"}
+        for device, shapes in (("cpu", CPU_SHAPES), ("cuda", CUDA_SHAPES))
+    }
+    assert full == {"cpu": {2048, 8192}, "cuda": {2048, 8192}}
+
+
 def test_a_store_goes_on_and_the_later_measurement_stands(tmp_path):
     store = Store(tmp_path / "one.jsonl")
     store.add("line", "ours", 0, {"tokens_per_second": 1.0})
@@ -228,6 +249,35 @@ def test_whether_a_target_is_met_is_not_said_before_three_rounds(num_rounds):
     page = render_page([sum_up(line, records, build_rows().to_json(), MISTRAL_7B, peak=None)], ABOUT)
     assert f"| 3.00x (3.00-3.00), {num_rounds} of 3 rounds |" in page
     assert " met" not in page
+
+
+def render_with(figures_of_ours, steps_of_trl=4):
+    """The page of one round, with further figures of ours and of TRL's steps."""
+    line = Line("targets", "sft", None, CPU_SHAPES[0], (Contender("ours", "ours", "ours"), RIVAL))
+    ours = {**build_record(line, "ours", 0, 300), **figures_of_ours}
+    theirs = {**build_record(line, "trl", 0, 100), "steps": steps_of_trl}
+    return render_page([sum_up(line, [ours, theirs], build_rows().to_json(), MISTRAL_7B, peak=None)], ABOUT)
+
+
+def test_the_plan_is_held_against_what_was_measured_each_figure_against_its_like():
+    predicted = {"peak_memory_bytes": 2**19, "tokens_per_second": 330.0}
+    spending = {"num_layers": 2, "predicted_step_bytes": 90, "measured_step_bytes": 100}
+    page = render_with({"predicted": predicted, "memory_spending": spending})
+    assert "| planned / measured: peak | activations | speed | held-out loss |" in page
+    assert "| 1 MiB | – | 0.500 | 0.900 | 1.100 | 2.0000 |" in page  # ours
+    assert "| 1 MiB | – | – | – | – | 2.1000 |" in page  # TRL has no plan
+
+
+def test_a_speed_that_was_not_planned_and_a_step_that_was_not_measured_have_no_error():
+    predicted = {"peak_memory_bytes": 2**19, "tokens_per_second": None}
+    page = render_with({"predicted": predicted, "memory_spending": {"num_layers": 2}})
+    assert "| 1 MiB | – | 0.500 | – | – | 2.0000 |" in page
+
+
+def test_the_page_says_where_the_steps_of_a_line_differ():
+    said = "Rows a step were not equal, the same rows in other numbers of steps: ours took 4 steps, TRL 5."
+    assert said in render_with({}, steps_of_trl=5)
+    assert "not equal" not in render_with({})
 
 
 def test_a_contender_that_failed_says_why_and_has_no_figures():

@@ -257,6 +257,19 @@ def test_the_summary_fits_a_narrow_terminal_and_tells_how_to_talk_to_the_result(
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_the_plan_stands_beside_what_was_measured_a_steps_activations_against_activations():
+    predicted = {"peak_memory_bytes": 750_000_000, "tokens_per_second": 3564.0}
+    spending = {"num_layers": 4, "predicted_step_bytes": 60_937_408, "measured_step_bytes": 61_492_736}
+    lines = render_summary(replace(SUMMARY, predicted=predicted, memory_spending=spending), "a", "b").splitlines()
+    place = lines.index("predicted      peak of a step 0.7 GiB / measured 10.5 GiB of the whole run")
+    assert lines[place + 1] == "               activations 60.9 MB / measured 61.5 MB, 3,564 / 2,346 tokens/s"
+    assert max(map(len, lines)) <= 80
+    # Nothing was measured of a step, and the plan knew no speed: the peak alone.
+    predicted["tokens_per_second"] = None
+    lines = render_summary(replace(SUMMARY, predicted=predicted, memory_spending={"num_layers": 4}), "a", "b")
+    assert lines.splitlines()[place + 1].startswith("result ")
+
+
 def test_the_summary_of_preferences_is_a_table_of_base_start_and_result():
     figures = {
         "preference_accuracy_base": 0.481, "preference_accuracy_before": 0.546, "preference_accuracy": 0.972,
