@@ -4,9 +4,12 @@ In go the trainer and what was prepared; out comes a `Measured`. The first one g
 step 0, from where a resumed run has it.
 """
 
+import hashlib
+import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from peft import PeftModel
@@ -20,7 +23,9 @@ from finetune.objectives.pairs import PairFigures, compare, score_pairs
 from finetune.objectives.trainer import StepMixin
 from finetune.prepare import Prepared
 
-__all__ = ["Gauge", "Measured", "from_figures", "to_figures", "to_summary", "to_words"]
+__all__ = ["Gauge", "Measured", "drop_changed", "from_figures", "to_figures", "to_summary", "to_words"]
+
+log = logging.getLogger("finetune.measuring")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,19 @@ class Gauge:
             general_loss=self._measure_general_text(),
             samples=samples,
         )
+
+    def hash_asked(self) -> dict[str, str]:
+        """Hash what is asked beside the held-out rows, by its name in metrics.jsonl; what is not asked has none."""
+        prepared, settings, hashes = self.prepared, self.answerer.settings, {}
+        if prepared.questions:
+            asked = [(one.prompt_ids, one.reference) for one in prepared.questions]
+            scored = (settings.metric, settings.answer_pattern, settings.max_new_tokens)
+            hashes["questions_hash"] = hashlib.sha256(json.dumps([asked, scored]).encode()).hexdigest()
+        if prepared.pairs is not None:
+            hashes["pairs_hash"] = prepared.pairs.report["label_hash"]
+        if prepared.general_text is not None:
+            hashes["general_text_hash"] = prepared.general_text.report["label_hash"]
+        return hashes
 
     def _measure_general_text(self) -> float | None:
         """Measure the loss of the general text; every process measures all of it."""
@@ -140,6 +158,25 @@ def from_figures(line: Mapping[str, Any]) -> Measured:
     )
 
 
+def drop_changed(measured: Measured, then: Mapping[str, Any], now: Mapping[str, Any]) -> Measured:
+    """Drop the figures of what is asked otherwise by now, and say so: beside those of the end they would mean nothing.
+
+    Args:
+        measured: at the start.
+        then: from `Gauge.hash_asked` at the start; a run of an earlier version has none.
+        now: the same of today.
+    """
+    changed = [name for name in _ASKED if name in then and then[name] != now.get(name)]
+    if not changed:
+        return measured
+    log.warning(
+        "Changed since the run began: %s; their figures of the start are left out.",
+        ", ".join(_ASKED[name][0] for name in changed),
+    )
+    dropped: dict[str, Any] = {figure: None for name in changed for figure in _ASKED[name][1]}
+    return replace(measured, **dropped)
+
+
 def to_summary(before: Measured, after: Measured) -> dict[str, Any]:
     """Name the figures before and after as summary.json has them; those that nobody asked for are left out."""
     figures: dict[str, Any] = {}
@@ -164,6 +201,12 @@ def to_words(before: Measured, after: Measured, labelled: LabelledRows | None = 
     return words
 
 
+# By the name of its hash: what was asked, and the figures that came of it.
+_ASKED = {
+    "questions_hash": ("the questions", ("exact_match", "answer_tokens")),
+    "pairs_hash": ("the held-out pairs", ("pairs", "base_pairs")),
+    "general_text_hash": ("the general text", ("general_loss",)),
+}
 # A classifier's further scores in metrics.jsonl.
 _SCORES = "eval_scores/"
 # Figures of a run by their name in summary.json.

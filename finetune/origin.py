@@ -4,7 +4,6 @@ In go a recipe, what was prepared and loaded for it, and what the command line a
 folder, the hashes that a run and each of its checkpoints are known by, and the checkpoint to continue from.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,19 +32,30 @@ from finetune.run.resuming import (
     refuse_other_recipe,
 )
 
-__all__ = ["Origin", "claim_folder", "find_origin"]
+__all__ = ["Claim", "Origin", "claim_folder", "find_origin"]
 
 log = logging.getLogger("finetune.origin")
 
 
-def claim_folder(
-    recipe: Recipe, *, resume: bool, overwrite: bool, allow_mismatch: Sequence[str]
-) -> tuple[RunFolder, list[Mismatch]]:
-    """Claim the run's folder; one that another recipe has begun is given back untouched.
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The run's folder, claimed, and what the command line lets be done with what lies there.
 
-    Returns:
-        The folder, and the differences from the run's own recipe that were accepted.
+    Attributes:
+        folder: the run's.
+        resumes: whether there may be a checkpoint to continue.
+        allowed: keys that may differ from the run so far.
+        accepted: those of the recipe that do.
     """
+
+    folder: RunFolder
+    resumes: bool
+    allowed: Sequence[str]
+    accepted: list[Mismatch]
+
+
+def claim_folder(recipe: Recipe, *, resume: bool, overwrite: bool, allow_mismatch: Sequence[str]) -> Claim:
+    """Claim the run's folder; one that another recipe has begun is given back untouched."""
     folder = RunFolder.claim(Path(recipe.output_dir), recipe.name, resume=resume, overwrite=overwrite)
     accepted: list[Mismatch] = []
     try:
@@ -56,7 +66,7 @@ def claim_folder(
     except FinetuneError:
         folder.release()
         raise
-    return folder, accepted
+    return Claim(folder, resume, allow_mismatch, accepted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +92,7 @@ class Origin:
         return None if self.checkpoint is None else find_step(self.checkpoint)
 
 
-def find_origin(
-    recipe: Recipe,
-    base: BaseModel,
-    prepared: Prepared,
-    trained_dir: Path | None,
-    folder: RunFolder,
-    accepted: Sequence[Mismatch],
-    allow_mismatch: Sequence[str],
-    *,
-    resume: bool,
-) -> Origin:
+def find_origin(recipe: Recipe, base: BaseModel, prepared: Prepared, trained_dir: Path | None, claim: Claim) -> Origin:
     """Find what a run is made from, and the checkpoint that it goes on from.
 
     Args:
@@ -100,10 +100,7 @@ def find_origin(
         base: the loaded base.
         prepared: its rows and template.
         trained_dir: folder of the adapter that is trained on; None: a fresh one.
-        folder: the run's, claimed.
-        accepted: what `claim_folder` let through.
-        allow_mismatch: keys that may differ from the run so far.
-        resume: whether there may be a checkpoint to continue.
+        claim: of the run's folder.
 
     Raises:
         CheckpointError: what lies in the folder was made from something else.
@@ -111,10 +108,11 @@ def find_origin(
     identity = _build_identity(recipe, base, prepared, trained_dir)
     named = {name: identity[name] for name in ("data", "template", "base", "device", "compute_dtype", "attention")}
     made_from = {"recipe": hash_recipe(to_resolved(recipe))} | named | {"device_name": name_device(base.device.type)}
-    if not resume:
+    if not claim.resumes:
         return Origin(identity, made_from, [], None)
-    all_accepted = [*accepted, *refuse_other_identity(folder, identity, allow_mismatch, accepted=accepted)]
-    return Origin(identity, made_from, all_accepted, _find_checkpoint(folder, made_from, all_accepted))
+    further = refuse_other_identity(claim.folder, identity, claim.allowed, accepted=claim.accepted)
+    accepted = [*claim.accepted, *further]
+    return Origin(identity, made_from, accepted, _find_checkpoint(claim.folder, made_from, accepted))
 
 
 def _build_identity(recipe: Recipe, base: BaseModel, prepared: Prepared, trained_dir: Path | None) -> dict[str, object]:
@@ -122,11 +120,10 @@ def _build_identity(recipe: Recipe, base: BaseModel, prepared: Prepared, trained
 
     Of device, precision and kernel the recipe may say `auto`; here stands what that came to.
     """
-    template = None if prepared.renderer is None else prepared.renderer.template.source
     identity: dict[str, object] = {
         "base_commit": base.commit,
         "base": fingerprint_base(recipe.model, base, recipe.seed),
-        "template": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        "template": prepared.template_hash,
         "data": prepared.train.report["label_hash"],
         "num_processes": count_processes(),
         "device": base.device.type,

@@ -4,6 +4,7 @@ In goes a recipe; out come rows of tokens, the questions, and the report on what
 `train` begins with it, and so does whatever wants to see the very tokens a run would train.
 """
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +24,11 @@ from finetune.data.templates import load_template
 from finetune.data.tokens import TokenRows, build_token_rows
 from finetune.model.devices import choose_compute_dtype, choose_device
 from finetune.model.tokenizer import load_tokenizer
-from finetune.objectives import OBJECTIVES
+from finetune.objectives import OBJECTIVES, RowParts
 from finetune.objectives.answers import Question, build_questions, build_samples
 from finetune.objectives.building import RunArguments
-from finetune.objectives.labelled import LabelledRows
-from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE, Kind
+from finetune.objectives.labelled import LabelledRows, load_labelled_rows
+from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE, KIND_OF_OBJECTIVE, Kind
 from finetune.recipe.schema import EvalFraction, Recipe, SourceSettings
 from finetune.run.progress import shows_bars
 
@@ -88,24 +89,31 @@ class Prepared:
         """The ids that end an answer; none where nothing is answered."""
         return [] if self.renderer is None else self.renderer.stop_ids
 
+    @property
+    def template_source(self) -> str | None:
+        """What the rows are rendered by, in Jinja; None where no template is put around them."""
+        return None if self.renderer is None else self.renderer.template.source
+
+    @property
+    def template_hash(self) -> str | None:
+        """SHA-256 of the template's source, as identity.json has it."""
+        source = self.template_source
+        return None if source is None else hashlib.sha256(source.encode()).hexdigest()
+
 
 def prepare(recipe: Recipe) -> Prepared:
     """Read the rows and turn them into tokens: the tokenizer is loaded, the weights are not."""
     objective, data, evaluation = OBJECTIVES[recipe.objective], recipe.data, recipe.evaluation
-    reads = KIND_OF_OBJECTIVE[recipe.objective]
+    reads, head = KIND_OF_OBJECTIVE[recipe.objective], HEAD_OF_OBJECTIVE[recipe.objective]
     if not shows_bars():
         datasets.disable_progress_bars()
     # Of several processes the first one fills the caches, and the others read them.
     with PartialState().main_process_first():
-        tokenizer = load_tokenizer(recipe.model, ends_answers=objective.head in ("words", "score"))
-        if reads == "labelled":
+        tokenizer = load_tokenizer(recipe.model, ends_answers=head in ("words", "score"))
+        if objective.build_rows is None:
             return _prepare_labelled(recipe, tokenizer)
-        renderer = None if objective.head == "masked" else build_renderer(recipe, tokenizer)
-        bound: dict[str, Any] = {"tokenizer": tokenizer} if renderer is None else {"renderer": renderer}
-        # How long the answers may be that a prompt is to leave room for is a setting of the trainer.
-        if reads == "prompt":
-            bound["training"] = recipe.training
-        build_rows = partial(objective.build_rows, data=data, **bound)
+        renderer = None if head == "masked" else build_renderer(recipe, tokenizer)
+        parts = RowParts(data=data, training=recipe.training, tokenizer=tokenizer, renderer=renderer)
         load = partial(_load, seed=recipe.seed, on_bad_rows=data.on_bad_rows)
         train_examples = load_examples(data.train, kind=reads, seed=recipe.seed, on_bad_rows=data.on_bad_rows)
         held_out_examples: LoadedExamples | None
@@ -121,11 +129,11 @@ def prepare(recipe: Recipe) -> Prepared:
 
         scored = [(held_out_examples, reads), (asked, "conversation"), (compared, "preference")]
         evaluated = [(examples, kind) for examples, kind in scored if examples is not None]
-        train = build_rows(screen_examples(train_examples, evaluated, data.findings, kind=reads))
-        held_out = build_rows(held_out_examples) if held_out_examples else None
+        train = objective.build_rows(screen_examples(train_examples, evaluated, data.findings, kind=reads), parts)
+        held_out = objective.build_rows(held_out_examples, parts) if held_out_examples else None
         questions = build_questions(asked, renderer) if asked and renderer else []
         samples = questions[: evaluation.num_samples]
-        if not samples and held_out_examples and renderer and reads != "document" and objective.head == "words":
+        if not samples and held_out_examples and renderer and reads != "document" and head == "words":
             samples = build_samples(held_out_examples, renderer, evaluation.num_samples, reads)
         pairs = held_out if reads == "preference" else None
         if compared and renderer:
@@ -157,8 +165,7 @@ def _load(
 
 def _prepare_labelled(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """Prepare labelled texts; no template is put around them, and nothing is answered."""
-    build_rows = OBJECTIVES[recipe.objective].build_rows
-    rows: LabelledRows = build_rows(recipe.data, recipe.classification, tokenizer, recipe.seed)
+    rows = load_labelled_rows(recipe.data, recipe.classification, tokenizer, recipe.seed)
     _say_rows("training", rows.train)
     _say_census(rows.train)
     for kind, parts in (("evaluation", rows.held_out), *(("prediction", asked.parts) for asked in rows.asked)):

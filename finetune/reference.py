@@ -65,7 +65,7 @@ def describe_reference(
         "objective": recipe.objective,
         "rows": prepared.train.fingerprint,
         "held_out_rows": None if prepared.held_out is None else prepared.held_out.fingerprint,
-        "template": None if prepared.renderer is None else prepared.renderer.template.source,
+        "template": prepared.template_source,
         "base": identify_base(recipe.model, base, recipe.seed),
         "quantization": [base.quantization, recipe.model.double_quantization],
         "adapter": started,

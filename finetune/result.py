@@ -17,7 +17,7 @@ from finetune.model.same_base import note_base_weights
 from finetune.objectives.answers import Answered, render_answers
 from finetune.objectives.trainer import StepMixin
 from finetune.planning.estimate import Plan
-from finetune.predicting import keep_speed, to_prediction
+from finetune.predicting import to_prediction, write_speed
 from finetune.prepare import Prepared
 from finetune.recipe.own_methods import WHOLE_METHODS
 from finetune.recipe.schema import Recipe
@@ -28,7 +28,7 @@ from finetune.run.folder import RunFolder
 from finetune.run.full_disk import find_full
 from finetune.run.layout import find_step
 from finetune.run.loss_plot import write_loss_plot
-from finetune.run.metrics import read_totals
+from finetune.run.metrics import Totals, read_totals
 from finetune.run.resuming import read_accepted
 from finetune.run.samples import Sample, write_samples
 from finetune.run.summary import Summary, render_summary
@@ -39,14 +39,7 @@ log = logging.getLogger("finetune.result")
 
 
 def leave_result(
-    folder: RunFolder,
-    recipe: Recipe,
-    base: BaseModel,
-    trainer: StepMixin,
-    prepared: Prepared,
-    gauge: Gauge,
-    before: Measured,
-    plan: Plan | None,
+    folder: RunFolder, recipe: Recipe, base: BaseModel, gauge: Gauge, before: Measured, plan: Plan | None
 ) -> None:
     """Measure the best step's weights, save them, and sum the run up; it is done when this returns.
 
@@ -54,12 +47,11 @@ def leave_result(
         folder: the run's.
         recipe: the run.
         base: the loaded base.
-        trainer: trained to its end.
-        prepared: rows, questions and tokenizer.
-        gauge: what `before` was measured with.
+        gauge: what `before` was measured with; its trainer is trained to its end.
         before: what the start was worth.
         plan: what the run was expected to need, printed beside what it did; None: there was none.
     """
+    trainer, prepared = gauge.trainer, gauge.prepared
     best_step = put_best_back(folder, trainer)
     after = gauge.measure()
     write_answers(folder, best_step or trainer.state.global_step, after.samples)
@@ -67,11 +59,13 @@ def leave_result(
     if folder.writes:
         draw_curves(folder)
     result = folder.model_dir if recipe.adapter.method in WHOLE_METHODS else folder.adapter_dir
+    totals = read_totals(folder.metrics_path)
+    write_speed(plan, totals, folder.path.name)
     # It takes its place when the block ends: the last thing but one, since it says that the run has finished.
     with folder.write_dir(result, closes=True) as part:
         if folder.writes:
-            save_result(part, recipe, base, trainer, prepared, before, after)
-        summary = build_summary(folder, base, trainer, prepared, before, after, best_step, part, plan)
+            save_result(part, recipe, base, gauge, before, after)
+        summary = build_summary(folder, base, gauge, before, after, best_step, totals, part, plan)
         folder.write_json(folder.summary_path, summary.to_json())
     folder.write_status("done")
     for lines in render_answers(before.samples, after.samples):
@@ -114,16 +108,9 @@ def write_predictions(folder: RunFolder, prepared: Prepared, trainer: StepMixin)
         prepared.labelled.write_predictions(part, trainer.predict_logits, writes=folder.writes)
 
 
-def save_result(
-    part: Path,
-    recipe: Recipe,
-    base: BaseModel,
-    trainer: StepMixin,
-    prepared: Prepared,
-    before: Measured,
-    after: Measured,
-) -> None:
+def save_result(part: Path, recipe: Recipe, base: BaseModel, gauge: Gauge, before: Measured, after: Measured) -> None:
     """Save what was trained into a folder: the adapter, or the whole model where its own weights were changed."""
+    trainer, prepared = gauge.trainer, gauge.prepared
     trainer.save_weights(part, dtype=base.stored_dtype)
     if recipe.adapter.method not in WHOLE_METHODS:
         note_base_weights(part, recipe.model)
@@ -162,17 +149,16 @@ def save_result(
 def build_summary(
     folder: RunFolder,
     base: BaseModel,
-    trainer: StepMixin,
-    prepared: Prepared,
+    gauge: Gauge,
     before: Measured,
     after: Measured,
     best_step: int | None,
+    totals: Totals,
     part: Path,
     plan: Plan | None,
 ) -> Summary:
     """Put a run's figures together, those before an interruption included; `part` is where the result lies."""
-    totals, parameters = read_totals(folder.metrics_path), count_parameters(trainer.model)
-    keep_speed(plan, totals, folder.path.name)
+    trainer, prepared, parameters = gauge.trainer, gauge.prepared, count_parameters(gauge.trainer.model)
     return Summary(
         status="done",
         steps=trainer.state.global_step,

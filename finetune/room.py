@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 
 from finetune.model.access import find_cache_dir, find_download_bytes
 from finetune.model.sizes import estimate_parameters, find_tokenizer_bytes
-from finetune.objectives import OBJECTIVES
 from finetune.recipe.own_methods import WHOLE_METHODS
+from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
 from finetune.recipe.schema import Recipe
 from finetune.run.disk import (
     RECORDS_BYTES,
@@ -70,7 +70,7 @@ def estimate_checkpoint(recipe: Recipe, arguments: TrainingArguments, trained_di
 
 def _count(recipe: Recipe, trained_dir: Path | None) -> tuple[int, int, int]:
     """Count the numbers trained, those saved beside them, and the bytes of the tokenizer."""
-    head = OBJECTIVES[recipe.objective].head
+    head = HEAD_OF_OBJECTIVE[recipe.objective]
     count = estimate_parameters(recipe.model, recipe.adapter, head=head, trained_dir=trained_dir)
     num_frozen = count.total - count.trainable if recipe.adapter.method in WHOLE_METHODS else 0
     return count.trainable, num_frozen, find_tokenizer_bytes(recipe.model)

@@ -1,7 +1,8 @@
 """The path: one recipe, from rows to a saved adapter. Read `train` from top to bottom.
 
 In goes a parsed recipe, out comes a run folder that is enough to repeat, resume, chat with and
-explain the run. Every part gets its own section of the recipe; only this file holds a whole one.
+explain the run. `data`, `model`, `objectives` and `run` get its sections or plain values, never
+the whole recipe.
 """
 
 import json
@@ -15,7 +16,8 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from finetune.measuring import Gauge, Measured, from_figures, to_figures
+from finetune.budget.computing import find_loss
+from finetune.measuring import Gauge, Measured, drop_changed, from_figures, to_figures
 from finetune.model.adapters import attach_adapter, check_adapter
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel, check_base, check_vocabulary, load_base
@@ -46,6 +48,7 @@ from finetune.planning.estimate import Plan
 from finetune.predicting import open_with_plan
 from finetune.prepare import Prepared, build_arguments, prepare
 from finetune.recipe.reading import to_resolved
+from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
 from finetune.recipe.schema import Recipe
 from finetune.reference import fill_reference
 from finetune.result import leave_result, write_answers
@@ -102,7 +105,8 @@ def train(
             open_with_plan(recipe, prepare(recipe), num_processes=arguments.world_size)
             log.info("Recipe, base, device, rows and trainer settings are in order; no weight was loaded.")
             return Path(recipe.output_dir) / recipe.name
-        folder, accepted = claim_folder(recipe, resume=resume, overwrite=overwrite, allow_mismatch=allow_mismatch)
+        claim = claim_folder(recipe, resume=resume, overwrite=overwrite, allow_mismatch=allow_mismatch)
+        folder = claim.folder
         if folder.finished:
             log.info("%s is already complete (%s): nothing to do.", folder.path, folder.to_state())
             folder.release()
@@ -116,9 +120,7 @@ def train(
                 if trained_dir is not None:
                     check_same_template(trained_dir, prepared.tokenizer)
                 base = load_frozen_base(recipe, arguments, prepared)
-                origin = find_origin(
-                    recipe, base, prepared, trained_dir, folder, accepted, allow_mismatch, resume=resume
-                )
+                origin = find_origin(recipe, base, prepared, trained_dir, claim)
                 model = attach(recipe, base, arguments, trained_dir)
                 answerer = Answerer(model, prepared.tokenizer, prepared.stop_ids, recipe.evaluation)
                 samples = SampleAnswers(answerer, prepared.samples, partial(write_answers, folder))
@@ -134,11 +136,12 @@ def train(
                 write_records(folder, recipe, recipe_text, prepared, origin, plan)
                 fill_reference(recipe, base, prepared, trainer, trained_dir)
                 gauge = Gauge(trainer, answerer, prepared, recipe.training.per_device_eval_batch_size)
-                before = measure_start(folder, recipe, gauge) if origin.checkpoint is None else read_start(folder)
+                is_fresh = origin.checkpoint is None
+                before = measure_start(folder, recipe, gauge) if is_fresh else read_start(folder, gauge)
                 trainer.train(resume_from_checkpoint=None if origin.checkpoint is None else str(origin.checkpoint))
                 interrupts.raise_if_received()
 
-                leave_result(folder, recipe, base, trainer, prepared, gauge, before, plan)
+                leave_result(folder, recipe, base, gauge, before, plan)
     return folder.path
 
 
@@ -168,7 +171,7 @@ def check_settings(recipe: Recipe) -> tuple[TrainingArguments, Path | None]:
     """
     check_trackers(recipe.training.report_to)
     find_backend(recipe.model.backend)  # the command line has started it, before the libraries that it changes
-    head, trained_dir = OBJECTIVES[recipe.objective].head, None
+    head, trained_dir = HEAD_OF_OBJECTIVE[recipe.objective], None
     virtual_tokens = recipe.adapter.virtual_tokens
     check_base(recipe.model, max_length=recipe.data.max_length, head=head, virtual_tokens=virtual_tokens)
     if recipe.adapter.init_from is None:
@@ -192,7 +195,7 @@ def load_frozen_base(recipe: Recipe, arguments: TrainingArguments, prepared: Pre
         recipe.model,
         max_length=recipe.data.max_length,
         seed=recipe.seed,
-        head=OBJECTIVES[recipe.objective].head,
+        head=HEAD_OF_OBJECTIVE[recipe.objective],
         labels=None if prepared.labelled is None else prepared.labelled.labels,
         checkpointing=arguments.gradient_checkpointing,
     )
@@ -280,8 +283,10 @@ def build_trainer(
         account=prepared.train.account,
         write=partial(write_non_finite_rows, folder),
     )
-    trainer.idle_memory.begin(recipe.training.memory, base, recipe.adapter)
+    loss = find_loss(recipe.objective, recipe.training.fields.get("loss_type"))
+    trainer.idle_memory.begin(recipe.training.memory, base, recipe.adapter, loss=loss)
     if origin.checkpoint is not None:
+        trainer.args.eval_on_start = False  # of a checkpoint's step: the same figure again would cost patience
         trainer.takes_new_settings = has_other_recipe(origin.checkpoint, origin.made_from)
         trainer.micro_batches.read(origin.checkpoint)
         if not trainer.takes_new_settings:  # else another step has to fit
@@ -318,11 +323,13 @@ def write_records(
 def measure_start(folder: RunFolder, recipe: Recipe, gauge: Gauge) -> Measured:
     """Measure the start, and log it as step 0: from there `read_start` has it when the run is resumed."""
     measured = gauge.measure(with_base=recipe.adapter.init_from is not None)
-    gauge.trainer.log(to_figures(measured))
+    line: dict[str, Any] = to_figures(measured) | gauge.hash_asked()
+    gauge.trainer.log(line)
     write_answers(folder, 0, measured.samples)
     return measured
 
 
-def read_start(folder: RunFolder) -> Measured:
-    """Read what was measured before the first step, in the process that began this run."""
-    return from_figures(next(iter(read_metrics(folder.metrics_path)), {}))
+def read_start(folder: RunFolder, gauge: Gauge) -> Measured:
+    """Read what was measured before the first step, in the process that began this run, where the same is asked now."""
+    line = next(iter(read_metrics(folder.metrics_path)), {})
+    return drop_changed(from_figures(line), line, gauge.hash_asked())

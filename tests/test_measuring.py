@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.measuring import Measured, from_figures, to_figures, to_summary, to_words
+from finetune.measuring import Measured, drop_changed, from_figures, to_figures, to_summary, to_words
 from finetune.objectives.pairs import PairFigures, PairScores, compare
 
 START = Measured(
@@ -19,6 +19,17 @@ START = Measured(
 def test_the_figures_of_the_start_come_back_from_the_log():
     assert from_figures(to_figures(START)) == START
     assert from_figures({}) == Measured(held_out={})
+
+
+def test_of_the_start_only_figures_of_what_is_asked_as_then_are_kept(caplog):
+    then = {"questions_hash": "a", "pairs_hash": "b", "general_text_hash": "c"}
+    assert drop_changed(START, then, then) is START
+    assert drop_changed(START, {}, then) is START, "a run of an earlier version says nothing of what it asked"
+    assert not caplog.text
+    kept = drop_changed(START, then, {"questions_hash": "a", "general_text_hash": "d"})
+    assert (kept.pairs, kept.base_pairs, kept.general_loss) == (None, None, None)
+    assert (kept.held_out, kept.exact_match, kept.answer_tokens) == (START.held_out, 0.5, 3.5)
+    assert "Changed since the run began: the held-out pairs, the general text" in caplog.text
 
 
 def test_the_summary_has_each_figure_before_and_after_and_the_base_beside():

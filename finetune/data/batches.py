@@ -72,6 +72,8 @@ class Collator:
         num_real_tokens = sum(len(row_ids) for row_ids in ids)
         if self.layout == "padded":
             labels_BT = _pad(labels, IGNORE_INDEX)
+            # Nothing predicts a row's first token; learned vectors in front of it would, and some counts include it.
+            labels_BT[:, 0] = IGNORE_INDEX
             return {
                 "input_ids": _pad(ids, self.pad_token_id),
                 "labels": labels_BT,

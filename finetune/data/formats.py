@@ -19,7 +19,6 @@ from finetune.data.examples import (
     Preference,
     RowError,
     from_json,
-    to_json,
 )
 from finetune.data.labelled import from_labelled
 from finetune.data.preference_formats import (
@@ -50,7 +49,6 @@ __all__ = [
     "from_json",
     "map_columns",
     "to_examples",
-    "to_json",
 ]
 
 

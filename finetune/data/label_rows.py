@@ -218,7 +218,7 @@ def find_labels(loaded: LoadedExamples) -> list[str]:
     if len(labels) > 2 and all(_is_fraction(label) for label in labels):
         raise DataError(
             f"{path}: the labels are numbers, such as {labels[0]} and {labels[1]}, and none is a whole one.\n"
-            "  To be told as numbers: classification.problem_type=regression"
+            "  To predict them as numbers: classification.problem_type=regression"
         )
     if len(labels) < 2:
         found = f"only the label `{labels[0]}`" if labels else "no label"

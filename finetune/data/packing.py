@@ -59,22 +59,22 @@ def choose_rows(
     return chosen, np.fromiter(map(len, rows), np.int32, len(rows))
 
 
-def pack_documents(documents: Dataset, max_length: int, fingerprint: str, *, mixes_lengths: bool = False) -> Dataset:
+def pack_documents(documents: Dataset, max_length: int, fingerprint: str, *, draw_seed: int | None = None) -> Dataset:
     """Pack documents into rows of `input_ids`, `labels` and `seq_lengths` (tokens of each document in it).
 
     Args:
         documents: columns `input_ids` and `labels`, one document a row, none longer than `max_length`.
         max_length: tokens of a row at most, be it a row of several in a micro-batch or a micro-batch by itself.
-        fingerprint: of the documents.
-        mixes_lengths: take the documents in an order drawn by the fingerprint, and not the longest first.
+        fingerprint: of the documents; what was packed under it before is read from the cache.
+        draw_seed: take the documents in an order drawn by it; None: the longest first. A fingerprint changes with the
+            version of a library, so a seed of the documents themselves lets a resumed run have the rows it began with.
     """
-    way = "mixed" if mixes_lengths else "packed"
-    key = hashlib.sha256(f"{fingerprint} {way} {_PACKED_AT_ONCE} {max_length}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{fingerprint} {draw_seed} {_PACKED_AT_ONCE} {max_length}".encode()).hexdigest()[:16]
 
     def pack(table: pa.Table) -> pa.Table:
         columns = [table[name].combine_chunks() for name in _COLUMNS]
         lengths = pc.list_value_length(columns[0]).to_numpy()
-        drawn = np.random.default_rng(int(key, 16)).permutation(len(lengths)) if mixes_lengths else None
+        drawn = None if draw_seed is None else np.random.default_rng(draw_seed).permutation(len(lengths))
         order, num_documents = choose_rows(lengths, max_length, order=drawn)
         ends_of_documents = np.cumsum(num_documents)
         tokens = np.concatenate([[0], np.cumsum(lengths[order])])

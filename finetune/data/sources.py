@@ -199,7 +199,8 @@ def _load_source(
         "kind": kind,
         **({"reading": reading.to_key()} if reading else {}),
     }
-    key = build_key({**decides, "path": source.path, "on_bad_rows": on_bad_rows})
+    named = {"path": source.path, "files": opened.facts.get("files")}  # as rows and messages name them
+    key = build_key({**decides, **named, "on_bad_rows": on_bad_rows})
     cached = read_cached(key)
     dataset, report = cached if cached else _convert_and_cache(key, opened, source, kind, on_bad_rows, setting, reading)
     return LoadedExamples(dataset, {"sources": [report]}, _hash(["source", decides]))

@@ -132,7 +132,8 @@ def _write_rows(
     convert: Callable[[Iterator[tuple[str, Origin]]], Iterator[tuple[Origin, dict[str, Any]]]],
 ) -> Dataset:
     """Write what examples are converted to, as it comes; `convert` gets all of them and may read ahead."""
-    cached = read_cached(fingerprint)
+    key = _build_key(loaded, fingerprint)
+    cached = read_cached(key)
     if cached is not None:
         return cached[0]
 
@@ -148,8 +149,14 @@ def _write_rows(
             values = {**row, "source": place.source, "row": place.row}
             yield tuple(values[name] for name in features)
 
-    dataset, _ = write_cached(fingerprint, features.arrow_schema, list_values())
+    dataset, _ = write_cached(key, features.arrow_schema, list_values())
     return dataset
+
+
+def _build_key(loaded: LoadedExamples, fingerprint: str) -> str:
+    """Build the cache's key: the names of files stand in the rows and not in their fingerprint."""
+    names = [[source["path"], source.get("files")] for source in loaded.report["sources"]]
+    return hashlib.sha256(json.dumps([fingerprint, names]).encode()).hexdigest()
 
 
 def to_labels(rendered: Rendered) -> list[int]:
@@ -301,6 +308,8 @@ def hash_rows(loaded: LoadedExamples, tokenizer: "PreTrainedTokenizerBase", *set
     parts: Sequence[str] = (
         loaded.fingerprint,
         tokenizer.backend_tokenizer.to_str(),
+        # Which of its tokens begins or ends a text stands beside the backend, in `tokenizer_config.json`.
+        json.dumps([sorted(tokenizer.special_tokens_map.items()), tokenizer.all_special_tokens]),
         json.dumps(settings),
         hash_makers(),
     )

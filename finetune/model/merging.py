@@ -15,6 +15,7 @@ of 3e-5 nats. An int8 base differs by up to 0.1 in any dtype, since bitsandbytes
 
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +208,9 @@ def merge_adapter(speaker: Speaker, dtype: torch.dtype) -> PreTrainedModel:
     if isinstance(config, LoraConfig):
         # A start that takes a part out of the base (PiSSA, OLoRA) was taken out when the speaker was loaded.
         config.init_lora_weights = True
-    model = attach_saved_adapter(plain, adapter_dir, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # `_merge_layers` sees to it
+        model = attach_saved_adapter(plain, adapter_dir, config)
     try:
         _merge_layers(model, quantized, dtype)
     except (NotImplementedError, ValueError) as error:
@@ -220,6 +223,9 @@ def merge_adapter(speaker: Speaker, dtype: torch.dtype) -> PreTrainedModel:
     with warnings.catch_warnings():
         # Takes PEFT's layers away; those that are weights of their own (`modules_to_save`) are put in here.
         warnings.filterwarnings("ignore", message="All adapters are already merged")
+        # Embeddings that are tied no more, which it also notes in the model's config.
+        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
         merged: PreTrainedModel = model.merge_and_unload().to(dtype)
     merged.config.dtype = dtype
     _check_finite(merged, dtype)
@@ -261,7 +267,9 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 
 def _merge_layers(model: PeftModel, quantized: dict[str, nn.Module], dtype: torch.dtype) -> None:
     """Merge layer by layer, each in float32 on the exact weights that the adapter saw."""
-    for name, layer in model.get_base_model().named_modules():
+    whole = model.get_base_model()
+    _untie_changed(whole)
+    for name, layer in whole.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
         held = layer.get_base_layer().to(torch.float32)
@@ -269,6 +277,24 @@ def _merge_layers(model: PeftModel, quantized: dict[str, nn.Module], dtype: torc
             held.weight.data = dequantize_module_weight(quantized.pop(name)).data.to(torch.float32)
         layer.merge(safe_merge=True)
         layer.get_base_layer().to(dtype)
+
+
+def _untie_changed(model: nn.Module) -> None:
+    """Give tied embeddings a weight each where the adapter changes one of them: the change is of that one alone.
+
+    Nothing stays shared then, a bias that BERT ties beside them neither: what is untied is read back part by part.
+    """
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    changed = [one.get_base_layer() for one in model.modules() if isinstance(one, BaseTunerLayer)]
+    changed += [one.original_module for one in model.modules() if isinstance(one, ModulesToSaveWrapper)]
+    if not any(isinstance(one, nn.Linear | nn.Embedding) and owners[id(one.weight)] > 1 for one in changed):
+        return
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter in seen and isinstance(module, nn.Linear | nn.Embedding):
+                setattr(module, name, nn.Parameter(parameter.data.clone(), requires_grad=False))
+            seen.add(parameter)
 
 
 def _put_back_whole_modules(model: PeftModel) -> None:

@@ -3,19 +3,17 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from huggingface_hub import ModelCardData
 
 import finetune
 from finetune.recipe.own_methods import OWN_METHODS, WHOLE_METHODS
 from finetune.recipe.places import names_file
+from finetune.recipe.row_kinds import Head
 
 __all__ = ["build_card"]
 
-Ending = Literal["words", "masked", "labels", "score"]
-
-_TASKS: Mapping[Ending, str] = {
+_TASKS: Mapping[Head, str] = {
     "words": "text-generation",
     "masked": "fill-mask",
     "labels": "text-classification",
@@ -32,7 +30,7 @@ def build_card(
     method: str,
     fields: Mapping[str, object],
     init_from: str | None,
-    ends_with: Ending,
+    ends_with: Head,
     labels: Sequence[str] | None,
     data_paths: Sequence[str],
     template: str | None,
@@ -118,7 +116,7 @@ def _to_figure(value: str | float) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _to_use(is_adapter: bool, ends_with: Ending, *, num_labels: int = 1, is_own_method: bool = False) -> str:
+def _to_use(is_adapter: bool, ends_with: Head, *, num_labels: int = 1, is_own_method: bool = False) -> str:
     """The lines that open it elsewhere.
 
     The class of a classifier or a reward model is named, for a pipeline would draw an adapter's head anew.

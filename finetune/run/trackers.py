@@ -1,5 +1,6 @@
 """The trackers a run may report to beside its own metrics.jsonl: whether they are installed."""
 
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -21,5 +22,6 @@ def check_trackers(names: Sequence[str]) -> None:
     if missing:
         raise PlaceError(
             f"`training.report_to`: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed.\n"
-            "  Install the trackers: pip install '.[track]'     Or report to none: training.report_to=[]"
+            f"  Install the trackers: {sys.executable} -m pip install -c constraints.txt -e '.[track]'\n"
+            "  Or report to none: training.report_to=[]"
         )

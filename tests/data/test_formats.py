@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from finetune.data.examples import Conversation, Document, Message, Origin
-from finetune.data.formats import FORMATS, check_mapping, find_format, from_json, to_examples, to_json
+from finetune.data.examples import Conversation, Document, Message, Origin, to_json
+from finetune.data.formats import FORMATS, check_mapping, find_format, from_json, to_examples
 from finetune.errors import DataError, RecipeError
 from finetune.recipe.row_kinds import FORMAT_KINDS
 

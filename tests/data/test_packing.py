@@ -36,10 +36,10 @@ def test_the_rows_are_those_of_trl(max_length, count):
         assert ours[name][:] == theirs[name][:]
 
 
-@pytest.mark.parametrize("mixes_lengths", [False, True])
-def test_no_document_is_torn_lost_or_taken_twice(mixes_lengths):
+@pytest.mark.parametrize("draw_seed", [None, 7])
+def test_no_document_is_torn_lost_or_taken_twice(draw_seed):
     lengths = [5, 9, 2, 2, 8, 1]
-    packed = pack_documents(to_documents(lengths), 10, "six documents", mixes_lengths=mixes_lengths)
+    packed = pack_documents(to_documents(lengths), 10, "six documents", draw_seed=draw_seed)
     documents = []
     for row in packed:
         assert sum(row["seq_lengths"]) == len(row["input_ids"]) == len(row["labels"]) <= 10
@@ -61,9 +61,18 @@ def test_a_document_as_long_as_a_row_fills_it_alone():
 def test_in_a_drawn_order_rows_mix_lengths_and_are_nearly_as_full():
     lengths = np.clip(np.random.default_rng(0).lognormal(5.3, 0.6, 5000), 20, 512).astype(int)
     spreads, fills = [], []
-    for mixes_lengths in (False, True):
-        packed = pack_documents(to_documents(lengths.tolist()), 2048, "drawn", mixes_lengths=mixes_lengths)
+    for draw_seed in (None, 7):
+        packed = pack_documents(to_documents(lengths.tolist()), 2048, "drawn", draw_seed=draw_seed)
         spreads.append(np.std([np.mean(row) for row in packed["seq_lengths"][:]]))
         fills.append(lengths.sum() / (len(packed) * 2048))
     assert spreads[1] < spreads[0] / 2
     assert fills[0] > 0.995 and fills[1] > 0.985
+
+
+def test_rows_are_drawn_by_the_seed_alone_whatever_they_are_cached_under():
+    documents = to_documents(np.random.default_rng(1).integers(1, 30, 200).tolist())
+    drawn = [
+        pack_documents(documents, 64, name, draw_seed=seed)["input_ids"][:]
+        for name, seed in (("of today", 1), ("after an upgrade", 1), ("of today", 2))
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]

@@ -331,6 +331,19 @@ def test_real_text_is_read_from_gzip_and_csv(shared_data):
     assert len(load(shared_data / "corpus/eltec_eng_novels.jsonl.gz", kind="document", limit=3).dataset) == 3
 
 
+def test_rows_of_a_file_that_was_renamed_in_its_folder_name_it_as_it_is_called_now(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    first = write_jsonl(folder / "first.jsonl", ROWS)
+    before = load(folder)
+    first.rename(folder / "second.jsonl")
+    after = load(folder)
+    assert [set(map(Path, loaded.dataset["source"][:])) for loaded in (before, after)] == [
+        {folder / "first.jsonl"}, {folder / "second.jsonl"}
+    ]  # fmt: skip
+    assert after.report["sources"][0]["files"] == [f"{folder}/second.jsonl"]
+
+
 def test_two_processes_that_load_the_same_rows_at_once_end_with_the_same(tmp_path):
     key = build_key({"test": str(tmp_path)})
     schema = pa.schema({"source": pa.string(), "row": pa.int64()})

@@ -1,10 +1,12 @@
 """Every row that is read is kept, cut or dropped, and counted as what became of it."""
 
+import copy
 import json
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from finetune.data import row_cache
 from finetune.data.batches import IGNORE_INDEX
@@ -112,3 +114,29 @@ def test_rows_of_another_version_of_a_library_are_made_anew(renderer, tmp_path, 
         assert build(source, renderer, 300).fingerprint != before
     finally:
         row_cache.hash_makers.cache_clear()
+
+
+@pytest.mark.parametrize("format", ["prompt_completion", "text"])
+def test_rows_end_with_the_end_token_of_their_own_tokenizer_where_two_share_a_backend(renderer, tmp_path, format):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "Say it", "completion": "hello", "text": "hello"}) + "\n")
+    ends = []
+    for token in ("</s>", "<unk>"):
+        tokenizer = copy.deepcopy(renderer.tokenizer)
+        assert isinstance(tokenizer, PreTrainedTokenizerFast)
+        tokenizer.eos_token = token
+        assert tokenizer.backend_tokenizer.to_str() == renderer.tokenizer.backend_tokenizer.to_str()
+        bound = Renderer(load_template("vicuna", tokenizer), tokenizer)
+        rows = build(SourceSettings(path=str(path), format=format), bound, 300)
+        ends.append(tokenizer.convert_ids_to_tokens(rows.dataset[0]["input_ids"][-1]))
+    assert ends == ["</s>", "<unk>"]
+
+
+def test_rows_of_a_copy_name_the_copy_and_are_the_same(renderer, tmp_path):
+    source = write(tmp_path, ["hello"])
+    copied = Path(source.path).with_name("copy.jsonl")
+    copied.write_bytes(Path(source.path).read_bytes())
+    first, second = build(source, renderer, 300), build(SourceSettings(path=str(copied)), renderer, 300)
+    assert first.account["source"][:] == [source.path]
+    assert second.account["source"][:] == [str(copied)]
+    assert first.fingerprint == second.fingerprint

@@ -96,6 +96,27 @@ def test_preferences_are_compared_with_what_the_run_began_from(tmp_path):
         measure(second)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"adapter": {"method": "full"}, "model__quantization": "none"},
+        {"adapter": {"method": "lora", "r": 4, "init_lora_weights": False}},
+        {"adapter": {"method": "lora", "r": 4, "bias": "lora_only"}},
+    ],
+    ids=["the base was trained", "a start of its own", "trained biases"],
+)
+def test_a_loss_whose_start_is_no_longer_there_is_left_out_with_a_word_and_the_pairs_are_told_apart(
+    tmp_path, settings, caplog
+):
+    pairs = {"objective": "dpo", "data__train": TRAINED_PAIRS, "data__eval": PAIRS, "training__max_steps": 2}
+    run = run_small(tmp_path, **pairs, training__precompute_ref_log_probs=True, **settings)
+    figures, summary = to_figures(measure(run).result), read_json(run / "summary.json")
+    assert "eval_loss" in summary
+    assert "eval_loss" not in figures
+    assert figures["preference_margin"] == pytest.approx(summary["preference_margin"], abs=2e-2)  # saved in 16 bits
+    assert "compares with a start that is no longer there" in caplog.text
+
+
 @pytest.mark.parametrize("objective", ["kto", "reward", pytest.param("orpo", marks=pytest.mark.slow)])
 def test_the_other_preferences_come_again_too(tmp_path, objective):
     pairs = {"data__train": TRAINED_PAIRS, "data__eval": PAIRS, "adapter__lora_dropout": 0.0}

@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_found_before_there_is_a_run(tmp_path, monkeypatch,
     said = {
         "one row": r"Before the first step: memory is full at a single row of \d+ tokens",
         "checkpoint": r"Before the first step: a checkpoint cannot be written \(\[Errno 28\] No space left",
-        "optimizer": r"Before the first step: memory does not hold the gradients and the optimizer's states",
+        "optimizer": r"Before the first step: there is not enough memory for the gradients and the optimizer's states",
     }
     if where == "one row":
         run_out(lambda trainer, rows: trainer.model.training)

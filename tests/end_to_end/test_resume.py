@@ -109,6 +109,38 @@ def test_early_stopping_counts_on_across_a_resume(stopped_early, tmp_path):
         assert kept[-1] == first["steps"] and first["best_step"] in kept
 
 
+def test_a_resume_evaluates_no_step_again_and_so_costs_no_patience(tmp_path):
+    settings = EVALUATED | {
+        "training__eval_on_start": True,
+        "training__eval_steps": 1,
+        "training__max_steps": 4,
+        "training__early_stopping_patience": 1,
+    }
+    whole = run_small(tmp_path / "whole", **settings)
+    with stopped_at_evaluation(2):
+        run_small(tmp_path / "stopped", **settings)
+    stopped = run_small(tmp_path / "stopped", **settings, resume=True)
+    assert read_json(stopped / "summary.json")["steps"] == 4
+    assert read_figures(stopped) == read_figures(whole)
+
+
+def test_questions_changed_before_a_resume_have_no_figures_of_the_start(tmp_path, caplog):
+    world = "data/tiny_world"
+    asked = {
+        "evaluation__questions": {"path": f"{world}/train.json", "limit": 4},
+        "evaluation__preferences": {"path": f"{world}/preferences_test.jsonl", "limit": 4},
+        "evaluation__general_text": {"path": f"{world}/text.jsonl.gz", "limit": 4},
+    }
+    with stopped_at_evaluation(3):
+        run_small(tmp_path, **EVALUATED, **asked)
+    changed = asked | {"evaluation__questions": {"path": f"{world}/train.json", "limit": 5}}
+    summary = read_json(run_small(tmp_path, **EVALUATED, **changed, resume=True) / "summary.json")
+    assert "exact_match" in summary and "answer_tokens" in summary
+    assert "exact_match_before" not in summary and "answer_tokens_before" not in summary
+    assert summary["general_loss_before"] and summary["preference_margin_before"] and summary["eval_loss_before"]
+    assert caplog.text.count("Changed since the run began: the questions; their figures") == 1
+
+
 def test_samples_of_steps_after_the_checkpoint_are_written_once(tmp_path):
     with stopped_at_evaluation(3, signal.SIGINT):
         run_small(tmp_path, **EVALUATED)

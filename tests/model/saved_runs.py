@@ -51,6 +51,7 @@ def write_run(
     quantization: str = "nf4",
     compute_dtype: str = "float32",
     template: str = "alpaca",
+    training: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a finished run whose adapter was moved away from its start by random numbers instead of training."""
     model = {"model_name_or_path": str(base_dir), "quantization": quantization, "compute_dtype": compute_dtype,
@@ -61,7 +62,7 @@ def write_run(
             "model": model,
             "adapter": dict(adapter or {"method": "lora", "r": 8}),
             "data": {"train": {"path": "rows.json"}, "template": template, "max_length": 64, "packing": False},
-            "training": {"gradient_checkpointing": False},
+            "training": {"gradient_checkpointing": False} | dict(training or {}),
         }
     )
     attached = attach_adapter(load_base(recipe.model), recipe.adapter, recipe.seed)

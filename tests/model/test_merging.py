@@ -5,10 +5,12 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, GenerationConfig
 
 from finetune.errors import PlaceError, RecipeError
 from finetune.model import merging
+from finetune.model.base import BaseModel
 from finetune.model.loading import Speaker, load_for_inference
 from finetune.model.merging import (
     check_mergeable,
@@ -18,7 +20,8 @@ from finetune.model.merging import (
     to_logits,
     write_merged,
 )
-from finetune.model.targets import find_target
+from finetune.model.targets import Target, find_target
+from finetune.recipe.schema import ModelSettings
 from finetune.run.writing import sync_tree
 from tests.model.saved_runs import write_base, write_run
 
@@ -112,6 +115,46 @@ def test_tied_embeddings_stay_tied(tmp_path):
     write_merged(load(run), tmp_path / "merged", torch.float32, PROMPTS, sync=sync_tree)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's, where the adapter is trained
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=["head", "embeddings", "both", "one adapter for both", "whole head"],
+)
+def test_a_change_of_one_of_two_tied_embeddings_stays_its_own(adapter, tmp_path):
+    base = write_base(tmp_path / "tied", tie_word_embeddings=True)
+    adapter = {"method": "lora", "r": 8} | adapter
+    run = write_run(tmp_path / "run", base, quantization="none", adapter=adapter, training={"loss_type": "nll"})
+    difference = write_merged(load(run), tmp_path / "merged", torch.float32, PROMPTS, sync=sync_tree)
+    assert difference.max_abs < 1e-4  # of the folder, opened anew
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("where", [{"target_modules": ["decoder"]}, {"target_modules": ["word_embeddings"]},
+                                   {"target_modules": ["query"], "modules_to_save": ["decoder"]}], ids=str)  # fmt: skip
+def test_of_an_encoder_the_bias_that_is_tied_beside_the_embeddings_is_kept(where, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    base = BertForMaskedLM(BertConfig(vocab_size=64, **sizes))
+    torch.nn.init.normal_(base.get_output_embeddings().bias)
+    model = get_peft_model(base, LoraConfig(r=4, init_lora_weights=False, **where)).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    expected = to_logits(model, PROMPTS[:1])
+    adapter_dir, settings = tmp_path / "adapter", ModelSettings(model_name_or_path="x")
+    target = Target("x", settings, adapter_dir, adapter_dir, "lora", ends_with="masked")
+    held = BaseModel(base, torch.device("cpu"), torch.float32, "none", "eager", None, torch.float32, "masked")
+    speaker = Speaker(model, None, held, target, [], "")
+    merge_adapter(speaker, torch.float32).save_pretrained(tmp_path / "merged")
+    found = to_logits(BertForMaskedLM.from_pretrained(tmp_path / "merged").eval(), PROMPTS[:1])
+    assert compare_logits(expected, found).max_abs < 1e-4
 
 
 def test_a_real_pretrained_model_merges_within_float32s_rounding(shared_data, tmp_path):

@@ -200,13 +200,14 @@ def test_a_recipe_that_holds_a_secret_is_refused_by_its_line_without_repeating_i
         with pytest.raises(RecipeError) as refusal:
             read_recipe(path, overrides)
         message = str(refusal.value)
-        assert message.startswith(f"{path}:{line}: here stands" if line else "command line: here stands"), message
+        place = f"{path}:{line}" if line else "command line"
+        assert message.startswith(f"{place}: this looks like"), message
         assert "environment (HF_TOKEN" in message
         assert not holds_canary(message), message
 
 
 def test_values_that_come_without_a_file_are_held_to_the_same(tmp_path):
-    with pytest.raises(RecipeError, match="here stands what looks like a token of the Hub") as refusal:
+    with pytest.raises(RecipeError, match="this looks like a token of the Hub") as refusal:
         build_recipe({"name": "leaky", "model": {"model_name_or_path": HUB}, "data": {"train": {"path": "rows"}}})
     assert not holds_canary(str(refusal.value))
 

@@ -12,7 +12,8 @@ def test_a_tracker_that_is_not_installed_is_told_with_what_to_type(monkeypatch, 
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for name in ("wandb", "mlflow"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(PlaceError, match=r"wandb and mlflow are not installed\.\n.*pip install '\.\[track\]'"):
+    command = r"-m pip install -c constraints\.txt -e '\.\[track\]'"
+    with pytest.raises(PlaceError, match=rf"wandb and mlflow are not installed\.\n.*{command}"):
         check_trackers(["wandb", "mlflow"])
 
 
