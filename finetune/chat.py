@@ -4,14 +4,13 @@
 """
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NoReturn, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Annotated, NoReturn
 
 import typer
 
 from finetune.cli import run_verb, to_text
-from finetune.errors import DataError, RecipeError
+from finetune.errors import RecipeError
 from finetune.recipe.schema import BackendName
 
 __all__ = ["main"]
@@ -85,7 +84,7 @@ def chat(
     ] = "transformers",
     any_base: Annotated[
         bool,
-        typer.Option("--any-base", help="Go on where the base's folder holds other weights than were trained on."),
+        typer.Option("--any-base", help="Go on even if the base's folder holds other weights than the run's."),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --prompt: print one object: `answer`, and what it was made with.")
@@ -99,30 +98,37 @@ def chat(
     from finetune.model.backends import start_backend
 
     start_backend(backend)  # before the libraries that it may change
+    from finetune.conversing.talking import Conversation, Voices
+    from finetune.conversing.turns import follow, read_turns
     from finetune.model.loading import load_for_inference
     from finetune.model.several import BASE, OneSpeaker, load_adapter_set, to_adapter_name
     from finetune.run.logging import log_to_console  # torch and the libraries: seconds
 
     with log_to_console():
-        held: Voices
+        voices: Voices
         if further:
-            held = load_adapter_set(target, further, quantization=quantization, any_base=any_base)
-            held.use(use or held.active)
+            voices = load_adapter_set(target, further, quantization=quantization, any_base=any_base)
+            voices.use(use or voices.active)
         else:
             speaker = load_for_inference(
                 target, base_only=base, quantization=quantization, backend=backend, any_base=any_base
             )
             is_base = base or speaker.target.adapter_dir is None
-            held = OneSpeaker(BASE if is_base else to_adapter_name(speaker.target), speaker)
-        talk(
-            held,
-            prompt=None if prompt is None else to_text(prompt),
-            input_text=to_text(input_text or ""),
+            voices = OneSpeaker(BASE if is_base else to_adapter_name(speaker.target), speaker)
+        conversation = Conversation(
+            voices,
             system=None if system is None else to_text(system),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            as_json=as_json,
+            shown=not as_json,
         )
+        if prompt is None:
+            follow(map(to_text, read_turns()), conversation.reply, conversation.commands)
+            return
+        answer = conversation.reply(to_text(prompt), to_text(input_text or ""))
+        if as_json:
+            made_with = {"prompt": to_text(prompt), "adapter": voices.active, "model": voices.speaker.description}
+            print(json.dumps({"answer": answer} | made_with, ensure_ascii=False))
 
 
 def _check_of_one_prompt(prompt: str | None, input_text: str | None, as_json: bool) -> None:
@@ -161,138 +167,6 @@ def _read_adapters(typed: Sequence[str]) -> dict[str, str]:
             )
         adapters[name] = place
     return adapters
-
-
-class Voices(Protocol):
-    """Who can answer: `finetune.model.several` has it for one speaker and for several on one base."""
-
-    @property
-    def names(self) -> list[str]:
-        """Of all that can be used."""
-
-    @property
-    def active(self) -> str:
-        """Name of who answers now."""
-
-    @property
-    def speaker(self) -> Any:
-        """Who answers now."""
-
-    def use(self, name: str) -> object:
-        """Switch to another one."""
-
-
-def talk(
-    held: Voices,
-    *,
-    prompt: str | None,
-    input_text: str,
-    system: str | None,
-    max_new_tokens: int | None,
-    temperature: float,
-    as_json: bool,
-) -> None:
-    """Let whoever is in use answer: the prompt, or turn by turn."""
-    from finetune.data.serving import History, build_serving_renderer
-    from finetune.model.generation import share_positions, stream_answer
-
-    max_prompt_tokens, max_answer_tokens = share_positions(held.speaker.base.model.config, max_new_tokens)
-    history = History(build_serving_renderer(held.speaker.tokenizer), max_prompt_tokens, system)
-    introduce(held)
-
-    def reply(turn: str) -> str:
-        speaker = held.speaker
-        prompt_ids, num_left_out = history.ask(turn, input_text)
-        if num_left_out:
-            _say(
-                f"(The conversation outgrows the model's positions: its oldest {num_left_out} questions are left out.)"
-            )
-        answer = stream_answer(
-            speaker.model,
-            speaker.tokenizer,
-            prompt_ids,
-            stop_ids=sorted({*history.renderer.stop_ids, *speaker.eos_ids}),
-            max_new_tokens=max_answer_tokens,
-            temperature=temperature,
-            shown=not as_json,
-        )
-        history.keep(answer)
-        return answer
-
-    def reset(_: str) -> None:
-        history.reset()
-        _say("(forgotten)")
-
-    def use(name: str) -> None:
-        held.use(name)
-        # The conversation goes on, in the template of whoever answers now.
-        history.renderer = build_serving_renderer(held.speaker.tokenizer)
-        introduce(held)
-
-    def list_adapters(_: str) -> None:
-        for name in held.names:
-            _say(f"{'*' if name == held.active else ' '} {name}")
-
-    if prompt is None:
-        hold_conversation(read_turns(), reply, {"/reset": reset, "/use": use, "/adapters": list_adapters})
-        return
-    answer = reply(prompt)
-    if as_json:
-        made_with = {"prompt": prompt, "adapter": held.active, "model": held.speaker.description}
-        print(json.dumps({"answer": answer} | made_with, ensure_ascii=False))
-
-
-def introduce(held: Voices) -> None:
-    """Say who answers now, and how it is asked where it brings no template."""
-    if not held.speaker.tokenizer.chat_template:
-        _say("No chat template was saved with this tokenizer; asking in Alpaca's form.")
-    _say(held.speaker.description)
-
-
-def hold_conversation(
-    turns: Iterator[str], reply: Callable[[str], object], commands: Mapping[str, Callable[[str], None]]
-) -> None:
-    """Reply to each turn until they end or one says `/exit`; a turn that cannot be asked is told and passed over."""
-    for turn in turns:
-        command, _, rest = turn.strip().partition(" ")
-        if command == "/exit":
-            return
-        if not command:
-            continue
-        try:
-            if command in commands:
-                commands[command](rest.strip())
-            else:
-                reply(turn)
-        except (DataError, RecipeError) as error:
-            _say(str(error))
-
-
-def read_turns() -> Iterator[str]:
-    """Read the user's turns: asked for at a terminal, else the lines of standard input."""
-    if not sys.stdin.isatty():
-        for line in sys.stdin:
-            yield to_text(line.rstrip("\n"))
-        return
-    _load_line_editing()
-    print("/reset forgets the conversation, /use NAME switches, /exit or Ctrl-D leaves.", file=sys.stderr)
-    while True:
-        try:
-            yield to_text(input("> "))
-        except EOFError:
-            print(file=sys.stderr)
-            return
-
-
-def _load_line_editing() -> None:
-    """Let `input` know the arrow keys; Python for Windows comes without."""
-    if sys.platform != "win32":
-        import readline  # noqa: F401
-
-
-def _say(line: str) -> None:
-    """Tell the person, not the pipe."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -160,10 +160,11 @@ def training_verb(name: str, *, objectives: Sequence[str], summary: str) -> Call
         recipe: Annotated[Path, typer.Argument(help="The YAML file of the run.", metavar="RECIPE", show_default=False)],
         overrides: Annotated[
             list[str] | None,
-            typer.Argument(help="Settings over the recipe's.", metavar="SECTION.KEY=VALUE", show_default=False),
+            typer.Argument(help="Settings overriding the recipe's.", metavar="SECTION.KEY=VALUE", show_default=False),
         ] = None,
         resume: Annotated[
-            bool, typer.Option("--resume", help="Continue the newest whole checkpoint; at step 0 where there is none.")
+            bool,
+            typer.Option("--resume", help="Continue from the newest whole checkpoint; from step 0 if there is none."),
         ] = False,
         dry_run: Annotated[
             bool,
@@ -174,7 +175,7 @@ def training_verb(name: str, *, objectives: Sequence[str], summary: str) -> Call
             ),
         ] = False,
         overwrite: Annotated[
-            bool, typer.Option("--overwrite", help="Start over where a run of this name stands: deletes its folder.")
+            bool, typer.Option("--overwrite", help="Start over if there is a run of this name: deletes its folder.")
         ] = False,
         allow_mismatch: Annotated[
             list[str] | None,
@@ -254,7 +255,7 @@ def _describe_recipe(verb: str) -> str:
             "Example:",
             f"  python -m finetune.{verb} recipes/{example}.yaml training.learning_rate=1e-4 name=slower",
             "",
-            "Settings; `adapter` also takes its method's own, `training` TRL's. docs/recipe.md tells each:",
+            "Settings; `adapter` also takes its method's own, `training` TRL's. docs/recipe.md describes each:",
             *lines,
         ]
     )

@@ -50,8 +50,8 @@ def compose(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="A number an adapter, with commas between; below 0 takes its change away with cat and svd. By default "
-            "equal ones that sum to 1.",
+            help="One number per adapter, separated by commas; with cat and svd, one below 0 takes its change away. By "
+            "default equal ones that sum to 1.",
             metavar="W,W...",
             show_default=False,
         ),
@@ -102,7 +102,7 @@ def _read_weights(typed: str | None, num_adapters: int) -> tuple[float, ...]:
         return tuple(float(number) for number in typed.split(","))
     except ValueError as error:
         raise RecipeError(
-            f"--weights wants numbers with commas between; found `{typed}`.\n  E.g. --weights 0.7,0.3"
+            f"--weights wants numbers separated by commas; found `{typed}`.\n  E.g. --weights 0.7,0.3"
         ) from error
 
 

@@ -24,7 +24,7 @@ Example:
 
 The figures are those of the run's end, taken by the same code; nothing in its folder changes. A template, or
 rows held out by a fraction, that are no longer the run's are refused. Rows of another form name their columns:
-data.eval.columns={instruction: question, output: reply}. --json holds answers too, evaluation.num_samples of them."""
+'data.eval.columns={instruction: question, output: reply}'. --json holds answers too, evaluation.num_samples of them."""
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="What is measured otherwise, of a run: data.eval, data.on_bad_rows, evaluation, "
+            help="Settings that may differ from the run's: data.eval, data.on_bad_rows, evaluation, "
             "classification.predict, classification.metric, training.per_device_eval_batch_size, model.device.",
             metavar="SECTION.KEY=VALUE",
             show_default=False,
@@ -48,7 +48,7 @@ def evaluate(
     rows: Annotated[
         str | None,
         typer.Option(
-            help="Rows to measure on, in place of those held out: a file, or a dataset on the Hub.",
+            help="Rows to measure on instead of those held out: a file, or a dataset on the Hub.",
             metavar="FILE",
             show_default=False,
         ),
@@ -56,7 +56,7 @@ def evaluate(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="Of an adapter that no run here made: what says rows, template and settings.",
+            help="For an adapter made elsewhere: the recipe that gives rows, template and settings.",
             metavar="FILE",
             show_default=False,
         ),
@@ -65,14 +65,14 @@ def evaluate(
     predictions: Annotated[
         Path | None,
         typer.Option(
-            help="Of a classifier: write the labels of classification.predict's rows into this new folder.",
+            help="For a classifier: write the labels of classification.predict's rows into this new folder.",
             metavar="DIR",
             show_default=False,
         ),
     ] = None,
     any_base: Annotated[
         bool,
-        typer.Option("--any-base", help="Go on where the base's folder holds other weights than were trained on."),
+        typer.Option("--any-base", help="Go on even if the base's folder holds other weights than the run's."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object: figures and answers.")] = False,
 ) -> None:

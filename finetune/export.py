@@ -45,20 +45,20 @@ def export(
     ],
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"],
-        typer.Option(help="Of the saved weights; float32 takes twice the room."),
+        typer.Option(help="Precision of the saved weights; float32 takes twice the space."),
     ] = "bfloat16",
     quantization: Annotated[
         str | None,
         typer.Option(
-            help="How the base was held in training, where no run says it: nf4, fp4, int8 or none.", show_default=False
+            help="How the base was held in training, if no run says so: nf4, fp4, int8 or none.", show_default=False
         ),
     ] = None,
     any_base: Annotated[
         bool,
-        typer.Option("--any-base", help="Go on where the base's folder holds other weights than were trained on."),
+        typer.Option("--any-base", help="Go on even if the base's folder holds other weights than the run's."),
     ] = False,
     device: Annotated[
-        Literal["auto", "cuda", "cpu"], typer.Option(help="cpu where a GPU has no room for the whole model.")
+        Literal["auto", "cuda", "cpu"], typer.Option(help="cpu if the GPU has no room for the whole model.")
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one object: the folder and the differences.")] = False,
 ) -> None:

@@ -22,19 +22,19 @@ Example:
   python -m finetune.plan recipes/llama2_13b_alpaca.yaml --device a100-40gb --price 1.10 --json
 
 Devices: t4, l4, rtx4090, a100-40gb, a100-80gb, h100, h200, and cpu, which is this machine's.
-Neither a GPU nor the weights are needed. docs/plan.md tells what is counted and what is assumed."""
+Neither a GPU nor the weights are needed. docs/plan.md explains what is counted and what is assumed."""
 
 
 def plan(
     recipe: Annotated[Path, typer.Argument(help="The YAML file of the run.", metavar="RECIPE", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings over the recipe's.", metavar="SECTION.KEY=VALUE", show_default=False),
+        typer.Argument(help="Settings overriding the recipe's.", metavar="SECTION.KEY=VALUE", show_default=False),
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(
-            help="Plan for this one; else for this machine's GPU, or the smallest of the table on which the run fits.",
+            help="Plan for this device; by default this machine's GPU, or the smallest in the table that the run fits.",
             metavar="NAME",
             show_default=False,
         ),
@@ -44,7 +44,7 @@ def plan(
         typer.Option(
             min=0,
             max=1e6,
-            help="US dollars that the device costs an hour, in place of the table's.",
+            help="US dollars that the device costs per hour, instead of the table's.",
             metavar="DOLLARS",
             show_default=False,
         ),

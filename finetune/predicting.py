@@ -21,7 +21,7 @@ from finetune.prepare import Prepared
 from finetune.recipe.schema import Recipe
 from finetune.run.metrics import Totals
 
-__all__ = ["keep_speed", "open_with_plan", "to_prediction"]
+__all__ = ["open_with_plan", "to_prediction", "write_speed"]
 
 log = logging.getLogger("finetune.predicting")
 
@@ -80,8 +80,8 @@ def to_prediction(plan: Plan | None) -> dict[str, Any] | None:
     }
 
 
-def keep_speed(plan: Plan | None, totals: Totals, name: str) -> None:
-    """Keep how fast this CPU was, for later plans: operations by the seconds trained."""
+def write_speed(plan: Plan | None, totals: Totals, name: str) -> None:
+    """Write down how fast this CPU was, for later plans: operations by the seconds trained."""
     if plan is None or not plan.chosen.device.is_cpu or totals.tokens_per_second is None:
         return
     if totals.steps < _LEAST_STEPS or totals.tokens == 0:

@@ -42,7 +42,7 @@ def preview(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings over the recipe's.", metavar="SECTION.KEY=VALUE", show_default=False),
+        typer.Argument(help="Settings overriding the recipe's.", metavar="SECTION.KEY=VALUE", show_default=False),
     ] = None,
     rows: Annotated[
         int | None,

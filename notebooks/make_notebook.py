@@ -22,8 +22,8 @@ TITLE = """
 
 [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]($badge)
 
-Press **Runtime → Run all**. A 7-billion-parameter model is held in 4 bits (NF4), a LoRA adapter of a few dozen
-megabytes is trained on instructions, and at the end you download it. On a free T4 most of the time is the first
+Press **Runtime → Run all**. A 7-billion-parameter model is held in 4 bits (NF4), a LoRA adapter of about
+170 MB is trained on instructions, and at the end you download it. On a free T4 most of the time is the first
 download of the base model (14.5 GB) and 60 training steps.
 
 No T4 in sight? *Runtime → Change runtime type → T4 GPU*.
@@ -89,6 +89,8 @@ def run(*command: str, folder: str | Path = ".") -> None:
 
 
 if not Path(REPOSITORY_DIR).exists():
+    if "/OWNER/" in REPOSITORY_URL:
+        raise RuntimeError("OWNER is a placeholder: put your copy's owner into REPOSITORY_URL among the parameters.")
     run("git", "clone", "--depth", "1", REPOSITORY_URL, REPOSITORY_DIR)
 REPOSITORY_DIR = Path(REPOSITORY_DIR).resolve()
 

@@ -158,7 +158,7 @@ def test_the_help_of_a_training_verb_sets_every_section_s_settings_in_one_column
         patch.setattr(sys, "argv", ["sft", "--help"])
         training_verb("sft", objectives=("sft",), summary="Train.")()
     assert left.value.code == 0
-    told = capfd.readouterr().out.partition("docs/recipe.md tells each:\n")[2]
+    told = capfd.readouterr().out.partition("docs/recipe.md describes each:\n")[2]
     starts = [re.match(r" +(?:(\w+): +)?(?=\w)", line) for line in told.splitlines() if line]
     assert {start and start[1] for start in starts} >= {"recipe", "model", "classification", "training"}
     assert len({start and start.end() for start in starts}) == 1

@@ -88,8 +88,8 @@ def test_the_options_of_pruning_each_change_the_result(run, place):
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        ((ONE, TWO, "--weights", "a,b"), 2, "--weights wants numbers with commas between; found `a,b`"),
-        ((ONE, TWO, "--weights", "nan,1"), 2, "--weights: nan is no weight"),
+        ((ONE, TWO, "--weights", "a,b"), 2, "--weights wants numbers separated by commas; found `a,b`"),
+        ((ONE, TWO, "--weights", "nan,1"), 2, "--weights: nan is not a usable weight"),
         ((ONE, TWO, "--how", "linear"), 2, "With any ranks: --how cat, which is exact, or --how svd."),
         ((ONE, IA3), 2, "compose adds LoRA to LoRA"),
         ((ONE, "base"), 2, "base is a whole model, not an adapter"),

@@ -5,6 +5,7 @@ what is finished is read from its run folder, the rest goes on.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
@@ -204,7 +205,8 @@ class _Session:
         except ModuleNotFoundError as error:
             what = "A `budget` chooses with Optuna, which is not installed."
             raise PlaceError(
-                f"{what}\n  Type: pip install 'qlora-finetune[search]'     Or leave `budget` out."
+                f"{what}\n  Type: {sys.executable} -m pip install -c constraints.txt -e '.[search]'\n"
+                "  Or leave `budget` out."
             ) from error
         by_method = _group(self._plan.points)
         journal = self._folder / "probes.journal"

@@ -10,13 +10,12 @@ from pathlib import Path
 from finetune.recipe.comparison import Comparison
 from finetune.recipe.faults import Fault, to_line_number
 from finetune.recipe.glue import GLUE_TASKS
-from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE
+from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE, SAMPLED
 from finetune.recipe.rows_schema import EvalFraction, SourceSettings
 from finetune.recipe.schema import Recipe
 
 __all__ = ["find_missing_score", "find_score"]
 
-_SAMPLED = ("rloo", "grpo")
 _OF_LABELS = ("accuracy", "macro_f1", "matthews_correlation")
 _OF_NUMBERS = ("pearson", "spearmanr")
 _QUESTIONS = "evaluation.questions: {path: …}"
@@ -35,7 +34,7 @@ def find_score(comparison: Comparison, recipe: Recipe) -> str:
         return "exact_match"
     if KIND_OF_OBJECTIVE[recipe.objective] == "preference" or recipe.evaluation.preferences is not None:
         return "preference_accuracy"
-    return "eval_reward" if recipe.objective in _SAMPLED else "eval_loss"
+    return "eval_reward" if recipe.objective in SAMPLED else "eval_loss"
 
 
 def find_missing_score(score: str, recipe: Recipe, place: str) -> Fault | None:
@@ -74,7 +73,7 @@ def _find_lacks(score: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield "no held-out pairs are read", f"Name some: settings: {{{_PAIRS}}}."
         yield from _find_unheld(recipe)
     elif score in ("eval_loss", "eval_reward"):
-        if (score == "eval_reward") != (objective in _SAMPLED):
+        if (score == "eval_reward") != (objective in SAMPLED):
             yield other
         yield from _find_unheld(recipe)
 

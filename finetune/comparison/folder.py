@@ -68,7 +68,8 @@ def claim_folder(path: Path, *, overwrite: bool) -> FolderLock:
     strange = [name for name in names if not _WRITTEN.fullmatch(name)]
     if strange:
         raise RecipeError(
-            f"{path} holds files that are not a comparison's ({', '.join(strange[:_MOST_NAMED])}); all is left.\n"
+            f"{path} holds files that are not a comparison's ({', '.join(strange[:_MOST_NAMED])}), so nothing there is "
+            "touched.\n"
             f"  Give the comparison another name: name={path.name}_2     Or move those files away."
         )
     lock = FolderLock.take(path)

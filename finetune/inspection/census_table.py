@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-__all__ = ["Line", "build_lines", "lay_out", "list_sources", "render_census_lines", "to_bar", "to_object"]
+__all__ = ["Line", "build_lines", "lay_out", "list_sources", "to_bar", "to_object"]
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _BETWEEN_NOTES = " · "
@@ -199,25 +199,6 @@ def _fold(notes: Sequence[str], room: int) -> list[str]:
         else:
             folded.append(note)
     return folded
-
-
-def render_census_lines(report: Mapping[str, Any], *, objective: str, width: int = 100) -> list[str]:
-    """Render the table as plain text, without colour.
-
-    Args:
-        report: of the rows to train on, with its `census`.
-        objective: decides what of a row is trained.
-        width: columns.
-    """
-    rendered = []
-    for name, value, (first, *others) in _with_a_note(lay_out(build_lines(report, objective=objective), width)):
-        indent = " " * (len(name) + len(value) + 2)
-        rendered += [f"{name}{value}  {first}".rstrip(), *(f"{indent}{other}" for other in others)]
-    return rendered
-
-
-def _with_a_note(laid_out: Sequence[tuple[str, str, list[str]]]) -> list[tuple[str, str, list[str]]]:
-    return [(name, value, notes or [""]) for name, value, notes in laid_out]
 
 
 def list_sources(census: Mapping[str, Any], *, objective: str) -> list[tuple[str, ...]]:

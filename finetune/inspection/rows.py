@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from finetune.data.batches import IGNORE_INDEX
 from finetune.data.census import KEPT
 from finetune.data.examples import Origin
+from finetune.recipe.row_kinds import SAMPLED
 
 __all__ = ["Part", "Row", "explain_verdict", "find_rows_at", "find_rows_numbered", "take_first_rows", "to_object"]
 
@@ -33,7 +34,7 @@ _ANSWERED: Mapping[str, tuple[str, str | None]] = {"": ("input_ids", "labels")}
 _COLUMNS: Mapping[str, Mapping[str, tuple[str, str | None]]] = {
     **dict.fromkeys(("dpo", "orpo"), _PAIR),
     "reward": _SCORED,
-    **dict.fromkeys(("grpo", "rloo"), _PROMPT),
+    **dict.fromkeys(SAMPLED, _PROMPT),
     **dict.fromkeys(("sft", "pretrain", "kto"), _ANSWERED),
     "classify": _LABELLED,
     "mlm": _MASKED,
@@ -212,7 +213,7 @@ def _list_facts(
         facts["label"] = values["label"] if labels is None else labels[values["label"]]
     if objective == "kto":
         facts["desirable"] = values["desirable"]
-    if objective in ("grpo", "rloo") and values["reference"] is not None:
+    if objective in SAMPLED and values["reference"] is not None:
         facts["reference"] = values["reference"]
     for fault in ("answer_lost", "end_lost", "unended", "begins_twice"):
         if values[fault]:

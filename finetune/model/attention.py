@@ -4,6 +4,8 @@ In go the recipe's word, the device, the precision and the model's class; out co
 transformers knows the kernel by. `documents` is our own (`document_attention`).
 """
 
+import sys
+
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
@@ -40,7 +42,7 @@ def check_attention(name: str, device: torch.device, dtype: torch.dtype) -> None
     if not is_flash_attn_2_available():
         raise PlaceError(
             f"`model.attention: flash_attention_2` needs the package flash-attn, which is not installed.{ways_out}\n"
-            "  Install it: pip install flash-attn --no-build-isolation"
+            f"  Install it: {sys.executable} -m pip install flash-attn --no-build-isolation"
         )
     if dtype not in _FLASH_DTYPES:
         raise RecipeError(

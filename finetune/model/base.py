@@ -38,8 +38,6 @@ __all__ = [
     "BaseModel",
     "check_base",
     "check_vocabulary",
-    "choose_compute_dtype",
-    "choose_device",
     "find_position_limit",
     "load_base",
     "load_config",
@@ -224,7 +222,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     if len(tokenizer) > num_embeddings:
         raise RecipeError(
             f"The tokenizer has {len(tokenizer)} tokens and the model embeddings for {num_embeddings}.\n"
-            f"  They are not of one model: see `model.tokenizer_name_or_path`, or `vocab_size` of `model.config`."
+            f"  They do not belong together: check `model.tokenizer_name_or_path`, or `vocab_size` of `model.config`."
         )
 
 

@@ -91,7 +91,9 @@ def _check_manner(manner: Manner, num_adapters: int) -> None:
         )
     odd = [weight for weight in manner.weights if not math.isfinite(weight)]
     if odd:
-        raise RecipeError(f"--weights: {odd[0]} is no weight, and all that it touches would be none.\n  E.g. 0.5 or -1")
+        raise RecipeError(
+            f"--weights: {odd[0]} is not a usable weight: everything it multiplies would be lost.\n  E.g. 0.5 or -1"
+        )
     if any(weight == 0 for weight in manner.weights):
         raise RecipeError("--weights: an adapter with weight 0 is left out.\n  Leave it out of the command.")
     if prunes and (manner.density is None or not 0 < manner.density < 1):

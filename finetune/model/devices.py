@@ -5,6 +5,7 @@ reason why this machine has not got what was asked. Nothing here takes memory on
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -141,7 +142,8 @@ def check_trainer_fields(fields: Mapping[str, Any], device: torch.device) -> Non
     if fields.get("use_liger_kernel") and find_spec("liger_kernel") is None:
         raise PlaceError(
             "`training.use_liger_kernel` needs the package liger-kernel, which is not installed.\n"
-            "  Install it: pip install liger-kernel     Or go without: training.use_liger_kernel=false"
+            f"  Install it: {sys.executable} -m pip install liger-kernel\n"
+            "  Or go without: training.use_liger_kernel=false"
         )
 
 

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -30,6 +30,7 @@ from transformers import (
 
 from finetune.errors import RecipeError
 from finetune.recipe.glue import ProblemType
+from finetune.recipe.row_kinds import Head
 
 __all__ = [
     "SCORE_HEAD",
@@ -46,7 +47,6 @@ __all__ = [
     "write_labels",
 ]
 
-Head = Literal["words", "masked", "labels", "score"]
 SCORE_HEAD = "score"
 SCORE_WEIGHT = f"{SCORE_HEAD}.weight"
 _SAVED_WHOLE = ("classifier", SCORE_HEAD)

@@ -16,10 +16,11 @@ from finetune.errors import PlaceError, RecipeError
 from finetune.model.access import fetch, find_cached, reaching
 from finetune.model.base import load_config
 from finetune.model.devices import choose_device
-from finetune.model.heads import SCORE_WEIGHT, Head, LabelSpace
+from finetune.model.heads import SCORE_WEIGHT, LabelSpace
 from finetune.model.quantization import find_quantization
 from finetune.model.tensor_files import check_tensor_file
 from finetune.recipe.places import expand, is_here, is_local, reads_as_path
+from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE, Head
 from finetune.recipe.schema import ModelSettings
 
 __all__ = ["ADAPTER_WEIGHTS", "DeviceName", "Target", "describe_base", "find_run_dir", "find_target"]
@@ -28,8 +29,6 @@ DeviceName = Literal["auto", "cuda", "cpu"]
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _SCORE = f".{SCORE_WEIGHT}"
-# By the objective of a run; the others go on with words.
-_ENDINGS: dict[str, Head] = {"classify": "labels", "mlm": "masked", "reward": "score"}
 _OF_AN_ADAPTER = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 _QUANTIZATIONS = ("nf4", "fp4", "int8", "none")
 
@@ -134,7 +133,7 @@ def _open_run(target: str, run_dir: Path, quantization: str | None, device: Devi
         )
         changes["revision"] = config.get("revision") or trained.revision
     settings = trained.model_copy(update=changes)
-    ends_with = _ENDINGS.get(resolved["objective"], "words")
+    ends_with = HEAD_OF_OBJECTIVE[resolved["objective"]]
     labels = _read_labels(adapter_dir) if ends_with == "labels" else None
     return Target(target, settings, adapter_dir, adapter_dir, _method(config), int(resolved["seed"]), ends_with, labels)
 

@@ -110,7 +110,9 @@ def _check_places(model: PreTrainedModel, config: PeftConfig) -> None:
             "label or the score"
         )
     if masked is not None and isinstance(model, masked):
-        raise ValueError(f"{method}: virtual tokens move the places that are masked, which alone the head is asked at")
+        raise ValueError(
+            f"{method}: virtual tokens move the masked places, which are the only places the head is asked about"
+        )
 
 
 def _put_in_front(

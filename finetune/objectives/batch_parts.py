@@ -6,7 +6,7 @@ wide as its own longest row, and the share that each part's loss has in the whol
 Shape suffixes: B rows, T tokens.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,21 +20,23 @@ from transformers.trainer_pt_utils import nested_concat
 from finetune.data.batches import IGNORE_INDEX, count_predicted, name_documents
 
 __all__ = [
+    "EXPERTS_BALANCE",
+    "Batch",
     "Part",
-    "as_part",
     "count_rows",
     "cut",
-    "find_why_whole",
+    "find_chosen_factor",
     "join_answers",
     "join_predictions",
     "measure_longest",
+    "regularized",
     "weigh",
 ]
 
 Batch = dict[str, Any]
 
-# Losses of DPO that sort the pairs of a micro-batch against each other.
-_SORTED_LOSSES = {"aot", "aot_unpaired"}
+# Why a mixture of experts is trained on whole micro-batches.
+EXPERTS_BALANCE = "the experts' balance is measured over a whole micro-batch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,74 +189,40 @@ def join_answers(scored: Sequence[tuple[Tensor, Tensor]], answers_a_row: int) ->
     return join(values), join(tokens)
 
 
-def find_why_whole(trainer: Any, batch: Any) -> str | None:
-    """Say why a batch cannot be cut without changing what is trained; None where it can."""
-    if not isinstance(batch, Mapping) or "input_ids" not in batch:
-        return "answers are sampled and compared by the group"
-    if "KL_input_ids" in batch:
-        return "kto estimates over a whole micro-batch how far the policy has moved"
-    if vars(trainer).get("aux_loss_enabled"):
-        return "the experts' balance is measured over a whole micro-batch"
-    losses = set(vars(trainer).get("loss_types") or ())
-    if losses & _SORTED_LOSSES or ("sft" in losses and trainer.use_weighting):
-        return f"training.loss_type {sorted(losses)} compares the pairs of a micro-batch with each other"
-    return None
+def find_chosen_factor(part: Part, whole: Batch) -> float:
+    """Find what a term of a part's loss is multiplied by that is a mean over the chosen answers' tokens.
 
-
-@contextmanager
-def as_part(trainer: Any, part: Part, whole: Batch, *, regularizes: bool) -> Iterator[None]:
-    """Let each term of the loss count for as much as it does in the whole batch.
-
-    The parts' losses are weighed by their shares. Two terms of pairs' losses are means over the chosen answers' tokens
-    and not over pairs, DPO's `sft` and ORPO's; and AdaLoRA adds its regularization to every forward pass.
+    The part's loss is weighed by its share of the pairs, and this makes of that its share of those tokens.
 
     Args:
-        trainer: whose loss it is.
-        part: of the batch.
-        whole: the batch; the part itself where it was not cut.
-        regularizes: whether the part's loss is not weighed, so that the regularization has to be.
+        part: of a batch of pairs, one of several.
+        whole: the batch.
     """
-    held = vars(trainer)
-    tuner = trainer.model.base_model if isinstance(trainer.model, PeftModel) else None
-    if part.batch is whole:
-        yield
-    elif trainer.answers_a_row == 2 and trainer.scores_per_token:
-        factor = _count_chosen(part.batch) / _count_chosen(whole) / part.share
-        if "loss_types" in held:
-            weights = trainer.loss_weights
-            trainer.loss_weights = [
-                weight * (factor if kind == "sft" else 1.0)
-                for kind, weight in zip(trainer.loss_types, weights, strict=True)
-            ]
-            try:
-                yield
-            finally:
-                trainer.loss_weights = weights
-        else:
-            forward = trainer.concatenated_forward
-
-            def weigh_nll(*args: Any, **kwargs: Any) -> Any:
-                *others, nll = forward(*args, **kwargs)
-                return *others, nll * factor
-
-            held["concatenated_forward"] = weigh_nll
-            try:
-                yield
-            finally:
-                del held["concatenated_forward"]
-    elif regularizes and isinstance(tuner, AdaLoraModel):
-        config = tuner.peft_config[tuner.trainable_adapter_name]
-        weight = config.orth_reg_weight
-        config.orth_reg_weight = weight * part.share
-        try:
-            yield
-        finally:
-            config.orth_reg_weight = weight
-    else:
-        yield
+    return _count_chosen(part.batch) / _count_chosen(whole) / part.share
 
 
 def _count_chosen(batch: Batch) -> int:
     """Trained tokens of the chosen answers, which come first."""
     mask = batch["completion_mask"]
     return int(mask[: len(mask) // 2, 1:].sum())
+
+
+@contextmanager
+def regularized(model: Any, share: float) -> Iterator[None]:
+    """Weigh the regularization that AdaLoRA adds to every forward pass; other models are left as they are.
+
+    Args:
+        model: that is trained.
+        share: of a part, where its loss is a sum over the whole step's number and is not weighed itself; else 1.
+    """
+    tuner = model.base_model if isinstance(model, PeftModel) else None
+    if share == 1.0 or not isinstance(tuner, AdaLoraModel):
+        yield
+        return
+    config = tuner.peft_config[tuner.trainable_adapter_name]
+    weight = config.orth_reg_weight
+    config.orth_reg_weight = weight * share
+    try:
+        yield
+    finally:
+        config.orth_reg_weight = weight

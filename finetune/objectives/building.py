@@ -36,8 +36,6 @@ __all__ = [
     "TrainerParts",
     "build",
     "build_config",
-    "choose_callbacks",
-    "drop_printer",
 ]
 
 log = logging.getLogger("finetune.objectives.building")
@@ -119,6 +117,8 @@ def build_config(
 ) -> Config:
     """Translate our settings into the trainer's; an argument that is neither typed nor chosen keeps its default.
 
+    A single process is kept to one GPU.
+
     Args:
         config_class: TRL's, of the objective.
         training: the recipe's `training` section.
@@ -155,7 +155,7 @@ def build_config(
         "disable_tqdm": True,
         "gradient_checkpointing": recomputes,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if recomputes else None,
-        # In the run's own folder instead of among its checkpoints; `choose_callbacks` adds it.
+        # In the run's own folder instead of among its checkpoints; `_choose_callbacks` adds it.
         "report_to": [tracker for tracker in training.report_to if tracker != "tensorboard"],
     }
     left_out = _NOT_THE_TRAINERS if evaluates_during else _NOT_THE_TRAINERS | {"eval_steps"}
@@ -177,13 +177,13 @@ def build_config(
             f"  Start it without a launcher: python -m finetune.…     {OTHERWISE}"
         )
     warn_of_changes(asked, config)
+    if note := keep_one_gpu(config):
+        log.info("%s", note)
     return config
 
 
-def choose_callbacks(parts: TrainerParts) -> list[TrainerCallback]:
-    """Put those that decide how it is trained before the run's own, and keep a process to one GPU."""
-    if note := keep_one_gpu(parts.arguments):
-        log.info("%s", note)
+def _choose_callbacks(parts: TrainerParts) -> list[TrainerCallback]:
+    """Put those that decide how it is trained before the run's own."""
     deciding: list[TrainerCallback] = [RankAllocation()]
     if parts.training.early_stopping_patience is not None:
         deciding.append(EarlyStoppingCallback(parts.training.early_stopping_patience))
@@ -202,27 +202,24 @@ def _build_tensorboard(folder: Path) -> TensorBoardCallback:
     return callback
 
 
-def drop_printer(trainer: Trainer) -> None:
-    """Drop the callback that prints every log as a dict; `run.metrics` shows them."""
-    trainer.remove_callback(PrinterCallback)
-
-
-def build(trainer_class: Callable[..., Built], collator_class: Callable[[int], Any], parts: TrainerParts) -> Built:
-    """Build the trainer of one run on rows that are never packed.
+def build(
+    trainer_class: Callable[..., Built], collator_class: Callable[[int], Any] | None, parts: TrainerParts
+) -> Built:
+    """Build the trainer of one run.
 
     Args:
         trainer_class: of the objective.
-        collator_class: makes batches, given the id that pads them.
+        collator_class: makes batches, given the id that pads them; None: the trainer makes them by itself.
         parts: what it is built from.
     """
     trainer = trainer_class(
         model=parts.model,
         args=parts.arguments,
-        data_collator=collator_class(find_pad_id(parts.tokenizer)),
         train_dataset=parts.train.dataset,
         eval_dataset=None if parts.held_out is None else parts.held_out.dataset,
         processing_class=parts.tokenizer,
-        callbacks=choose_callbacks(parts),
+        callbacks=_choose_callbacks(parts),
+        **({"data_collator": collator_class(find_pad_id(parts.tokenizer))} if collator_class else {}),
     )
-    drop_printer(trainer)
+    trainer.remove_callback(PrinterCallback)  # prints every log as a dict; `run.metrics` shows them
     return trainer

@@ -67,6 +67,8 @@ class LabelTrainer(StepMixin):
         **kwargs: the Trainer's.
     """
 
+    counts = ("_tokens_not_noted",)
+
     def __init__(self, *, metric: Metric, held_out: Mapping[str, TokenRows], **kwargs: Any) -> None:
         self._metric = metric
         self._held_out = held_out
@@ -86,12 +88,10 @@ class LabelTrainer(StepMixin):
         smoothing = self._smoothing if self.model.training else 0.0
         return label_loss(outputs, labels_B, num_items_in_batch=num_items_in_batch, label_smoothing=smoothing)
 
-    def forget_figures(self) -> None:
-        """Forget nothing: transformers' own trainer notes nothing of an evaluation."""
-
-    def find_train_figures(self) -> dict[str, list[Any]]:
-        """Find none: transformers' own trainer averages the loss alone."""
-        return {}
+    @property
+    def figures(self) -> dict[str, dict[str, list[Any]]]:
+        """None: transformers' own trainer averages the loss alone."""
+        return {"train": {}, "eval": {}}
 
     def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
         """Sum a batch's loss over its rows."""

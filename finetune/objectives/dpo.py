@@ -17,7 +17,7 @@ from finetune.data.preference_tokens import build_pair_rows
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
-from finetune.objectives.batch_parts import join_answers
+from finetune.objectives.batch_parts import EXPERTS_BALANCE, Batch, Part, find_chosen_factor
 from finetune.objectives.building import BY_LENGTH, RunArguments, TrainerParts, build, build_config
 from finetune.objectives.losses import LossSettings, loss_at_start
 from finetune.objectives.pairs import answer_logps
@@ -31,6 +31,9 @@ __all__ = ["REFERENCE_COLUMNS", "PreferenceTrainer", "build_arguments", "build_r
 # What `precompute_ref_log_probs` puts beside a row, as TRL names it.
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
+# Losses that sort the pairs of a micro-batch against each other.
+_SORTED_LOSSES = {"aot", "aot_unpaired"}
+
 
 class PreferenceTrainer(StepMixin, DPOTrainer):
     """TRL's DPOTrainer with what must sit inside the step, on rows that are ready.
@@ -41,6 +44,7 @@ class PreferenceTrainer(StepMixin, DPOTrainer):
 
     answers_a_row = 2
     shared_prompts: SharedPrompts | None = None
+    loss_weights: list[float]  # TRL's
 
     def __init__(self, *, args: DPOConfig, **kwargs: Any) -> None:
         super().__init__(args=args, ref_model=stand_in(), **kwargs)
@@ -72,15 +76,36 @@ class PreferenceTrainer(StepMixin, DPOTrainer):
         with self._with_prompts_once(inputs) as answers:
             return super()._compute_ref_log_probs(model, answers)
 
-    def score_answers(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score each answer of a batch of rows: its log-probability in nats and its number of tokens, each (2B,)."""
+    def score_part(self, part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score the answers of a part by their log-probability, in the layout that the steps have."""
+        with self._with_prompts_once(part) as answers:
+            return answer_logps(self.model, answers)
 
-        def score(part: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-            on_device = {name: value.to(self.args.device) for name, value in part.items() if torch.is_tensor(value)}
-            with self._with_prompts_once(on_device) as answers:
-                return answer_logps(self.model, answers)
+    @property
+    def awaited_columns(self) -> tuple[str, ...]:
+        """The reference's log-probabilities, where they are taken once."""
+        return REFERENCE_COLUMNS if self.args.precompute_ref_log_probs else ()
 
-        return join_answers([scored for _, scored in self.micro_batches.evaluate(batch, score)], self.answers_a_row)
+    def find_why_whole(self, batch: Any) -> str | None:
+        """Say why a batch cannot be cut: a loss that is no mean over its pairs."""
+        if self.aux_loss_enabled:
+            return EXPERTS_BALANCE
+        losses = set(self.loss_types)
+        if losses & _SORTED_LOSSES or ("sft" in losses and self.use_weighting):
+            return f"training.loss_type {sorted(losses)} compares the pairs of a micro-batch with each other"
+        return None
+
+    @contextmanager
+    def as_part(self, part: Part, whole: Batch) -> Iterator[None]:
+        """Weigh `sft`, a mean over the chosen answers' tokens, by those."""
+        weights, factor = self.loss_weights, find_chosen_factor(part, whole)
+        self.loss_weights = [
+            weight * (factor if kind == "sft" else 1.0) for kind, weight in zip(self.loss_types, weights, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            self.loss_weights = weights
 
     def check_first_loss(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Hold the first loss against that of a policy equal to its reference.
@@ -88,7 +113,7 @@ class PreferenceTrainer(StepMixin, DPOTrainer):
         Raises:
             RecipeError: they differ.
         """
-        measured = self._metrics["train"]
+        measured = self.figures["train"]
         rewards = {name: measured[name][-1] for name in ("rewards/chosen", "rewards/rejected")}
         settings = LossSettings(
             beta=self.beta,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from datasets import Dataset
@@ -23,6 +23,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from finetune.errors import DivergedError, PlaceError
 from finetune.model.sound_weights import changes_nothing, find_not_finite, find_not_finite_weight, is_all_zero
 from finetune.objectives.guilty_rows import GuiltyRow, find_guilty_rows, render_guilty_rows
+
+if TYPE_CHECKING:
+    from finetune.objectives.trainer import StepMixin
 
 __all__ = ["FiniteCheck", "NonFinitePolicy", "SkippedSteps", "check_weights"]
 
@@ -73,7 +76,7 @@ class FiniteCheck:
         policy: replaced once by whoever knows the recipe, the rows and the run's folder.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: "StepMixin") -> None:
         self.policy = NonFinitePolicy()
         self._trainer = trainer
         self._micro_batches: list[tuple[torch.Tensor, Any]] = []

@@ -64,7 +64,7 @@ def telling_full_memory(*, trains: bool = True) -> Iterator[None]:
             "\n  Checkpoints saved so far are whole; go on with --resume."
         )
         raise PlaceError(
-            f"Memory ran out ({first_line(found)}), and not where fewer rows at once would be taken by themselves.\n"
+            f"Memory ran out ({first_line(found)}), at a point where the run cannot retry with fewer rows.\n"
             "  Something else may hold it: nvidia-smi names the processes on a GPU, top those of the host.\n"
             "  Where questions are answered: evaluation.batch_size, evaluation.max_new_tokens; rloo and grpo:\n"
             "  training.max_completion_length, training.per_device_train_batch_size\n"

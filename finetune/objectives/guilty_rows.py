@@ -10,7 +10,7 @@ Shape suffixes: B rows, T tokens.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -20,6 +20,9 @@ from datasets import Dataset
 from finetune.data.batches import IGNORE_INDEX
 from finetune.data.tokens import count_trained
 from finetune.errors import PlaceError
+
+if TYPE_CHECKING:
+    from finetune.objectives.trainer import StepMixin
 
 __all__ = ["GuiltyRow", "find_guilty_rows", "find_places", "render_guilty_rows", "take_apart"]
 
@@ -82,7 +85,9 @@ class GuiltyRow:
         }
 
 
-def find_guilty_rows(trainer: Any, batches: Sequence[tuple[bool, Any]], account: Dataset | None) -> list[GuiltyRow]:
+def find_guilty_rows(
+    trainer: "StepMixin", batches: Sequence[tuple[bool, Any]], account: Dataset | None
+) -> list[GuiltyRow]:
     """Find the rows of a step, of all processes, those first that are likeliest to blame.
 
     Args:
@@ -229,7 +234,7 @@ def find_places(account: Dataset, keys: set[Key]) -> dict[Key, tuple[str, int]]:
     return places
 
 
-def _measure_alone(trainer: Any, rows: Sequence[GuiltyRow]) -> list[float | None]:
+def _measure_alone(trainer: "StepMixin", rows: Sequence[GuiltyRow]) -> list[float | None]:
     """Measure each row's loss by itself; None where that cannot be.
 
     In one process alone: the trainers gather figures inside their loss, and processes hold unequal numbers of rows.
@@ -246,6 +251,6 @@ def _measure_alone(trainer: Any, rows: Sequence[GuiltyRow]) -> list[float | None
     return losses + [None] * (len(rows) - len(losses))
 
 
-def _measure(trainer: Any, alone: dict[str, Any]) -> float:
+def _measure(trainer: "StepMixin", alone: dict[str, Any]) -> float:
     loss, _, _ = trainer.prediction_step(trainer.model, alone, prediction_loss_only=True)
     return float(loss)

@@ -45,15 +45,28 @@ class JudgedTrainer(StepMixin, KTOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # TRL would do it here, in another precision than the steps
 
+    @property
+    def awaited_columns(self) -> tuple[str, ...]:
+        """The reference's log-probabilities, where they are taken once."""
+        return REFERENCE_COLUMNS if self.args.precompute_ref_log_probs else ()
+
+    def find_why_whole(self, batch: Any) -> str | None:
+        """Say why a batch cannot be cut: its KL is one number for all its rows. Pairs that are scored have none."""
+        if "KL_input_ids" in batch:
+            return "kto estimates over a whole micro-batch how far the policy has moved"
+        return None
+
     def check_first_loss(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Hold the first loss against that of a policy equal to its reference.
 
         Raises:
             RecipeError: they differ.
         """
-        measured = self._metrics["train"]
+        measured = self.figures["train"]
         # A batch may hold answers of one kind alone.
-        rewards = {kind: measured[kind][-1] for kind in ("rewards/chosen", "rewards/rejected") if kind in measured}
+        rewards: dict[str, float] = {
+            kind: measured[kind][-1] for kind in ("rewards/chosen", "rewards/rejected") if kind in measured
+        }
         is_desirable = inputs["label"]
         ratios = torch.zeros(len(is_desirable), device=is_desirable.device)
         weights = (self.desirable_weight, self.undesirable_weight)

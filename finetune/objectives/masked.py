@@ -63,6 +63,8 @@ class MaskedTrainer(StepMixin):
         **kwargs: the Trainer's.
     """
 
+    counts = ("_tokens_not_noted",)
+
     def __init__(self, *, data_collator: MaskedCollator, **kwargs: Any) -> None:
         self._masking = data_collator
         self._smoothing = kwargs["args"].label_smoothing_factor
@@ -70,12 +72,10 @@ class MaskedTrainer(StepMixin):
         super().__init__(data_collator=data_collator, compute_loss_func=self._compute_masked_loss, **kwargs)
         self.label_smoother = None  # the loss smooths by itself
 
-    def forget_figures(self) -> None:
-        """Forget nothing: transformers' own trainer notes nothing of an evaluation."""
-
-    def find_train_figures(self) -> dict[str, list[Any]]:
-        """Find none: transformers' own trainer averages the loss alone."""
-        return {}
+    @property
+    def figures(self) -> dict[str, dict[str, list[Any]]]:
+        """None: transformers' own trainer averages the loss alone."""
+        return {"train": {}, "eval": {}}
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         """Run an epoch with masks of its own, the same after a resume."""

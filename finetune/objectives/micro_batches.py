@@ -8,16 +8,17 @@ nothing where no row was cut. The decision holds for the rest of the run; checkp
 is cut alike, unless it goes on on another device, whose memory is asked anew.
 
 Several processes would have to halve together and ask each other at every step whether to: there the run stops with
-what would help, and so it does where a batch is more than the sum of its rows (`find_why_whole`).
+what would help, and so it does where a batch is more than the sum of its rows (the trainer's `find_why_whole`).
 """
 
 import gc
 import json
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,14 +26,16 @@ from torch import Tensor
 from finetune.data.batches import Collator
 from finetune.errors import PlaceError
 from finetune.model.lean import forget_shared_weights
-from finetune.objectives.batch_parts import Part, as_part, count_rows, cut, find_why_whole, measure_longest, weigh
-from finetune.objectives.free_memory import name_device
+from finetune.objectives.batch_parts import Batch, Part, count_rows, cut, measure_longest, regularized, weigh
+from finetune.objectives.free_memory import name_memory
 from finetune.objectives.full_memory import first_line, is_out_of_memory
 from finetune.objectives.training_state import refused_as_state
 
+if TYPE_CHECKING:
+    from finetune.objectives.trainer import StepMixin
+
 __all__ = ["MicroBatches", "restore_random", "save_random"]
 
-Batch = dict[str, Any]
 Result = TypeVar("Result")
 
 log = logging.getLogger("finetune.objectives.micro_batches")
@@ -60,19 +63,13 @@ _EXTREMES: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max}
 
 
 class _Figures:
-    """What TRL's trainers note of every batch, to be forgotten or put together again.
+    """What a trainer notes of every batch, to be forgotten or put together again."""
 
-    Each keeps lists of figures by name, in an attribute that its experimental trainers call otherwise; transformers'
-    own trainer keeps none.
-    """
-
-    def __init__(self, trainer: Any, mode: Literal["train", "eval"]) -> None:
-        held = vars(trainer)
-        stores = [held[name] for name in ("_metrics", "_stored_metrics") if name in held]
-        self._store: dict[str, list[Any]] = stores[0][mode] if stores else {}
+    def __init__(self, trainer: "StepMixin", mode: Literal["train", "eval"]) -> None:
+        self._store = trainer.figures[mode]
         self._trainer = trainer
         self._lengths = {name: len(values) for name, values in self._store.items()}
-        self._counts = {name: held[name] for name in ("_total_train_tokens", "_tokens_not_noted") if name in held}
+        self._counts = {name: trainer.__dict__[name] for name in trainer.counts}
 
     def forget(self) -> None:
         """Forget what was noted since."""
@@ -80,7 +77,7 @@ class _Figures:
             del self._store[name][self._lengths.get(name, 0) :]
             if name not in self._lengths:
                 del self._store[name]
-        vars(self._trainer).update(self._counts)
+        self._trainer.__dict__.update(self._counts)
 
     def merge(self, shares: list[float]) -> None:
         """Make one figure of those of the parts, as the whole batch would have had."""
@@ -118,7 +115,7 @@ class MicroBatches:
     """How many rows a trainer puts through its model at once, lowered where memory runs out.
 
     Args:
-        trainer: a `StepMixin`.
+        trainer: whose batches are cut.
 
     Attributes:
         rows: most rows of a part of a micro-batch; None: micro-batches are whole.
@@ -126,7 +123,7 @@ class MicroBatches:
         share: what the loss of the part under way is multiplied by.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: "StepMixin") -> None:
         self._trainer = trainer
         self._step: _Step | None = None
         self._part: Any = None
@@ -145,7 +142,7 @@ class MicroBatches:
         """Write the limits into a checkpoint, where there are any."""
         if self.rows is not None or self.eval_rows is not None:
             limits: dict[str, Any] = {"micro_batch_rows": self.rows, "eval_batch_rows": self.eval_rows}
-            limits |= {"is_news": self._is_news, "device": name_device(self._trainer.args.device)}
+            limits |= {"is_news": self._is_news, "device": name_memory(self._trainer.args.device)}
             (folder / MEMORY_NAME).write_text(json.dumps(limits) + "\n", encoding="utf-8")
 
     def read(self, folder: Path) -> None:
@@ -154,7 +151,7 @@ class MicroBatches:
         Raises:
             CheckpointError: the file holds something else.
         """
-        path, here = folder / MEMORY_NAME, name_device(self._trainer.args.device)
+        path, here = folder / MEMORY_NAME, name_memory(self._trainer.args.device)
         if not path.exists():
             return
         with refused_as_state(path):
@@ -252,7 +249,7 @@ class MicroBatches:
         figures, losses = _Figures(trainer, "train"), []
         for part in parts:
             self._part, self.share = part.batch, part.share if is_mean else 1.0
-            with as_part(trainer, part, batch, regularizes=not is_mean):
+            with trainer.as_part(part, batch), regularized(trainer.model, 1.0 if is_mean else part.share):
                 losses.append(train_part(model, part.batch, num_items))
         self.share = 1.0
         figures.merge([part.share for part in parts])
@@ -286,7 +283,7 @@ class MicroBatches:
             parts = self._split(batch, self.eval_rows, trainer.args.per_device_eval_batch_size)
             for part in parts:
                 self._part = part.batch
-                with as_part(trainer, part, batch, regularizes=False):
+                with nullcontext() if part.batch is batch else trainer.as_part(part, batch):
                     found.append((part.batch, evaluate_part(dict(part.batch))))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -316,7 +313,7 @@ class MicroBatches:
     # ---- the parts
 
     def _split(self, batch: Any, max_rows: int | None, rows_of_a_batch: int) -> list[Part]:
-        if max_rows is None or find_why_whole(self._trainer, batch) is not None:
+        if max_rows is None or self._trainer.find_why_whole(batch) is not None:
             return [Part(batch, 1.0)]
         answers_a_row = self._trainer.answers_a_row
         parts = cut(batch, max_rows, answers_a_row=answers_a_row, **self._describe(rows_of_a_batch))
@@ -333,10 +330,11 @@ class MicroBatches:
 
     def _halve(self, limit: int | None, rows_of_a_batch: int) -> int | None:
         """Choose the next limit below the rows of the part that did not fit; None where there is none."""
-        if self._trainer.args.world_size > 1 or find_why_whole(self._trainer, self._part) is not None:
+        trainer, part = self._trainer, self._part
+        if trainer.args.world_size > 1 or part is None or trainer.find_why_whole(part) is not None:
             return None
         layout = self._describe(rows_of_a_batch)
-        rows = count_rows(self._part, answers_a_row=self._trainer.answers_a_row, flat_rows=layout.get("flat_rows"))
+        rows = count_rows(part, answers_a_row=trainer.answers_a_row, flat_rows=layout.get("flat_rows"))
         if limit is not None:  # a part of a flat batch does not show how many rows it is worth
             rows = min(rows, limit)
         return rows // 2 if rows > 1 else None
@@ -350,7 +348,7 @@ class MicroBatches:
     def _refuse(self, error: BaseException, *, evaluates: bool = False) -> PlaceError:
         """Say what would help."""
         args, part = self._trainer.args, self._part
-        why = find_why_whole(self._trainer, part)
+        why = None if part is None else self._trainer.find_why_whole(part)
         told = f"{self._say_where()}: memory is full{' while rows are evaluated' if evaluates else ''}"
         if args.world_size == 1 and why is None and part is not None:
             told += f" at a single row of {measure_longest(part):,} tokens"

@@ -5,6 +5,8 @@ come tokenized and labelled, and a masked token is not trained (TRL's own loss t
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from finetune.data.batches import IGNORE_INDEX, PairCollator
+from finetune.objectives.batch_parts import Batch, Part, find_chosen_factor
 from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import TrainingSettings
@@ -32,6 +35,8 @@ class OddsRatioTrainer(StepMixin, ORPOTrainer):
     """TRL's ORPOTrainer with what must sit inside the step, on rows that are ready."""
 
     answers_a_row = 2
+    counts = ("_tokens_not_noted",)
+    _nll_factor = 1.0
 
     def __init__(self, *, train_dataset: Dataset, eval_dataset: Dataset | None, **kwargs: Any) -> None:
         text = Dataset.from_list([_TEXT])
@@ -45,7 +50,8 @@ class OddsRatioTrainer(StepMixin, ORPOTrainer):
 
         Returns:
             Mean log-probability per token of the chosen and of the rejected answers, each (B,); the logits of both,
-            each (B, T - 1, V); and the cross entropy over the chosen answers' trained tokens.
+            each (B, T - 1, V); and the cross entropy over the chosen answers' trained tokens, in a part of a batch
+            weighed by those.
         """
         ids, mask = batch["input_ids"].to(self.args.device), batch["completion_mask"].to(self.args.device)
         attention_mask = batch["attention_mask"].to(self.args.device)
@@ -57,16 +63,21 @@ class OddsRatioTrainer(StepMixin, ORPOTrainer):
         chosen_logits, rejected_logits = logits[:, :-1].chunk(2)
         num_pairs = len(ids) // 2
         nll = -sums[:num_pairs].sum() / tokens[:num_pairs].sum()
-        return chosen, rejected, chosen_logits, rejected_logits, nll
+        return chosen, rejected, chosen_logits, rejected_logits, nll * self._nll_factor
 
-    def forget_figures(self) -> None:
-        """Forget what TRL noted of an evaluation that is not logged."""
-        self._stored_metrics.pop("eval", None)
+    @property
+    def figures(self) -> dict[str, dict[str, list[Any]]]:
+        """What TRL (1.14) notes, under another name than in its other trainers."""
+        return self._stored_metrics
 
-    def find_train_figures(self) -> dict[str, list[Any]]:
-        """Find what TRL noted of the steps since the last line of the log."""
-        figures: dict[str, list[Any]] = self._stored_metrics["train"]
-        return figures
+    @contextmanager
+    def as_part(self, part: Part, whole: Batch) -> Iterator[None]:
+        """Weigh the cross entropy, a mean over the chosen answers' tokens, by those."""
+        self._nll_factor = find_chosen_factor(part, whole)
+        try:
+            yield
+        finally:
+            self._nll_factor = 1.0
 
 
 def build_arguments(training: TrainingSettings, run: RunArguments) -> ORPOConfig:

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from finetune.errors import RecipeError
+from finetune.objectives.trainer import StepMixin
 
 __all__ = ["WatchChosen", "check_start", "compute_reference", "stand_in", "use_reference"]
 
@@ -36,11 +37,11 @@ def stand_in() -> torch.nn.Module:
     return torch.nn.Identity()
 
 
-def compute_reference(trainer: Any, columns: tuple[str, ...]) -> dict[str, Tensor]:
+def compute_reference(trainer: StepMixin, columns: tuple[str, ...]) -> dict[str, Tensor]:
     """Compute the log-probabilities of the start, the policy as it stands, for every row of the run.
 
     Args:
-        trainer: TRL's, with `compute_ref_log_probs`.
+        trainer: of dpo or kto, with TRL's `compute_ref_log_probs`.
         columns: names of what that gives, in its order.
 
     Returns:
@@ -61,7 +62,7 @@ def compute_reference(trainer: Any, columns: tuple[str, ...]) -> dict[str, Tenso
         trainer.ref_model = None
 
 
-def use_reference(trainer: Any, reference: Mapping[str, Tensor]) -> None:
+def use_reference(trainer: StepMixin, reference: Mapping[str, Tensor]) -> None:
     """Put the log-probabilities of the start beside the rows."""
     for name, values in reference.items():
         side, _, column = name.partition(".")
@@ -71,7 +72,7 @@ def use_reference(trainer: Any, reference: Mapping[str, Tensor]) -> None:
             trainer.eval_dataset = trainer.eval_dataset.add_column(column, values.numpy())
 
 
-def _compute_columns(trainer: Any, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Tensor]:
+def _compute_columns(trainer: StepMixin, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Tensor]:
     """Compute them for all rows, each process of the launch its share."""
     order = torch.argsort(torch.tensor(rows["length"][:]), descending=True, stable=True)
     share = order[trainer.args.process_index :: trainer.args.world_size]
@@ -97,12 +98,12 @@ def _compute_columns(trainer: Any, rows: Dataset, columns: tuple[str, ...]) -> d
 
 
 def check_start(
-    trainer: Any, rewards: Mapping[str, float], inputs: Mapping[str, Tensor], loss: float, due: float | None
+    trainer: StepMixin, rewards: Mapping[str, float], inputs: Mapping[str, Tensor], loss: float, due: float | None
 ) -> None:
     """Check at the first step that the policy still is its reference.
 
     Args:
-        trainer: TRL's, whose first loss it is.
+        trainer: of dpo or kto, whose first loss it is.
         rewards: mean implicit reward of the batch's answers by kind, beta times nats.
         inputs: the batch, for the length of its answers.
         loss: of the batch.
@@ -124,7 +125,7 @@ def check_start(
     )
 
 
-def _find_cause(trainer: Any) -> str:
+def _find_cause(trainer: StepMixin) -> str:
     drops = [module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
     if drops:
         return f"Dropout of {max(drops)} works on the policy alone: leave `training.disable_dropout` at true."

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from finetune.budget.optimizer_states import is_in_pages
 from finetune.errors import PlaceError
 from finetune.objectives.free_memory import read_available_bytes
 from finetune.objectives.full_memory import first_line, is_out_of_memory
@@ -36,8 +37,6 @@ log = logging.getLogger("finetune.objectives.rehearsal")
 
 # A name that a run's folder may be left with by a kill.
 _FOLDER = ".rehearsal.part"
-# Optimizers in pages: bitsandbytes (0.50) lists their buffers for ever, so that a second optimizer would double them.
-_IN_PAGES = "paged"
 # Of what is trained, in the host's memory: the weights to be put back, and Adam's two states for the checkpoint.
 _HOST_COPIES = 3
 
@@ -54,7 +53,7 @@ def rehearse(trainer: StepMixin, folder: Path) -> None:
         RecipeError: no checkpoint holds what the optimizer keeps.
     """
     began_seconds = time.monotonic()
-    rows = find_longest(trainer, trainer.train_dataset, trainer.args.per_device_train_batch_size)
+    rows = find_longest(trainer.train_dataset, trainer.args.per_device_train_batch_size, trainer.awaited_columns)
     batch = trainer.data_collator(rows)
     samples = not isinstance(batch, Mapping)  # prompts, whose answers are yet to be sampled
     updates = _may_update(trainer)
@@ -81,7 +80,8 @@ def rehearse(trainer: StepMixin, folder: Path) -> None:
 
 def _may_update(trainer: StepMixin) -> bool:
     """Whether an update can be undone: nothing of the optimizer stays behind, and the host holds the weights twice."""
-    if _IN_PAGES in trainer.args.optim:
+    # bitsandbytes (0.50) lists the buffers of optimizers in pages for ever: a second optimizer would double them.
+    if is_in_pages(trainer.args.optim):
         return False
     trained = (value for value in trainer.model.parameters() if value.requires_grad)
     needed_bytes = _HOST_COPIES * sum(value.numel() * value.element_size() for value in trained)
@@ -110,7 +110,7 @@ def _make_optimizer(trainer: StepMixin) -> None:
         if not is_out_of_memory(error):
             raise
         raise PlaceError(
-            f"Before the first step: memory does not hold the gradients and the optimizer's states "
+            f"Before the first step: there is not enough memory for the gradients and the optimizer's states "
             f"({first_line(error)}).\n"
             "  Less trained: adapter.r, adapter.target_modules     Smaller states: training.optim=adamw_8bit\n"
             "  A smaller base: model.quantization=nf4"
@@ -130,7 +130,7 @@ def _train(trainer: StepMixin, batch: dict[str, Any]) -> None:
 
 
 def _evaluate(trainer: StepMixin) -> None:
-    rows = find_longest(trainer, trainer.eval_dataset, trainer.args.per_device_eval_batch_size)
+    rows = find_longest(trainer.eval_dataset, trainer.args.per_device_eval_batch_size, trainer.awaited_columns)
     with trainer.as_in_training():
         trainer.prediction_step(trainer.model, trainer.data_collator(rows), trainer.compute_metrics is None)
 
@@ -170,11 +170,7 @@ def _undone(trainer: StepMixin, *, updates: bool) -> Iterator[None]:
     random = build_random_state(all_gpus=all_gpus)
     own: dict[str, Any] = trainer.__dict__
     attributes = dict(own)
-    figures = {
-        name: {mode: {one: list(values) for one, values in noted.items()} for mode, noted in attributes[name].items()}
-        for name in ("_metrics", "_stored_metrics")
-        if name in attributes
-    }
+    figures = {mode: {name: list(values) for name, values in noted.items()} for mode, noted in trainer.figures.items()}
     try:
         yield
     finally:
@@ -184,12 +180,12 @@ def _undone(trainer: StepMixin, *, updates: bool) -> Iterator[None]:
                 value.copy_(before)
         own.clear()
         own.update(attributes)
-        for name, modes in figures.items():
-            for mode in attributes[name].keys() - modes.keys():
-                del attributes[name][mode]
-            for mode, noted in modes.items():
-                attributes[name][mode].clear()
-                attributes[name][mode].update(noted)
+        held_figures = trainer.figures
+        for mode in held_figures.keys() - figures.keys():
+            del held_figures[mode]
+        for mode, noted in figures.items():
+            held_figures[mode].clear()
+            held_figures[mode].update(noted)
         put_random_state_back(random, all_gpus=all_gpus)
 
 

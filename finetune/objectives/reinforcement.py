@@ -6,8 +6,10 @@ but answers is made inside the trainer; what they are rewarded with is `objectiv
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +29,7 @@ from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
 from finetune.errors import DataError, RecipeError
-from finetune.objectives.building import RunArguments, TrainerParts, build_config, choose_callbacks, drop_printer
+from finetune.objectives.building import RunArguments, TrainerParts, build, build_config
 from finetune.objectives.rewards import Reward, ToScore, mix
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.backend_limits import OTHERWISE
@@ -137,7 +139,7 @@ class SampledStep(StepMixin):
         tokens_seen = self.state.num_input_tokens_seen
         output = super()._generate(prompts)
         self.state.num_input_tokens_seen = tokens_seen
-        self._metrics["train" if self.model.training else "eval"].pop("num_tokens", None)
+        self.figures["train" if self.model.training else "eval"].pop("num_tokens", None)
         return output
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -154,13 +156,17 @@ class SampledStep(StepMixin):
             tokens, answers = self.sum_over_processes(
                 float(inputs["completion_mask"].sum()), float(len(inputs["completion_mask"]))
             )
-            _check_start(self._metrics["train"]["kl"][0] * tokens / answers)
+            _check_start(self.figures["train"]["kl"][0] * tokens / answers)
         self._is_start_checked = True
         return loss
 
+    def find_why_whole(self, batch: Any) -> str | None:
+        """Say why a batch of prompts cannot be cut; pairs that are scored can."""
+        return None if isinstance(batch, Mapping) else "answers are sampled and compared by the group"
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; a figure of nothing (all answers of a batch cut off and masked, say) is left out."""
-        for figures in self._metrics.values():
+        for figures in self.figures.values():
             for name in [name for name, values in figures.items() if all(map(math.isnan, values))]:
                 del figures[name]
         super().log(logs, *args, **kwargs)
@@ -193,7 +199,7 @@ class SampledStep(StepMixin):
                 completion_ids = self._generate(batch["prompt"])[1]
                 found = zip(batch["prompt"], completion_ids, batch["reference"], strict=True)
                 answers += [self._to_score(*row) for row in found]
-        self._metrics["eval"].clear()
+        self.forget_figures()
         return answers[: len(places)]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -344,18 +350,8 @@ def build_trainer(
         )
     for reward in rewards:
         _check_references(reward, [parts.train] if parts.held_out is None else [parts.train, parts.held_out])
-    trainer = trainer_class(
-        model=parts.model,
-        args=parts.arguments,
-        rewards=rewards,
-        stop_ids=stop_ids,
-        train_dataset=parts.train.dataset,
-        eval_dataset=None if parts.held_out is None else parts.held_out.dataset,
-        processing_class=parts.tokenizer,
-        callbacks=[WatchRewards(), *choose_callbacks(parts)],
-    )
-    drop_printer(trainer)
-    return trainer
+    parts = replace(parts, callbacks=[WatchRewards(), *parts.callbacks])
+    return build(partial(trainer_class, rewards=rewards, stop_ids=stop_ids), None, parts)
 
 
 def _check_references(reward: Reward, sides: Sequence[TokenRows]) -> None:

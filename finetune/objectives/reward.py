@@ -16,7 +16,6 @@ from finetune.data.preference_tokens import build_pair_rows
 from finetune.data.rendering import Renderer
 from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
-from finetune.objectives.batch_parts import join_answers
 from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
@@ -38,15 +37,11 @@ class ScoreTrainer(StepMixin, RewardTrainer):
         del inputs["completion_mask"]
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def score_answers(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Score each answer of a batch of rows by the head: its score and its number of tokens, each (2B,)."""
-
-        def score(part: dict[str, Any]) -> tuple[Tensor, Tensor]:
-            ids, mask = part["input_ids"].to(self.args.device), part["attention_mask"].to(self.args.device)
-            scores = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
-            return scores, part["completion_mask"][:, 1:].sum(1)
-
-        return join_answers([scored for _, scored in self.micro_batches.evaluate(batch, score)], self.answers_a_row)
+    def score_part(self, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Score the answers of a part by the head, and count their tokens."""
+        ids, mask = part["input_ids"], part["attention_mask"]
+        scores = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
+        return scores, part["completion_mask"][:, 1:].sum(1)
 
 
 def build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings) -> TokenRows:

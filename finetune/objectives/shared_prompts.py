@@ -29,9 +29,11 @@ from finetune.data.shared_prompts import Widths, build_shared_rows, find_parts
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.base import BaseModel
 from finetune.model.combined import CombinedConfig
+from finetune.objectives.batch_parts import EXPERTS_BALANCE
 from finetune.objectives.pairs import answer_logps
+from finetune.objectives.trainer import StepMixin
 
-__all__ = ["SERVED_FAMILIES", "SharedPrompts", "Work", "choose_prompts", "estimate_work", "find_why_apart"]
+__all__ = ["SERVED_FAMILIES", "SharedPrompts", "Work", "choose_prompts", "estimate_pair_work", "find_why_apart"]
 
 log = logging.getLogger("finetune.objectives.shared_prompts")
 
@@ -86,7 +88,7 @@ class Work:
         return self.per_token * tokens + self.per_pair_of_tokens * tokens * widths.side / 2
 
 
-def estimate_work(model: PreTrainedModel | PeftModel) -> Work:
+def estimate_pair_work(model: PreTrainedModel | PeftModel) -> Work:
     """Estimate the work of a model from the shapes of its layers, adapters included."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings()
@@ -178,7 +180,7 @@ class SharedPrompts:
 # ---- whether
 
 
-def choose_prompts(trainer: Any, choice: Choice, base: BaseModel) -> SharedPrompts | None:
+def choose_prompts(trainer: StepMixin, choice: Choice, base: BaseModel) -> SharedPrompts | None:
     """Choose whether a run computes prompts once, and say so in a line.
 
     Args:
@@ -204,7 +206,7 @@ def choose_prompts(trainer: Any, choice: Choice, base: BaseModel) -> SharedPromp
             )
         log.info("Each answer of a pair is computed with its prompt: %s.", why)
         return None
-    work = estimate_work(trainer.model)
+    work = estimate_pair_work(trainer.model)
     shared = SharedPrompts(trainer.model, work=work if choice == "auto" else None, max_tokens=_find_window(base.model))
     saved_tokens, saved_work = _measure_saved(trainer, shared, work)
     if choice == "auto" and saved_work < _LEAST_SAVED_FRACTION:
@@ -227,7 +229,7 @@ def choose_prompts(trainer: Any, choice: Choice, base: BaseModel) -> SharedPromp
     return shared
 
 
-def find_why_apart(trainer: Any, base: BaseModel) -> str | None:
+def find_why_apart(trainer: StepMixin, base: BaseModel) -> str | None:
     """Say why each answer has to be computed with a prompt of its own; None where it need not.
 
     Args:
@@ -237,7 +239,6 @@ def find_why_apart(trainer: Any, base: BaseModel) -> str | None:
     args, config = trainer.args, base.model.config.get_text_config()
     window_tokens, longest_tokens = _find_window(base.model), max(trainer.train_dataset["length"][:])
     drops = (module.p for module in trainer.model.modules() if isinstance(module, nn.Dropout))
-    held = vars(trainer)
     excluded = {
         f"`backend: {base.backend}` has masks of its own": base.backend != "transformers",
         f"the attention kernel {base.attention} takes no mask between tokens": base.attention not in _KERNELS,
@@ -246,10 +247,10 @@ def find_why_apart(trainer: Any, base: BaseModel) -> str | None:
             window_tokens is not None and window_tokens < longest_tokens
         ),
         "dropout draws other numbers for each answer's prompt": any(probability > 0 for probability in drops),
-        "training.use_liger_kernel reads hidden states past the head": held.get("use_liger_kernel"),
-        "the experts' balance is measured over a whole micro-batch": held.get("aux_loss_enabled"),
+        "training.use_liger_kernel reads hidden states past the head": trainer.use_liger_kernel,
+        EXPERTS_BALANCE: trainer.aux_loss_enabled,
         "training.torch_compile compiles the model as a whole": args.torch_compile,
-        "the model is sharded": held.get("is_fsdp_enabled") or held.get("is_deepspeed_enabled"),
+        "the model is sharded": trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
     }
     return next((why for why, is_so in excluded.items() if is_so), None) or _find_why_adapter(trainer.model)
 
@@ -277,7 +278,7 @@ def _find_window(model: PreTrainedModel) -> int | None:
     return None if window is None else int(window)
 
 
-def _measure_saved(trainer: Any, shared: SharedPrompts, work: Work) -> tuple[float, float]:
+def _measure_saved(trainer: StepMixin, shared: SharedPrompts, work: Work) -> tuple[float, float]:
     """Measure on some batches of the run which share of its tokens and of its work is saved, padding included.
 
     Rows of like length, as they lie together in training, from the whole range of lengths.
@@ -298,7 +299,7 @@ def _measure_saved(trainer: Any, shared: SharedPrompts, work: Work) -> tuple[flo
     return 1 - tokens / plain_tokens, 1 - cost / plain_work
 
 
-def _measure_difference(trainer: Any, shared: SharedPrompts) -> float:
+def _measure_difference(trainer: StepMixin, shared: SharedPrompts) -> float:
     """Measure on this device how far a pair's log-probabilities lie apart in the two layouts, in nats a token.
 
     Random numbers are left as they were found.

@@ -4,9 +4,9 @@ In go a trainer that is built and what the recipe trains; out come bytes to plan
 comes out for a base or a method whose shapes are not known: there the first step is measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -14,7 +14,7 @@ from datasets import Dataset
 from finetune.budget.activations import BatchShape, LayerActivations, estimate_layer, estimate_outside
 from finetune.budget.adapter import AdapterShape, build_adapter
 from finetune.budget.architecture import Architecture, build_architecture
-from finetune.budget.computing import Computing
+from finetune.budget.computing import Computing, Loss
 from finetune.budget.devices import find_device_by_model
 from finetune.budget.layer_options import Recomputing, estimate_layer_work, estimate_options, find_rates
 from finetune.budget.lean import is_served
@@ -25,19 +25,20 @@ from finetune.errors import RecipeError
 from finetune.model.base import BaseModel
 from finetune.recipe.schema import AdapterSettings
 
+if TYPE_CHECKING:
+    from finetune.objectives.trainer import StepMixin
+
 __all__ = [
     "Shapes",
     "StepMemory",
     "build_shapes",
     "estimate_coming_bytes",
+    "estimate_layer_seconds",
     "estimate_step",
     "find_longest",
     "find_longest_shape",
     "to_shape",
 ]
-
-# What dpo and kto are given beside a row once the reference was taken, which is later.
-_REFERENCE = dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_KL_logps"), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +74,14 @@ class StepMemory:
         return self.outside_bytes + num_layers * self.layer.input_bytes
 
 
-def build_shapes(base: BaseModel, settings: AdapterSettings, *, may_be_lean: bool, loss: str) -> Shapes | None:
+def build_shapes(base: BaseModel, settings: AdapterSettings, *, may_be_lean: bool, loss: Loss) -> Shapes | None:
     """Build what is known of a base and what is trained on it; None where its architecture is not.
 
     Args:
         base: the loaded base.
         settings: the recipe's `adapter` section.
         may_be_lean: whether `model.lean` and `model.lean_elementwise` serve what is their case.
-        loss: how the loss reads the logits: `chunks` or `logits`.
+        loss: how the loss reads the logits, as `find_loss` finds it.
     """
     text_config = base.model.config.get_text_config()
     try:
@@ -109,26 +110,32 @@ def _find_rates(device: torch.device) -> Rates:
 # ---- the longest micro-batch
 
 
-def find_longest(trainer: Any, dataset: Dataset, num_rows: int) -> list[dict[str, Any]]:
-    """Find the longest rows, with stand-ins for what is put beside them later."""
+def find_longest(dataset: Dataset, num_rows: int, awaited: Sequence[str]) -> list[dict[str, Any]]:
+    """Find the longest rows.
+
+    Args:
+        dataset: of the trainer.
+        num_rows: of these at most.
+        awaited: columns that are put beside the rows later, numbers all; a zero stands in for what is not there yet.
+    """
     if "length" in dataset.column_names:
         lengths = dataset["length"][:]
     else:
         column = "seq_lengths" if "seq_lengths" in dataset.column_names else dataset.column_names[0]
         lengths = [sum(row) if column == "seq_lengths" else len(row) for row in dataset[column]]
     longest = sorted(range(len(lengths)), key=lambda place: -lengths[place])[:num_rows]
-    stand_ins = _REFERENCE if vars(trainer.args).get("precompute_ref_log_probs") else {}
+    stand_ins = dict.fromkeys(awaited, 0.0)
     return [stand_ins | dataset[place] for place in longest]
 
 
-def find_longest_shape(trainer: Any) -> BatchShape:
+def find_longest_shape(trainer: "StepMixin") -> BatchShape:
     """Find the sizes of the longest micro-batch that a trainer's rows can make."""
     num_rows = trainer.args.per_device_train_batch_size
-    batch = trainer.data_collator(find_longest(trainer, trainer.train_dataset, num_rows))
+    batch = trainer.data_collator(find_longest(trainer.train_dataset, num_rows, trainer.awaited_columns))
     if isinstance(batch, Mapping):
         return to_shape(batch)
     # Prompts: the answers are yet to be sampled.
-    answer_tokens = int(vars(trainer.args).get("max_completion_length") or 0)
+    answer_tokens = int(trainer.args.max_completion_length)
     longest = max((len(value) for row in batch for value in row.values() if isinstance(value, list)), default=0)
     return BatchShape(num_rows=num_rows, row_tokens=longest + answer_tokens, document_tokens=longest + answer_tokens)
 
@@ -169,12 +176,12 @@ def estimate_step(shapes: Shapes, batch: BatchShape, recomputing: Recomputing) -
     )
 
 
-def estimate_work(shapes: Shapes, batch: BatchShape, recomputing: Recomputing) -> LayerWork:
+def estimate_layer_seconds(shapes: Shapes, batch: BatchShape, recomputing: Recomputing) -> LayerWork:
     """Estimate what computing a layer of a model a second time takes; for the arguments see `estimate_step`."""
     return estimate_layer_work(shapes.architecture, shapes.adapter, batch, shapes.computing, shapes.rates, recomputing)
 
 
-def estimate_coming_bytes(trainer: Any) -> tuple[int, int]:
+def estimate_coming_bytes(trainer: "StepMixin") -> tuple[int, int]:
     """Estimate what training is yet to take beside the activations.
 
     Returns:

@@ -6,6 +6,7 @@ masks) is switched off: which token is trained is decided in one place, `data.re
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows, TooLong, build_token_rows
 from finetune.errors import PlaceError
 from finetune.model.document_attention import DOCUMENTS, leave_masks_out
-from finetune.model.tokenizer import find_pad_id
-from finetune.objectives.building import RunArguments, TrainerParts, build_config, choose_callbacks, drop_printer
+from finetune.objectives.batch_parts import EXPERTS_BALANCE
+from finetune.objectives.building import RunArguments, TrainerParts, build, build_config
 from finetune.objectives.trained_loss import TrainedTokensTrainer, use_trained_loss
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
@@ -84,6 +85,10 @@ class SupervisedTrainer(StepMixin, TrainedTokensTrainer):
             }
             return float(self.model(**inputs, use_cache=False).loss)
 
+    def find_why_whole(self, batch: Any) -> str | None:
+        """Say why a batch cannot be cut: the experts' balance is no mean over tokens."""
+        return EXPERTS_BALANCE if self.aux_loss_enabled else None
+
     def find_train_figures(self) -> dict[str, list[Any]]:
         """Find the figures that wait for the next line of the log, as numbers."""
         self.read_figures("train")
@@ -111,7 +116,8 @@ def _build_rows(loaded: LoadedExamples, renderer: Renderer, data: DataSettings, 
         return rows
     row_tokens = data.tokens_per_batch or data.max_length
     is_batch = data.tokens_per_batch is not None  # a row is all that a micro-batch has
-    packed = pack_documents(rows.dataset, row_tokens, rows.fingerprint, mixes_lengths=is_batch)
+    draw_seed = int(rows.report["label_hash"][:16], 16) if is_batch else None
+    packed = pack_documents(rows.dataset, row_tokens, rows.fingerprint, draw_seed=draw_seed)
     census = rows.report["census"]
     filled = {"packed_rows": len(packed), "packing_fill": round(census["tokens"] / (len(packed) * row_tokens), 4)}
     return replace(rows, dataset=packed, report=rows.report | {"census": census | filled})
@@ -144,22 +150,15 @@ def build_trainer(parts: TrainerParts) -> SupervisedTrainer:
     names_documents = layout == "flat" and not by_unsloth
     if names_documents and base.attention == DOCUMENTS:
         leave_masks_out(base.model)
-    trainer = SupervisedTrainer(
-        model=parts.model,
-        args=arguments,
-        data_collator=Collator(
-            layout, find_pad_id(parts.tokenizer), names_lengths=by_unsloth, names_documents=names_documents
-        ),
-        train_dataset=parts.train.dataset,
-        eval_dataset=None if parts.held_out is None else _fill_up(parts.held_out.dataset, arguments),
-        processing_class=parts.tokenizer,
-        callbacks=choose_callbacks(parts),
-    )
+    if parts.held_out is not None:
+        held_out = replace(parts.held_out, dataset=_fill_up(parts.held_out.dataset, arguments))
+        parts = replace(parts, held_out=held_out)
+    collator = partial(Collator, layout, names_lengths=by_unsloth, names_documents=names_documents)
+    trainer = build(SupervisedTrainer, collator, parts)
     # Unsloth has a loss of its own on a GPU; TRL's others are not this one, nor is one with a term for experts.
     if base.backend == "transformers" and arguments.loss_type == "chunked_nll" and not trainer.aux_loss_enabled:
         with trainer.as_in_training(float32_logits=False):
             trainer.sums_trained_tokens = use_trained_loss(base.model)
-    drop_printer(trainer)
     return trainer
 
 

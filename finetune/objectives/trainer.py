@@ -7,7 +7,7 @@ to do where memory or the disk runs out.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.errors import PlaceError
 from finetune.model.rank_allocation import put_rank_state_back, whole_ranks, write_rank_state
-from finetune.objectives.batch_parts import join_answers, join_predictions
+from finetune.objectives.batch_parts import Batch, Part, join_answers, join_predictions
 from finetune.objectives.changes import warn_of_changes
 from finetune.objectives.finite import FiniteCheck, check_weights
 from finetune.objectives.full_memory import first_line, is_out_of_memory
@@ -41,12 +41,14 @@ class StepMixin(PostponingTrainer):
     Attributes:
         scores_per_token: whether `score_answers` gives sums over tokens; else one score for the whole answer.
         answers_a_row: rows of a batch's tensors that make one row of the data: two where answers are compared.
+        counts: what a step counts up, by TRL's (1.14) names too: one that is repeated begins with them as they were.
         micro_batches: how many rows are trained and evaluated at once where memory ran out.
         idle_memory: what memory that is left is spent on.
     """
 
     scores_per_token = True
     answers_a_row = 1
+    counts: tuple[str, ...] = ("_tokens_not_noted", "_total_train_tokens")
 
     def __init__(self, *, model: torch.nn.Module, **kwargs: Any) -> None:
         # TRL rounds the trainable weights of a quantized model to bfloat16 whatever the device. A float16
@@ -88,6 +90,16 @@ class StepMixin(PostponingTrainer):
 
     def check_before_start(self) -> None:
         """Check what only the loaded model on its device can show; a trainer with such a check says which."""
+
+    @property
+    def figures(self) -> dict[str, dict[str, list[Any]]]:
+        """What TRL (1.14) notes of every batch and averages for the next line of the log."""
+        return self._metrics
+
+    @property
+    def awaited_columns(self) -> tuple[str, ...]:
+        """What is put beside the rows behind the trainer's building; a trainer that awaits such names it."""
+        return ()
 
     # ---- the step
 
@@ -155,6 +167,23 @@ class StepMixin(PostponingTrainer):
     def check_first_loss(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Check the loss of a run's first batch, where a trainer knows what it has to be."""
 
+    # ---- a batch in parts, where memory does not hold it
+
+    def find_why_whole(self, batch: Any) -> str | None:
+        """Say why a batch to be trained, evaluated or scored cannot be cut and come to the same; None where it can."""
+        return None
+
+    def as_part(self, part: Part, whole: Batch) -> AbstractContextManager[None]:
+        """Compute the loss of a part within, each of its terms counting for as much as it does in the whole batch.
+
+        The loss is weighed by the part's share; a trainer with a term that is a mean over something else weighs that.
+
+        Args:
+            part: of the batch, one of several.
+            whole: the batch.
+        """
+        return nullcontext()
+
     # ---- the held-out loss
 
     def measure_held_out(self) -> dict[str, float]:
@@ -174,22 +203,21 @@ class StepMixin(PostponingTrainer):
         return {"eval_loss": self._to_mean_loss()}
 
     def forget_figures(self) -> None:
-        """Forget what TRL noted of an evaluation that is not logged; the next one would be averaged with it."""
-        self._metrics["eval"].clear()
-
-    def find_train_figures(self) -> dict[str, list[Any]]:
-        """Find what TRL noted of the steps since the last line of the log, whose mean the next one holds."""
-        figures: dict[str, list[Any]] = self._metrics["train"]
-        return figures
+        """Forget what was noted of an evaluation that is not logged; the next one would be averaged with it."""
+        self.figures["eval"].clear()
 
     def score_answers(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score each answer of a batch of rows: its log-probability in nats and its number of tokens, each (B,)."""
+        """Score each answer of a batch as `score_part` does, in smaller parts where memory runs out; each (B,)."""
 
         def score(part: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
             on_device = {name: value.to(self.args.device) for name, value in part.items() if torch.is_tensor(value)}
-            return answer_logps(self.model, on_device)
+            return self.score_part(on_device)
 
         return join_answers([scored for _, scored in self.micro_batches.evaluate(batch, score)], self.answers_a_row)
+
+    def score_part(self, part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score the answers of a part on the device by their log-probability in nats, and count their tokens."""
+        return answer_logps(self.model, part)
 
     @contextmanager
     def as_in_training(self, *, float32_logits: bool = True) -> Iterator[None]:

@@ -77,5 +77,5 @@ def _check_shares(settings: RecipeView) -> Iterator[Fault]:
     for source in SOURCES:
         weight = settings.value(f"{source}.weight")
         if weight is not None and not (settings.defaults_filled and weight == 1):
-            what = f"`{source}.weight` is a share in a mix, and this source stands alone."
+            what = f"`{source}.weight` is a share in a mix, and this is the only source."
             yield settings.fault(f"{source}.weight", what, "Take the line out; a mix is a list under `data.train`.")

@@ -45,15 +45,17 @@ _INTRODUCTION = """\
 <!-- Written by `python -m finetune.recipe.documents` from finetune/recipe/; edit there. -->
 
 One YAML file is one run: `python -m finetune.sft RECIPE [section.key=value ...]`. Every setting is listed here with its
-type, its default and its meaning. What stands on the command line goes by the same names and the same YAML rules, and
-lies over the file: `training.learning_rate=1e-4`, `data.eval={fraction: 0.1}`, `name=another`.
+type, its default and its meaning. Settings on the command line use the same names and YAML rules, and override the
+file: `training.learning_rate=1e-4`, `name=another`. What holds spaces or brackets is quoted for the shell:
+`'data.eval={fraction: 0.1}'`.
 
 The reader is strict. Numbers are YAML 1.2's (`2e-4` is a number; `no` and `off` are text); an unknown or repeated key,
 a value of another type, a choice that does not exist and two settings that exclude each other are all reported at once,
 with file and line, before anything is loaded. Tags, aliases and several documents in a file are not taken.
 
-Overriding a source's `path` with a local file or folder drops that source's `revision`, `split` and `subset`, and says
-so.
+Overriding a source's `path` with a local file or folder drops that source's `revision`, `split` and `subset`, and with
+the training rows' `path` also `data.assumed`; the command says so. To plan such rows, count them first:
+`python -m finetune.preview RECIPE data.train.path=rows.jsonl --rows 0`, then `plan` with the same settings.
 
 An editor with a YAML language server completes the settings of a recipe whose first line is
 `# yaml-language-server: $schema=recipe.schema.json`.
@@ -123,7 +125,7 @@ def _render_methods() -> Iterator[str]:
     yield (
         "## The methods of `adapter`\n\n"
         f"Each takes the fields of its config in PEFT {read_catalogue().made_from['peft']}, by PEFT's names and with "
-        "PEFT's defaults; their meaning stands in PEFT's own documentation. *4-bit* says whether the method can sit on "
+        "PEFT's defaults; PEFT's own documentation explains them. *4-bit* says whether the method works on "
         "a quantized base; the others need `quantization: none`. `bitfit`, `bottleneck`, `hypernetwork` and "
         "`combined` are of our own, on PEFT's bases (docs/model.md). Methods of virtual tokens need `packing: false`, "
         "and `prefix_tuning` also `gradient_checkpointing: false`.\n\n"
@@ -152,7 +154,7 @@ def _can_be_quantized(method: str) -> str:
 
 def _render_defaults() -> Iterator[str]:
     yield (
-        "## Defaults by objective\n\nThese go by the objective; a recipe's `resolved.json` holds the value taken.\n\n"
+        "## Defaults by objective\n\nThese depend on the objective; a run's `resolved.json` holds the value taken.\n\n"
         f"| setting | {' | '.join(TRAINER_CONFIGS)} |\n|---|{'---|' * len(TRAINER_CONFIGS)}"
     )
     for setting in dict.fromkeys(chain.from_iterable(DEFAULTS_BY_OBJECTIVE.values())):
@@ -203,8 +205,8 @@ def _split_training() -> tuple[dict[str, Schema], list[tuple[str, list[str], Sch
 
 def _render_owned() -> Iterator[str]:
     yield (
-        "## Fields of TRL that are decided elsewhere\n\nUnder `training` each of these is answered with what stands "
-        "here.\n\n| field | instead | |\n|---|---|---|"
+        "## Fields of TRL that are decided elsewhere\n\nUnder `training` each of these stops the run with the text "
+        "given here.\n\n| field | instead | |\n|---|---|---|"
     )
     for name, instead in OWNED_TRAINER_FIELDS.items():
         yield f"| `{name}` | {_render_instead(instead)} |"
@@ -220,7 +222,7 @@ def _render_instead(instead: Instead) -> str:
 
 def _render_names() -> Iterator[str]:
     yield (
-        "## Names of other tools\n\nA recipe that uses one of these is answered with ours.\n\n"
+        "## Names of other tools\n\nA recipe that uses one of these stops with a message that names ours.\n\n"
         "| ours | elsewhere |\n|---|---|"
     )
     names: dict[str, list[str]] = {}

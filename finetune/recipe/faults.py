@@ -59,7 +59,7 @@ def to_error(faults: Sequence[Fault]) -> RecipeError:
         lines = [fault.to_line() for fault in ordered]
     if len(lines) > MAX_LINES:
         shown = lines[: MAX_LINES - 1]
-        lines = [*shown, f"And {len(lines) - len(shown)} more faults behind these."]
+        lines = [*shown, f"And {len(lines) - len(shown)} more; mend these first and run the command again."]
     return RecipeError("\n".join(lines))
 
 

@@ -168,7 +168,7 @@ def find_pattern_faults(settings: RecipeView, path: str, *, has_group: bool = Fa
             num_groups = re.compile(pattern).groups
     except (re.error, OverflowError, RecursionError) as error:
         what = f"`{name}` is no regular expression of Python's: {error}."
-        yield settings.fault(path, what, r"Signs such as ( [ * + ? . stand for themselves behind a backslash: \(")
+        yield settings.fault(path, what, r"Signs such as ( [ * + ? . are taken literally after a backslash: \(")
         return
     if has_group and num_groups == 0:
         what = f"`{name}` has no group, so it says not which part of an answer is scored."

@@ -5,7 +5,9 @@ Values follow the recipe's own YAML rules, so that `training.learning_rate=1e-3`
 """
 
 import re
+import shlex
 from collections.abc import Sequence
+from itertools import takewhile
 
 from finetune.errors import RecipeError
 from finetune.recipe.faults import Fault, quote
@@ -20,6 +22,7 @@ COMMAND_LINE = "command line"
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 # A source's settings that mean something on the Hub alone.
 _HUB_SETTINGS = ("revision", "split", "subset")
+_MAX_WHOLE = 80  # characters of an override that a message repeats
 
 
 def apply_overrides(tree: Node, overrides: Sequence[str]) -> list[Fault]:
@@ -29,22 +32,39 @@ def apply_overrides(tree: Node, overrides: Sequence[str]) -> list[Fault]:
         A fault for each override that is not `section.key=value`, or whose place is taken by something else.
     """
     faults: list[Fault] = []
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not _KEY.fullmatch(path):
-            what = f"{quote(override)} is not `section.key=value`."
-            faults.append(
-                Fault(COMMAND_LINE, what, ("E.g. training.learning_rate=1e-4; settings go without spaces around =.",))
-            )
+    is_torn = False  # a group that the shell took apart at its spaces: what follows are its pieces
+    for position, override in enumerate(overrides):
+        path, _, text = override.partition("=")
+        if not _is_setting(override):
+            if not is_torn:
+                what = f"{quote(override)} is not `section.key=value`."
+                example = "E.g. training.learning_rate=1e-4; settings go without spaces around =."
+                faults.append(Fault(COMMAND_LINE, what, (example,)))
             continue
+        is_torn = False
         try:
             value, found = read_yaml(text, COMMAND_LINE, has_lines=False)
         except RecipeError as error:
             what, *advice = str(error).removeprefix(f"{COMMAND_LINE}: ").splitlines()
+            pieces = list(takewhile(lambda piece: not _is_setting(piece), overrides[position + 1 :]))
+            is_torn = text.startswith(("{", "[")) and bool(pieces)
+            if is_torn:
+                advice = [f"Quote it for the shell: {_quote_for_shell([override, *pieces])}."]
             faults.append(Fault(COMMAND_LINE, f"{quote(override)}: {what}", tuple(line.strip() for line in advice)))
             continue
         faults += [*found, *_put(tree, path, value)]
     return faults
+
+
+def _is_setting(override: str) -> bool:
+    path, equals, _ = override.partition("=")
+    return bool(equals) and _KEY.fullmatch(path) is not None
+
+
+def _quote_for_shell(pieces: Sequence[str]) -> str:
+    """The override as it was meant; an example where it is long or holds signs that a terminal would act on."""
+    whole = " ".join(pieces)
+    return shlex.quote(whole if whole.isprintable() and len(whole) <= _MAX_WHOLE else "data.eval={fraction: 0.1}")
 
 
 def _put(tree: Node, path: str, value: Node) -> list[Fault]:

@@ -10,6 +10,7 @@ from finetune.recipe.catalogue import PROMPT_METHODS
 from finetune.recipe.faults import Fault
 from finetune.recipe.own_methods import WHOLE_METHODS
 from finetune.recipe.recipe_view import RecipeView
+from finetune.recipe.row_kinds import SAMPLED
 from finetune.recipe.schema import AdapterSettings
 from finetune.recipe.suggestions import list_names
 
@@ -61,7 +62,7 @@ def _check_reference(settings: RecipeView) -> Iterator[Fault]:
     if objective in ("dpo", "kto"):
         is_compared = settings.value("training.precompute_ref_log_probs") is not True
         way_out = "Set training.precompute_ref_log_probs: true; then the reference is computed before the first step."
-    elif objective in ("rloo", "grpo"):
+    elif objective in SAMPLED:
         is_compared = settings.training_value("beta") not in (0, None)
         way_out = "Set training.beta: 0, which needs no reference."
     else:

@@ -6,13 +6,13 @@ from typing import Any
 from finetune.recipe.faults import Fault, quote
 from finetune.recipe.objective_combinations import find_pattern_faults
 from finetune.recipe.recipe_view import RecipeView
+from finetune.recipe.row_kinds import SAMPLED
 from finetune.recipe.schema import RewardSettings
 from finetune.recipe.suggestions import list_names
 from finetune.recipe.training_combinations import ReadWith, find_unread_settings
 
 __all__ = ["find_reinforcement_conflicts"]
 
-_OBJECTIVES = ("rloo", "grpo")
 # What each reward function reads beside its weight, and an example of it.
 _READS = {
     "exact_match": (),
@@ -58,7 +58,7 @@ def find_reinforcement_conflicts(settings: RecipeView) -> Iterator[Fault]:
     for number, reward in enumerate(rewards if isinstance(rewards, list) else []):
         if isinstance(reward, dict) and isinstance(reward.get("function"), str) and reward["function"] in _READS:
             yield from _check_reward(settings, f"rewards.{number}", reward)
-    if settings.objective in _OBJECTIVES:
+    if settings.objective in SAMPLED:
         for check in (_check_generation_batch, _check_room, _check_too_long, _check_generation_kwargs):
             yield from check(settings)
         if settings.objective == "rloo":
@@ -69,10 +69,10 @@ def find_reinforcement_conflicts(settings: RecipeView) -> Iterator[Fault]:
 
 def _check_presence(settings: RecipeView) -> Iterator[Fault]:
     has_rewards = settings.value("rewards") not in ([], None)
-    if settings.objective in _OBJECTIVES and not has_rewards:
+    if settings.objective in SAMPLED and not has_rewards:
         what = f"`objective: {settings.objective}` needs `rewards`: what a generated answer is worth."
         yield settings.fault("objective", what, "E.g. rewards: [{function: exact_match}], at the top of the recipe.")
-    elif settings.objective not in _OBJECTIVES and has_rewards:
+    elif settings.objective not in SAMPLED and has_rewards:
         what = f"`rewards` are for rloo and grpo; `objective: {settings.objective}` learns from its rows alone."
         yield settings.fault("rewards", what, "Take them out, or set objective: grpo.")
 
@@ -97,7 +97,7 @@ def _check_reward(settings: RecipeView, path: str, reward: dict[str, Any]) -> It
     if isinstance(most, int) and least > most:
         what = f"`{section}`: `min_tokens` {least} is above `max_tokens` {most}."
         yield settings.fault(f"{path}.min_tokens", what, "No answer has both.")
-    if settings.objective in _OBJECTIVES:
+    if settings.objective in SAMPLED:
         longest = settings.training_value("max_completion_length")
         if isinstance(longest, int) and least > longest:
             what = f"`{section}`: `min_tokens` {least} is above `training.max_completion_length` {longest}."

@@ -24,7 +24,8 @@ class SourceSettings(Section):
     """One place that rows come from."""
 
     path: Annotated[
-        Name, Field(description="Hub name, a file (.json .jsonl .csv .tsv .parquet, or .gz) or a folder of such.")
+        Name,
+        Field(description="Hub name, a file (.json .jsonl .csv .tsv, each also .gz, or .parquet) or a folder of such."),
     ]
     format: Annotated[
         Literal[
@@ -71,10 +72,11 @@ class AssumedRows(Section):
     """What the training rows come to, for a plan that is made before they have been counted."""
 
     rows: Annotated[
-        int, Field(ge=1, description="Rows that `data.train` gives, held-out ones among them; of pairs so many pairs.")
+        int, Field(ge=1, description="Rows of `data.train`, held-out ones included; for preferences, pairs.")
     ]
     tokens_per_row: Annotated[
-        float, Field(gt=0, description="Tokens of a row on the mean, prompt and answer; of a pair both answers' rows.")
+        float,
+        Field(gt=0, description="Mean tokens of a row, prompt and answer; for a pair, of both its answers' rows."),
     ]
 
 
@@ -82,46 +84,46 @@ FindingPolicy = Literal["report", "drop", "error"]
 
 
 class FindingsSettings(Section):
-    """What becomes of training rows in which something is found: they are told, left out, or stop the run."""
+    """What becomes of training rows in which something is found: they are reported, left out, or stop the run."""
 
-    duplicates: Annotated[
-        FindingPolicy, Field(description="Rows that say what an earlier one says, but for white space.")
-    ] = "report"
+    duplicates: Annotated[FindingPolicy, Field(description="Rows equal to an earlier one except for white space.")] = (
+        "report"
+    )
     near_duplicates: Annotated[
         FindingPolicy, Field(description="Rows that share nearly all their words with an earlier one.")
     ] = "report"
     eval_overlap: Annotated[
         FindingPolicy,
-        Field(description="Rows that teach to answer what an evaluation asks: held-out rows, questions, pairs."),
+        Field(description="Training rows whose prompt an evaluation also asks: held-out rows, questions, pairs."),
     ] = "report"
     near_eval_overlap: Annotated[
-        FindingPolicy, Field(description="Rows that share nearly all their words with one that is evaluated.")
+        FindingPolicy, Field(description="Training rows that share nearly all their words with one in an evaluation.")
     ] = "report"
     conflicting_answers: Annotated[
-        FindingPolicy, Field(description="Rows whose prompt an earlier one answers otherwise.")
+        FindingPolicy, Field(description="Rows whose prompt an earlier row answers differently.")
     ] = "report"
     empty_answers: Annotated[
-        FindingPolicy, Field(description="Answers of white space and signs that cannot be seen.")
+        FindingPolicy, Field(description="Answers of nothing but white space and invisible characters.")
     ] = "report"
     short_answers: Annotated[
         FindingPolicy, Field(description="Answers without a letter or digit, and placeholders such as N/A.")
     ] = "report"
     refusals: Annotated[FindingPolicy, Field(description="Answers that decline to answer.")] = "report"
     boilerplate: Annotated[
-        FindingPolicy, Field(description="Answers with what other assistants say of themselves.")
+        FindingPolicy, Field(description="Answers with phrases in which AI assistants describe themselves.")
     ] = "report"
     template_leftovers: Annotated[
         FindingPolicy, Field(description="Marks of a prompt template in a row's text, such as [INST].")
     ] = "report"
     other_language: Annotated[
-        FindingPolicy, Field(description="Rows that ask and answer in another language than most do.")
+        FindingPolicy, Field(description="Rows whose prompt and answer are in another language than most.")
     ] = "report"
-    encoding_damage: Annotated[FindingPolicy, Field(description="Text that was read in a wrong encoding once.")] = (
-        "report"
-    )
+    encoding_damage: Annotated[
+        FindingPolicy, Field(description="Text damaged by being read in the wrong encoding.")
+    ] = "report"
     length_bias: Annotated[
         Literal["report", "error"],
-        Field(description="Pairs of which the longer answer, or the shorter, is the chosen one in 60 % or more."),
+        Field(description="The longer answer, or the shorter one, is the chosen one in 60 % of the pairs or more."),
     ] = "report"
 
 
@@ -154,31 +156,30 @@ class DataSettings(Section):
         Literal["drop", "truncate", "split", "error"] | None,
         Field(
             description="What happens to a row of more than `max_length` tokens; always counted. split: several "
-            "rows, for pretrain and mlm alone. null: split for those two, truncate for classify, drop for the others."
+            "rows, only for pretrain and mlm. null: split for those two, truncate for classify, drop for the others."
         ),
     ] = None
     packing: Annotated[
         bool,
         Field(
-            description="Fill rows of `max_length` with several documents, kept apart by their positions; for sft and "
-            "pretrain alone."
+            description="Fill rows of `max_length` with several documents, kept apart by their positions; only for sft "
+            "and pretrain."
         ),
     ] = True
     tokens_per_batch: Annotated[
         int | None,
         Field(
             ge=8,
-            description="With `packing`: a micro-batch is one row of whole documents of together up to so many tokens, "
-            "`max_length` or more, and `per_device_train_batch_size` and `per_device_eval_batch_size` are 1. null: "
-            "rows of `max_length`.",
+            description="With `packing`: each micro-batch is one row of whole documents with at most this many tokens "
+            "in all (no less than `max_length`); both per-device batch sizes must be 1. null: rows of `max_length`.",
         ),
     ] = None
     share_prompts: Annotated[
         Literal["auto", "always", "never"],
         Field(
-            description="For dpo: compute what both answers of a pair begin with, the prompt, once. auto: where the "
-            "model can, and it saves work on these rows; always: in every batch; never: once for each answer. Results "
-            "are equal but for rounding."
+            description="For dpo: compute the prompt, which both answers of a pair share, once. auto: where the model "
+            "can, and it saves work on these rows; always: in every batch; never: once for each answer. Results are "
+            "equal except for rounding."
         ),
     ] = "auto"
     mask_fraction: Annotated[
@@ -236,19 +237,19 @@ class ClassificationSettings(Section):
     metric: Annotated[
         Literal["accuracy", "f1", "macro_f1", "matthews_correlation", "pearson", "spearmanr", "combined"] | None,
         Field(
-            description="The score that the best step is found by; `combined` is the mean of the task's. null: the "
-            "task's own, else accuracy, of a regression pearson."
+            description="The score by which the best step is chosen; `combined` is the mean of the task's. null: the "
+            "task's own, else accuracy, or pearson for a regression."
         ),
     ] = None
     shots: Annotated[
         int | None,
-        Field(ge=1, description="Few-shot: so many training rows of each label, drawn by the seed. null: all rows."),
+        Field(ge=1, description="Few-shot: this many training rows of each label, drawn by the seed. null: all rows."),
     ] = None
     predict: Annotated[
         SourceSettings | Annotated[list[SourceSettings], Field(min_length=1)] | None,
         Field(
-            description="Rows, without labels too, that the result labels in `predictions/`, of one source or several: "
-            "the test rows of `task` in the form that GLUE's server takes (`subset: ax` beside mnli's), others as JSON "
-            "Lines."
+            description="Rows, with or without labels, that the trained model labels; written to `predictions/`. One "
+            "source or several: the test rows of `task` in the form that GLUE's server takes (`subset: ax` beside "
+            "mnli's), others as JSON Lines."
         ),
     ] = None

@@ -24,6 +24,7 @@ __all__ = [
     "DataSettings",
     "EvalFraction",
     "EvaluationSettings",
+    "MemoryChoice",
     "ModelSettings",
     "Recipe",
     "RewardSettings",
@@ -33,6 +34,7 @@ __all__ = [
 
 
 BackendName = Literal["transformers", "unsloth"]
+MemoryChoice = Literal["auto", "recompute_all", "recompute_none"]
 
 
 class ModelSettings(Section):
@@ -89,9 +91,9 @@ class ModelSettings(Section):
     attention: Annotated[
         Literal["auto", "sdpa", "eager", "flash_attention_2", "documents"],
         Field(
-            description="Attention kernel. documents: torch's own, for each document of packed rows alone; of other "
-            "rows it is sdpa. auto: flash_attention_2 where installed and supported, else documents for a model that "
-            "may read packed rows, else sdpa."
+            description="Attention kernel. documents: torch's own, run on each document of packed rows by itself; for "
+            "other rows it is sdpa. auto: flash_attention_2 where installed and supported, else documents for a model "
+            "that may read packed rows, else sdpa."
         ),
     ] = "auto"
     device: Annotated[
@@ -100,8 +102,8 @@ class ModelSettings(Section):
     allow_pickled_weights: Annotated[
         bool,
         Field(
-            description="Take weights that are there as pickles alone (pytorch_model.bin); torch opens them as tensors "
-            "and runs nothing."
+            description="Take weights that exist only as pickles (pytorch_model.bin); torch opens them as tensors and "
+            "runs nothing."
         ),
     ] = False
     trust_remote_code: Annotated[
@@ -125,13 +127,13 @@ class AdapterSettings(Section):
     init_from: Annotated[
         Name | None,
         Field(
-            description="A run's folder or an adapter's, here or on the Hub, whose adapter is trained on; it brings "
-            "its own settings. null: a fresh adapter."
+            description="A run or an adapter, as a folder or a Hub name, to train further; it brings its own settings. "
+            "null: a fresh adapter."
         ),
     ] = None
     any_base: Annotated[
         bool,
-        Field(description="With `init_from`: train on a base of another name or other weights than the adapter's own."),
+        Field(description="With `init_from`: accept a base with another name or other weights than the adapter's own."),
     ] = False
 
     @property
@@ -178,7 +180,7 @@ class EvaluationSettings(Section):
         Literal["exact_match"],
         Field(description="exact_match: equal after trimming spaces, case and one final full stop."),
     ] = "exact_match"
-    max_new_tokens: Annotated[int, Field(ge=1, description="Tokens of an answer at most.")] = 64
+    max_new_tokens: Annotated[int, Field(ge=1, description="Maximum tokens of an answer.")] = 64
     batch_size: Annotated[int, Field(ge=1, description="Questions answered at once.")] = 16
     num_samples: Annotated[
         int, Field(ge=0, description="Answers written to samples.md at every evaluation; 0: none.")
@@ -203,8 +205,8 @@ class RewardSettings(Section):
             "group finds in answer and reference is compared; null: the whole."
         ),
     ] = None
-    min_tokens: Annotated[int | None, Field(ge=0, description="For length: tokens of an answer at least.")] = None
-    max_tokens: Annotated[int | None, Field(ge=1, description="For length: tokens of an answer at most.")] = None
+    min_tokens: Annotated[int | None, Field(ge=0, description="For length: minimum tokens of an answer.")] = None
+    max_tokens: Annotated[int | None, Field(ge=1, description="For length: maximum tokens of an answer.")] = None
     path: Annotated[
         Name | None, Field(description="For reward_model: the folder of a run of `objective: reward`, or its adapter.")
     ] = None
@@ -240,35 +242,39 @@ class TrainingSettings(Section):
         bool,
         Field(
             description="Whether activations may be recomputed in the backward pass: less memory, up to a third more "
-            "time. Which layers are: `memory`."
+            "time. `memory` decides which layers."
         ),
     ] = True
     memory: Annotated[
-        Literal["auto", "recompute_all", "recompute_none"],
+        MemoryChoice,
         Field(
-            description="What memory that would lie idle is spent on. auto: as many layers as fit recompute nothing, "
-            "then 4-bit weights are kept in the compute dtype beside; 5 % stay free. recompute_all: every layer is "
+            description="How memory that would be idle is used. auto: as many layers as fit recompute nothing, "
+            "then 4-bit weights are kept in the compute dtype too; 5 % stay free. recompute_all: every layer is "
             "recomputed. recompute_none: none is. Losses and weights are the same."
         ),
     ] = "auto"
     logging_steps: Annotated[int, Field(ge=1, description="Steps between two lines of metrics.jsonl.")] = 1
     eval_steps: Annotated[
         float | None,
-        Field(gt=0, description="Steps between evaluations, below 1 a share; null: at the end alone."),
+        Field(
+            gt=0,
+            description="Steps between evaluations, below 1 a share of all steps; with `data.eval` the best of the "
+            "evaluated steps is the result. null: none during training, and the last step is the result.",
+        ),
     ] = None
     save_steps: Annotated[
         float, Field(gt=0, description="Steps between checkpoints, below 1 a share of all steps.")
     ] = 200
     save_total_limit: Annotated[
         int,
-        Field(ge=2, description="Newest checkpoints kept, one to fall back on among them; the best one is kept too."),
+        Field(ge=2, description="Newest checkpoints kept, including one to fall back on; the best one is kept too."),
     ] = 2
     early_stopping_patience: Annotated[
         int | None,
         Field(
             ge=1,
-            description="Evaluations without a better loss (rloo, grpo: reward; classify: score) before an end; needs "
-            "`data.eval` and `eval_steps`.",
+            description="Stop after this many evaluations without a better loss (rloo, grpo: reward; classify: score); "
+            "needs `data.eval` and `eval_steps`.",
         ),
     ] = None
     non_finite: Annotated[

@@ -74,4 +74,4 @@ def _find_kind(text: str) -> str | None:
 
 
 def _fault(place: str, kind: str) -> Fault:
-    return Fault(place, f"here stands what looks like {kind}.", _ADVICE, to_line_number(place))
+    return Fault(place, f"this looks like {kind}.", _ADVICE, to_line_number(place))

@@ -72,7 +72,7 @@ def _check_rhythm(settings: RecipeView) -> Iterator[Fault]:
 def _check_evaluations(settings: RecipeView) -> Iterator[Fault]:
     """Check that there are evaluations where something counts on them."""
     schedule = settings.value("training.lr_scheduler_type")
-    example = "E.g. data.eval={fraction: 0.02} training.eval_steps=0.1; or take the line out."
+    example = "E.g. 'data.eval={fraction: 0.02}' training.eval_steps=0.1; or take the line out."
     asked = [
         ("early_stopping_patience", "counts evaluations", settings.value("training.early_stopping_patience")),
         ("lr_scheduler_type", f"{schedule} goes by the evaluations", _find_schedule(settings).counts_evaluations),
@@ -84,7 +84,7 @@ def _check_evaluations(settings: RecipeView) -> Iterator[Fault]:
             yield settings.fault(f"training.{name}", f"`{name}` {why}, which need {missing}.", example)
     if settings.value("training.eval_on_start") is True and settings.value("data.eval") is None:
         what = "`eval_on_start` evaluates before the first step, which needs `data.eval`."
-        yield settings.fault("training.eval_on_start", what, "E.g. data.eval={fraction: 0.02}; or take the line out.")
+        yield settings.fault("training.eval_on_start", what, "E.g. 'data.eval={fraction: 0.02}'; or take the line out.")
 
 
 def _find_schedule(settings: RecipeView) -> Schedule:

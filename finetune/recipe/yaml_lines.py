@@ -28,7 +28,7 @@ _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
-_UNEVEN = "This line stands further in or out than its neighbours: settings of one group start in one column."
+_UNEVEN = "This line is indented more or less than its neighbours: settings of one group start in one column."
 _UNCLOSED = "A quote or a bracket that was opened is not closed."
 _HINTS = {
     "mapping values are not allowed here": "A text with a colon and a space in it needs quotes.",
@@ -88,7 +88,7 @@ def read_yaml(text: str, source: str, *, has_lines: bool = True) -> tuple[Node, 
 
 def _explain(problem: str, place: str) -> Fault:
     if "'\\t'" in problem:
-        return Fault(place, "a tab stands where YAML wants spaces.", ("Indent with two spaces.",))
+        return Fault(place, "there is a tab where YAML wants spaces.", ("Indent with two spaces.",))
     hints = tuple(hint for start, hint in _HINTS.items() if problem.startswith(start))
     return Fault(place, f"YAML cannot be read on from here: {problem}.", hints)
 

@@ -189,7 +189,7 @@ class OddValues:
     """What YAML 1.1 reads otherwise, in fields of every type."""
 
     name = "odd_values"
-    title = "values such as 2e-4, no, 0o7, 1_000 and dates taken as what they are, or told with the type that is wanted"
+    title = "values such as 2e-4, no, 0o7, 1_000 and dates taken as what they are, or refused with the type wanted"
     row = "31"
     target = len(CASES)
     baseline_of = None

@@ -112,7 +112,7 @@ class MalformedLines:
 
     name = "malformed_lines"
     title = (
-        "files with malformed lines: the line told with a reason that fits, and counted where it is skipped "
+        "files with malformed lines: the line named with a reason that fits, and counted where it is skipped "
         "(files that are odd but good are read beside them, and count only where they are not)"
     )
     row = "23, 24, 25, 26"

@@ -94,13 +94,15 @@ LAYERS = {
     "comparison": Layer(ours={"errors", "recipe", "run", "model", "train"}),
     # What is shown of prepared rows: no weight is loaded.
     "inspection": Layer(ours={"errors", "recipe", "data", "run"}, heavy={"datasets": EVERYWHERE}),
+    # A person's turns, and the model that answers them.
+    "conversing": Layer(ours={"errors", "recipe", "data", "model"}),
 }
 # The command line and the verbs: anything below, but at the top of the file only what answers without the stack.
 COMMAND_LINE = Layer(
     ours=BELOW_TRAIN
     | PLAN
     | {"prepare", "predicting", "measuring", "origin", "reference", "result", "room", "train", "comparison"}
-    | {"evaluating", "inspection", "cli"},
+    | {"evaluating", "inspection", "conversing", "cli"},
     heavy=dict.fromkeys(HEAVY - {"unsloth"}, EVERYWHERE),
     answers_at_once=True,
 )
@@ -199,6 +201,14 @@ def test_what_is_no_layer_is_a_verb_or_the_command_line() -> None:
 def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
     faults = find_faults(to_dotted(path), path.read_text(encoding="utf-8"), set(find_verbs()))
     assert not faults, f"{path.relative_to(ROOT)}:\n  " + "\n  ".join(faults)
+
+
+@pytest.mark.parametrize("layer", ["data", "model", "objectives", "run"])
+def test_a_part_gets_sections_or_plain_values_and_never_the_whole_recipe(layer: str) -> None:
+    for path in (PACKAGE / layer).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert "Recipe" not in names, f"{path.relative_to(ROOT)} takes a whole recipe"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune.inspection.census_table import Line, build_lines, list_sources, render_census_lines, to_bar, to_object
+from finetune.inspection.census_table import Line, build_lines, lay_out, list_sources, to_bar, to_object
 
 CENSUS = {
     "rows": 8,
@@ -110,14 +110,23 @@ def test_of_masked_rows_it_is_said_that_the_tokens_may_be_masked():
     assert "dropped: no token that may be masked" in names
 
 
-def test_lines_have_no_spaces_at_the_end_and_no_place_is_folded_inside():
+def test_lines_are_laid_out_in_columns_within_the_width_and_no_place_is_folded_inside():
     names = [f"folder/a_file_of_rows_{letter}.jsonl" for letter in "abc"]
     places = {"cut": [f"{name}:{row}" for name in names for row in (942, 957)]}
-    lines = render_census_lines(REPORT | {"census": CENSUS | {"first_places": places}}, objective="sft", width=100)
-    assert max(map(len, lines)) <= 100
-    assert lines == [line.rstrip() for line in lines]
+    laid_out = lay_out(build_lines(REPORT | {"census": CENSUS | {"first_places": places}}, objective="sft"), 100)
+    assert len({(len(name), len(value)) for name, value, _ in laid_out}) == 1
+    assert max(len(f"{name}{value}  {note}") for name, value, notes in laid_out for note in notes) <= 100
+    notes = [note for _, _, of_line in laid_out for note in of_line]
     for name in names:
-        assert sum(f"{name}: 942, 957" in line for line in lines) == 1
+        assert sum(f"{name}: 942, 957" in note for note in notes) == 1
+
+
+def test_a_note_wider_than_the_room_is_written_whole_on_a_line_of_its_own():
+    line = Line("cut", "7", ("5 more", "folder/a_file_of_rows.jsonl: 942", "2 of 9"))
+    assert lay_out([line, Line("tokens", "1,000")], 40) == [
+        ("cut     ", "    7", ["5 more", "folder/a_file_of_rows.jsonl: 942", "2 of 9"]),
+        ("tokens  ", "1,000", []),
+    ]
 
 
 def test_how_full_packed_rows_are_stands_there_only_where_rows_are_packed():

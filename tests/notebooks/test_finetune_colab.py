@@ -60,6 +60,15 @@ def test_the_token_goes_into_the_environment_and_is_never_printed() -> None:
     assert 'os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")' in code
 
 
+def test_an_address_with_its_placeholder_is_told_before_anything_is_cloned(tmp_path: Path) -> None:
+    # The part of the cell before Colab's, with the parameters as they are shipped and no folder of that name here.
+    cloning = CELLS["setup"].partition("if IN_COLAB:")[0]
+    parameters = f'REPOSITORY_URL = "https://github.com/OWNER/x"\nREPOSITORY_DIR = {str(tmp_path / "x")!r}\n'
+    with pytest.raises(RuntimeError, match="put your copy's owner into REPOSITORY_URL"):
+        exec(parameters + cloning, {})
+    assert not (tmp_path / "x").exists()
+
+
 def test_the_badge_opens_this_notebook() -> None:
     badge = to_badge_url(read_repository_url())
     assert badge.endswith("/blob/main/notebooks/finetune_colab.ipynb")

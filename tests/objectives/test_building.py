@@ -112,6 +112,17 @@ def test_the_loss_is_left_to_unsloth_where_its_kernels_run_the_model(run: RunArg
     assert own.loss_type == "nll"
 
 
+def test_a_single_process_is_kept_to_one_of_two_gpus(run: RunArguments, caplog: pytest.LogCaptureFixture) -> None:
+    class OnTwo(trl.SFTConfig):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self._n_gpu = 2
+
+    with caplog.at_level(logging.INFO, "finetune"):
+        assert build_config(OnTwo, TYPED, run, {}).n_gpu == 1
+    assert "This machine has 2 GPUs and this process uses one" in caplog.text
+
+
 def test_unsloth_is_not_used_in_several_processes(run: RunArguments) -> None:
     class OfTwo(trl.SFTConfig):
         world_size = 2

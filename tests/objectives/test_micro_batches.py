@@ -312,6 +312,20 @@ def test_where_nothing_is_left_to_cut_the_message_says_what_helps(folder, tokeni
         assert helps in str(refused.value)
 
 
+def test_memory_that_runs_out_while_a_batch_is_cut_is_not_laid_to_answers_that_are_sampled(
+    folder, tokenizer, tmp_path, monkeypatch
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    trainer = make(folder, tokenizer, tmp_path)
+    trainer.micro_batches.rows = 1
+    monkeypatch.setattr("finetune.objectives.micro_batches.cut", fail)
+    with pytest.raises(PlaceError, match="memory is full") as refused:
+        train_step(trainer)
+    assert "It is not cut by itself" not in str(refused.value)
+
+
 def test_several_processes_are_told_that_they_would_have_to_halve_together(folder, tokenizer, tmp_path, monkeypatch):
     trainer = make(folder, tokenizer, tmp_path)
     monkeypatch.setattr(type(trainer.args), "world_size", property(lambda args: 2))
@@ -416,6 +430,20 @@ def test_packed_rows_lose_no_token_and_one_row_of_many_documents_is_cut_between_
     assert torch.cat([part["input_ids"][0] for part in parts]).tolist() == flat["input_ids"][0].tolist()
 
 
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_experts_are_trained_on_whole_micro_batches_and_a_library_that_renames_the_switch_is_noticed(
+    folder, tokenizer, tmp_path, objective
+):
+    trainer = make(folder, tokenizer, tmp_path, objective=objective)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    assert trainer.find_why_whole(batch) is None
+    trainer.aux_loss_enabled = True
+    assert trainer.find_why_whole(batch) == "the experts' balance is measured over a whole micro-batch"
+    del trainer.aux_loss_enabled
+    with pytest.raises(AttributeError, match="aux_loss_enabled"):
+        trainer.find_why_whole(batch)
+
+
 def test_judged_answers_are_left_whole(folder, tokenizer, tmp_path):
     trainer = make(folder, tokenizer, tmp_path, objective="kto")
     assert isinstance(trainer.data_collator, JudgedCollator)
@@ -423,3 +451,14 @@ def test_judged_answers_are_left_whole(folder, tokenizer, tmp_path):
     with memory_for(trainer, 9) as passed:
         train_step(trainer)
     assert set(passed) == {4, 2}
+
+
+def test_pairs_that_a_kto_run_is_told_apart_by_are_scored_in_parts_where_memory_runs_out(folder, tokenizer, tmp_path):
+    trainer = make(folder, tokenizer, tmp_path, objective="kto")
+    batch = PairCollator(0)(list(build_rows("dpo", 3, packs=False).dataset))
+    with trainer.as_in_training():
+        wanted = trainer.score_answers(batch)
+        with memory_for(trainer, 4):
+            found = trainer.score_answers(batch)
+    assert torch.allclose(found[0], wanted[0], rtol=1e-12) and torch.equal(found[1], wanted[1])
+    assert trainer.micro_batches.eval_rows == 3

@@ -20,7 +20,7 @@ from finetune.data.tokens import TokenRows
 from finetune.errors import DataError, RecipeError
 from finetune.model.adapters import REFERENCE, attach_adapter
 from finetune.model.tokenizer import load_tokenizer
-from finetune.objectives import OBJECTIVES
+from finetune.objectives import OBJECTIVES, RowParts
 from finetune.objectives.building import RunArguments, TrainerParts
 from finetune.objectives.reinforcement import (
     GroupTrainer,
@@ -175,7 +175,8 @@ def test_without_the_setting_a_prompt_leaves_room_for_the_longest_answer_that_th
 
     renderer = Renderer(load_template("vicuna", tokenizer), tokenizer)
     data = ROWS.model_copy(update={"max_length": 750})
-    rows = OBJECTIVES[objective].build_rows(loaded, renderer, data=data, training=TrainingSettings())
+    parts = RowParts(data=data, training=TrainingSettings(), tokenizer=tokenizer, renderer=renderer)
+    rows = OBJECTIVES[objective].build_rows(loaded, parts)
     assert rows.report["census"]["max_length"] == 750 - longest
     assert (rows.report["census"]["rows"], rows.report["census"]["dropped"]) == (1, {"too_long": 1})
 

@@ -32,7 +32,7 @@ from finetune.objectives.shared_prompts import (
     SharedPrompts,
     Work,
     choose_prompts,
-    estimate_work,
+    estimate_pair_work,
     find_why_apart,
 )
 from finetune.objectives.trainer import StepMixin
@@ -330,7 +330,7 @@ def test_work_is_counted_from_the_shapes_of_the_layers(folder, tokenizer, tmp_pa
     lora = 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
     for quantization in ("none", "nf4"):
         made = make(folder, tokenizer, tmp_path, quantization=quantization)
-        assert estimate_work(made.trainer.model) == Work(2 * (products + lora), 2 * 2 * 64)
+        assert estimate_pair_work(made.trainer.model) == Work(2 * (products + lora), 2 * 2 * 64)
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 from trl import SFTTrainer
 
+from finetune.data import row_cache
 from finetune.data.batches import IGNORE_INDEX, Collator
+from finetune.data.rendering import Renderer
+from finetune.data.sources import load_examples
+from finetune.data.templates import load_template
 from finetune.data.tokens import TokenRows
 from finetune.errors import DivergedError, PlaceError, RecipeError
 from finetune.model.adapters import attach_adapter
 from finetune.model.tokenizer import load_tokenizer
 from finetune.objectives import supervised
 from finetune.objectives.building import RunArguments, TrainerParts
-from finetune.objectives.supervised import SupervisedTrainer, build_arguments, build_trainer
+from finetune.objectives.supervised import SupervisedTrainer, build_arguments, build_document_rows, build_trainer
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import AdapterSettings, DataSettings, ModelSettings, SourceSettings, TrainingSettings
 from tests.model.tiny_models import load_tiny, write_tiny_model
@@ -379,3 +383,73 @@ def test_a_row_of_one_token_carries_no_label_into_its_neighbour(folder, tokenize
     trainer = make(folder, tokenizer, tmp_path, to_rows([[5], [6, 7, 8]]))
     [batch] = trainer.get_train_dataloader()
     assert batch["labels"].tolist() == [[IGNORE_INDEX, IGNORE_INDEX, 7, 8]]
+
+
+def sum_plainly(trainer: SupervisedTrainer, found: list[list[int]]) -> tuple[float, int]:
+    """The loss of all documents, each alone and from its second token on, and how many tokens that is."""
+    total = 0.0
+    with torch.no_grad():
+        for document in found:
+            logits = trainer.model(input_ids=torch.tensor([document]), use_cache=False).logits[0]
+            logits = logits[-len(document) : -1].float()  # behind learned vectors, where there are any
+            total += torch.nn.functional.cross_entropy(logits, torch.tensor(document[1:]), reduction="sum").item()
+    return total, sum(len(document) - 1 for document in found)
+
+
+def test_packed_and_padded_rows_train_the_same_tokens_where_the_library_counts_all_labels(tokenizer, tmp_path):
+    """transformers counts a GPT-2's labels from the first token on, and those of most others from the second."""
+    set_seed(0)
+    shape = {"vocab_size": 128, "n_positions": 96, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = GPT2Config(**shape, **no_dropout, bos_token_id=1, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    found = documents(6, seed=9)
+    adapter = AdapterSettings(method="lora", r=4, target_modules=["c_attn"], fan_in_fan_out=True)
+    losses = []
+    for packing, rows in ((True, to_rows(found[:3], found[3:])), (False, to_single_rows(found))):
+        trainer = make(
+            tmp_path / "gpt2", tokenizer, tmp_path, rows, packing=packing, adapter=adapter, max_steps=1,
+            per_device_train_batch_size=len(rows.dataset), gradient_accumulation_steps=1, logging_steps=1,
+        )  # fmt: skip
+        total, tokens = sum_plainly(trainer, found)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+        assert losses[-1] == pytest.approx(total / tokens, abs=1e-4)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_learned_vectors_before_a_row_are_not_trained_to_predict_its_first_token(folder, tokenizer, tmp_path):
+    found = documents(6, seed=10)
+    adapter = AdapterSettings(method="prompt_tuning", num_virtual_tokens=3)
+    trainer = make(
+        folder, tokenizer, tmp_path, to_single_rows(found), held_out=to_single_rows(found), packing=False,
+        adapter=adapter, max_steps=1, per_device_train_batch_size=6, gradient_accumulation_steps=1, logging_steps=1,
+    )  # fmt: skip
+    total, tokens = sum_plainly(trainer, found)
+    assert trainer.measure_held_out()["eval_loss"] == pytest.approx(total / tokens, abs=1e-4)
+    trainer.train()
+    assert trainer.state.log_history[-2]["loss"] == pytest.approx(total / tokens, abs=1e-4)
+
+
+def test_rows_of_a_token_budget_are_those_of_the_documents_under_any_version_of_the_libraries(
+    tokenizer, tmp_path, monkeypatch
+):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "once " * count}) + "\n" for count in range(1, 40)))
+    source = SourceSettings(path=str(path), format="text")
+    data = DataSettings(train=source, packing=True, max_length=64, tokens_per_batch=128)
+    renderer = Renderer(load_template("vicuna", tokenizer), tokenizer)
+    built = []
+    try:
+        for library in ("of today", "of tomorrow"):
+            monkeypatch.setattr(row_cache, "version", lambda name, library=library: library)
+            row_cache.hash_makers.cache_clear()
+            loaded = load_examples(source, kind="document", seed=1, on_bad_rows="error")
+            built.append(build_document_rows(loaded, renderer, data))
+    finally:
+        row_cache.hash_makers.cache_clear()
+    one, other = built
+    assert one.fingerprint != other.fingerprint
+    assert one.report["label_hash"] == other.report["label_hash"]
+    assert one.dataset["seq_lengths"][:] == other.dataset["seq_lengths"][:]
+    assert one.dataset["input_ids"][:] == other.dataset["input_ids"][:]

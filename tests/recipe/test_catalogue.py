@@ -31,7 +31,7 @@ from finetune.recipe.ownership import (
     find_owned_fields,
 )
 from finetune.recipe.preference_combinations import LOSSES_WITH_DIVERGENCES
-from finetune.recipe.row_kinds import FORMAT_KINDS, KIND_OF_OBJECTIVE, READ_FROM
+from finetune.recipe.row_kinds import FORMAT_KINDS, HEAD_OF_OBJECTIVE, KIND_OF_OBJECTIVE, READ_FROM
 from finetune.recipe.schema import Recipe, SourceSettings, TrainingSettings
 from finetune.recipe.trainer_choices import CLOSED_LISTS
 from finetune.recipe.training_combinations import SCHEDULES
@@ -73,9 +73,9 @@ def test_every_field_that_we_decide_is_one_of_some_trainer() -> None:
     assert set(DEFAULTS_BY_OBJECTIVE) <= set(TRAINER_CONFIGS)
 
 
-def test_every_objective_has_a_config_and_rows_that_it_reads() -> None:
+def test_every_objective_has_a_config_rows_that_it_reads_and_a_head() -> None:
     objectives = set(Recipe.model_json_schema()["properties"]["objective"]["enum"])
-    assert set(TRAINER_CONFIGS) == set(KIND_OF_OBJECTIVE) == objectives
+    assert set(TRAINER_CONFIGS) == set(KIND_OF_OBJECTIVE) == set(HEAD_OF_OBJECTIVE) == objectives
     assert set(TRAINER_CONFIGS.values()) == set(read_catalogue().configs)
 
 

@@ -133,7 +133,7 @@ CONFLICTS = [
     (["training.label_smoothing_factor=0.1", "training.loss_type=nll", "training.use_liger_kernel=true"],
      "without the Liger kernels."),
     (["training.loss_type=chunked_nll", "training.use_liger_kernel=true"], "exclude each other"),
-    (["data.train.weight=2"], "`data.train.weight` is a share in a mix, and this source stands alone."),
+    (["data.train.weight=2"], "`data.train.weight` is a share in a mix, and this is the only source."),
     (["data.train.weight=1"], "`data.train.weight` is a share in a mix"),
     (["data.eval={path: a.json, weight: 2}"], "`data.eval.weight` is a share in a mix"),
     (["evaluation.questions={path: a.json, weight: 2}"], "`evaluation.questions.weight` is a share in a mix"),
@@ -206,8 +206,8 @@ def test_a_method_that_rows_alone_cannot_train_is_told_with_its_line_and_the_rea
         ("ignore_data_skip=true", "at the very row where it stopped"),
         ("restore_callback_states_from_checkpoint=false", "always takes them up again"),
         ("disable_tqdm=false", "a bar of its own"),
-        ("metric_for_best_model=loss", "lowest held-out loss"),
-        ("greater_is_better=true", "a loss is to fall"),
+        ("metric_for_best_model=loss", "else the lowest loss"),
+        ("greater_is_better=true", "a loss should fall"),
         ("logging_nan_inf_filter=true", "stops on one instead"),
         ("auto_find_batch_size=true", "`training.per_device_train_batch_size`"),
     ],
@@ -232,7 +232,7 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file(write: Write) -> N
 def test_many_faults_take_a_line_each_and_the_rest_is_counted(write: Write) -> None:
     message = message_of(write(GOOD + "".join(f"  bogus_{number}: 1\n" for number in range(40))))
     assert len(message.splitlines()) == 15
-    assert message.splitlines()[-1] == "And 26 more faults behind these."
+    assert message.splitlines()[-1] == "And 26 more; mend these first and run the command again."
 
 
 def test_a_misspelled_section_is_not_also_told_as_missing(write: Write) -> None:
@@ -296,6 +296,21 @@ def test_overrides_lie_over_the_file_by_the_same_rules(write: Write) -> None:
 )
 def test_an_override_that_cannot_be_is_told_as_the_command_line(write: Write, override: str, message: str) -> None:
     assert message_of(write(GOOD), override).splitlines()[0].startswith(message)
+
+
+@pytest.mark.parametrize("group", ["data.eval={fraction: 0.1}", "adapter.target_modules=[q_proj, v_proj]"])
+def test_a_group_that_the_shell_took_apart_is_told_once_with_the_quotes_that_keep_it_whole(
+    write: Write, group: str
+) -> None:
+    first, *pieces = group.split(" ")
+    told = message_of(write(GOOD), first, *pieces, "training.learning_rat=1")
+    assert f"  Quote it for the shell: '{group}'." in told.splitlines()
+    assert told.count("command line: ") == 2, "the group and the misspelled key, but not the group's other pieces"
+    read_recipe(write(GOOD), [group])
+
+
+def test_a_bracket_that_nothing_follows_was_not_closed(write: Write) -> None:
+    assert "A quote or a bracket that was opened is not closed." in message_of(write(GOOD), "adapter.target_modules=[a")
 
 
 def test_a_method_that_goes_without_checkpointing_switches_it_off_and_says_so(write: Write) -> None:

@@ -50,7 +50,7 @@ def test_every_value_and_key_knows_its_line() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a:\n\tb: 1\n", "x.yaml:2: a tab stands where YAML wants spaces."),
+        ("a:\n\tb: 1\n", "x.yaml:2: there is a tab where YAML wants spaces."),
         ("a: &x [1]\nb: *x\n", "x.yaml:2: the alias `*x` is not taken."),
         ("a: 1\n---\nb: 2\n", "x.yaml:2: a second YAML document begins."),
         ("a: b: c\n", "x.yaml:1: YAML cannot be read on from here: mapping values are not allowed here."),

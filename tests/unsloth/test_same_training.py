@@ -54,7 +54,8 @@ def test_the_losses_are_the_same_to_three_hundredths_in_nf4(trained, name):
     for figure, count in (("loss", STEPS), ("eval_loss", 3)):
         expected = [line[figure] for line in ours if figure in line]
         assert len(expected) == count
-        assert [line[figure] for line in theirs if figure in line] == pytest.approx(expected, rel=0.03)
+        # What has fallen to a five-hundredth of its start may differ by the roundings of the start.
+        assert [line[figure] for line in theirs if figure in line] == pytest.approx(expected, rel=0.03, abs=0.002)
     at_the_end = [read_json(run / "summary.json")["eval_loss"] for run in trained[name]]
     assert at_the_end[1] == pytest.approx(at_the_end[0], rel=0.03)
 
