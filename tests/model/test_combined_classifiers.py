@@ -62,7 +62,7 @@ def test_virtual_tokens_before_a_head_that_reads_a_counted_place_are_refused():
     decoder = MistralForSequenceClassification(MistralConfig(**shape, num_attention_heads=2, num_key_value_heads=2))
     with pytest.raises(ValueError, match="behind virtual tokens a mistral model no longer finds a row's last token"):
         get_peft_model(decoder, config_of("lora", "prompt_tuning", task_type="SEQ_CLS"))
-    with pytest.raises(ValueError, match="virtual tokens move the places that are masked"):
+    with pytest.raises(ValueError, match="virtual tokens move the masked places"):
         get_peft_model(BertForMaskedLM(BertConfig(**BERT)), config_of("lora", "p_tuning", task_type=None))
 
 
