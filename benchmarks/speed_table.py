@@ -159,9 +159,10 @@ def _render_about(about: Mapping[str, Any]) -> list[str]:
         "rounds, ratios those of pairs of the same round with their range. Peak memory is that of tensors on a GPU. On "
         "a CPU it is the most of the process that was ever resident: pages of Python and the libraries, the loading of "
         "rows and weights, and freed memory that the allocator keeps are in it. The plan that is held against it "
-        "counts tensors, and for all of these one fixed sum. Activations are alike on both sides: what a step keeps "
-        "for its backward pass, planned from shapes and measured in the layers as it ran (on a CPU what lies outside "
-        "of them is by arithmetic on both sides). Of a speed there is a plan from the second run of such work on.",
+        "counts tensors, and for all of these one fixed sum. Activations, planned from shapes, are alike on both "
+        "sides: on a GPU what a step holds at its fullest moment beyond what was there before it, by the allocator; on "
+        "a CPU what it keeps for its backward pass, measured in the layers and by arithmetic outside of them. Of a "
+        "speed there is a plan from the second run of such work on.",
     ]  # fmt: skip
 
 

@@ -86,8 +86,10 @@ class Gauge:
         )
 
     def hash_asked(self) -> dict[str, str]:
-        """Hash what is asked beside the held-out rows, by its name in metrics.jsonl; what is not asked has none."""
+        """Hash what is asked, by its name in metrics.jsonl; what is not asked has none."""
         prepared, settings, hashes = self.prepared, self.answerer.settings, {}
+        if prepared.held_out is not None:
+            hashes["held_out_hash"] = prepared.held_out.report["label_hash"]
         if prepared.questions:
             asked = [(one.prompt_ids, one.reference) for one in prepared.questions]
             scored = (settings.metric, settings.answer_pattern, settings.max_new_tokens)
@@ -173,7 +175,8 @@ def drop_changed(measured: Measured, then: Mapping[str, Any], now: Mapping[str, 
         "Changed since the run began: %s; their figures of the start are left out.",
         ", ".join(_ASKED[name][0] for name in changed),
     )
-    dropped: dict[str, Any] = {figure: None for name in changed for figure in _ASKED[name][1]}
+    nothing = Measured(held_out={})
+    dropped: dict[str, Any] = {figure: getattr(nothing, figure) for name in changed for figure in _ASKED[name][1]}
     return replace(measured, **dropped)
 
 
@@ -203,6 +206,7 @@ def to_words(before: Measured, after: Measured, labelled: LabelledRows | None = 
 
 # By the name of its hash: what was asked, and the figures that came of it.
 _ASKED = {
+    "held_out_hash": ("the held-out rows", ("held_out",)),
     "questions_hash": ("the questions", ("exact_match", "answer_tokens")),
     "pairs_hash": ("the held-out pairs", ("pairs", "base_pairs")),
     "general_text_hash": ("the general text", ("general_loss",)),

@@ -34,7 +34,7 @@ def plan(
     device: Annotated[
         str | None,
         typer.Option(
-            help="Plan for this device; by default this machine's GPU, or the smallest in the table that the run fits.",
+            help="Plan for this device; by default this machine's GPU, or the smallest in the table on which it fits.",
             metavar="NAME",
             show_default=False,
         ),

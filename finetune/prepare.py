@@ -28,7 +28,8 @@ from finetune.objectives import OBJECTIVES, RowParts
 from finetune.objectives.answers import Question, build_questions, build_samples
 from finetune.objectives.building import RunArguments
 from finetune.objectives.labelled import LabelledRows, load_labelled_rows
-from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE, KIND_OF_OBJECTIVE, Kind
+from finetune.recipe.heads import HEAD_OF_OBJECTIVE
+from finetune.recipe.row_kinds import KIND_OF_OBJECTIVE, Kind
 from finetune.recipe.schema import EvalFraction, Recipe, SourceSettings
 from finetune.run.progress import shows_bars
 

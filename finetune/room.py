@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 
 from finetune.model.access import find_cache_dir, find_download_bytes
 from finetune.model.sizes import estimate_parameters, find_tokenizer_bytes
+from finetune.recipe.heads import HEAD_OF_OBJECTIVE
 from finetune.recipe.own_methods import WHOLE_METHODS
-from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
 from finetune.recipe.schema import Recipe
 from finetune.run.disk import (
     RECORDS_BYTES,

@@ -47,8 +47,8 @@ from finetune.origin import Origin, claim_folder, find_origin
 from finetune.planning.estimate import Plan
 from finetune.predicting import open_with_plan
 from finetune.prepare import Prepared, build_arguments, prepare
+from finetune.recipe.heads import HEAD_OF_OBJECTIVE
 from finetune.recipe.reading import to_resolved
-from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
 from finetune.recipe.schema import Recipe
 from finetune.reference import fill_reference
 from finetune.result import leave_result, write_answers
@@ -323,8 +323,10 @@ def write_records(
 def measure_start(folder: RunFolder, recipe: Recipe, gauge: Gauge) -> Measured:
     """Measure the start, and log it as step 0: from there `read_start` has it when the run is resumed."""
     measured = gauge.measure(with_base=recipe.adapter.init_from is not None)
-    line: dict[str, Any] = to_figures(measured) | gauge.hash_asked()
-    gauge.trainer.log(line)
+    gauge.trainer.log(dict(to_figures(measured)))
+    for callback in gauge.trainer.callback_handler.callbacks:
+        if isinstance(callback, MetricsWriter):
+            callback.note(gauge.hash_asked())
     write_answers(folder, 0, measured.samples)
     return measured
 

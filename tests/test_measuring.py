@@ -1,9 +1,13 @@
 """What was measured before the first step is what a resumed run reads back, and what the summary says."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from finetune.measuring import Measured, drop_changed, from_figures, to_figures, to_summary, to_words
+from finetune.measuring import Gauge, Measured, drop_changed, from_figures, to_figures, to_summary, to_words
+from finetune.objectives.answers import Question
 from finetune.objectives.pairs import PairFigures, PairScores, compare
 
 START = Measured(
@@ -30,6 +34,34 @@ def test_of_the_start_only_figures_of_what_is_asked_as_then_are_kept(caplog):
     assert (kept.pairs, kept.base_pairs, kept.general_loss) == (None, None, None)
     assert (kept.held_out, kept.exact_match, kept.answer_tokens) == (START.held_out, 0.5, 3.5)
     assert "Changed since the run began: the held-out pairs, the general text" in caplog.text
+
+
+QUESTION = Question("1 + 2?", [1, 2], "three")
+ROWS = ("held_out", "pairs", "general_text")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("questions_hash", {"questions": [replace(QUESTION, prompt_ids=[1, 3])]}),
+        ("questions_hash", {"questions": [replace(QUESTION, reference="four")]}),
+        ("questions_hash", {"metric": "f1"}),
+        ("questions_hash", {"answer_pattern": "(.)"}),
+        ("questions_hash", {"max_new_tokens": 9}),
+        ("held_out_hash", {"held_out": "other rows"}),
+        ("pairs_hash", {"pairs": "other rows"}),
+        ("general_text_hash", {"general_text": "other rows"}),
+    ],
+)
+def test_what_is_asked_otherwise_has_another_hash(name, change):
+    def hash_asked(questions=(QUESTION,), metric="exact_match", answer_pattern=None, max_new_tokens=8, **rows):
+        rows = {part: SimpleNamespace(report={"label_hash": rows.get(part, part)}) for part in ROWS}
+        asking = SimpleNamespace(metric=metric, answer_pattern=answer_pattern, max_new_tokens=max_new_tokens)
+        prepared = SimpleNamespace(questions=questions, **rows)
+        return Gauge(None, SimpleNamespace(settings=asking), prepared, 1).hash_asked()
+
+    usual, changed = hash_asked(), hash_asked(**change)
+    assert {one for one in usual if usual[one] != changed[one]} == {name}
 
 
 def test_the_summary_has_each_figure_before_and_after_and_the_base_beside():

@@ -10,8 +10,9 @@ from typing import Any
 
 from finetune.budget.decoders import DECODERS, build_decoder
 from finetune.budget.encoders import ENCODERS, build_encoder
-from finetune.budget.shapes import Architecture, Head
+from finetune.budget.shapes import Architecture
 from finetune.errors import RecipeError
+from finetune.recipe.heads import Head
 
 __all__ = ["Architecture", "build_architecture"]
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from finetune.budget.adapter import AdapterShape
 from finetune.budget.shapes import Architecture
-from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
+from finetune.recipe.heads import HEAD_OF_OBJECTIVE
 
 __all__ = ["FLOAT32_BYTES", "Computing", "Loss", "find_loss"]
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune.budget.shapes import Architecture, Experts, Head, Linear, Norm
+from finetune.budget.shapes import Architecture, Experts, Linear, Norm
+from finetune.recipe.heads import Head
 
 __all__ = ["DECODERS", "build_decoder"]
 

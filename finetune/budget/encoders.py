@@ -8,7 +8,8 @@ transformers builds.
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.budget.shapes import Architecture, Head, Linear, Norm
+from finetune.budget.shapes import Architecture, Linear, Norm
+from finetune.recipe.heads import Head
 
 __all__ = ["ENCODERS", "build_encoder"]
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune.recipe.row_kinds import Head
+from finetune.recipe.heads import Head
 
-__all__ = ["Architecture", "Experts", "Head", "Linear", "Norm"]
+__all__ = ["Architecture", "Experts", "Linear", "Norm"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ from finetune.objectives.answers import Answerer
 from finetune.objectives.full_memory import telling_full_memory
 from finetune.objectives.trainer import StepMixin
 from finetune.prepare import Prepared, build_arguments, prepare
+from finetune.recipe.heads import HEAD_OF_OBJECTIVE
 from finetune.recipe.own_methods import WHOLE_METHODS
-from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
-from finetune.recipe.schema import EvalFraction, Recipe, SourceSettings
+from finetune.recipe.schema import AdapterSettings, EvalFraction, Recipe, SourceSettings
 from finetune.run.layout import RunLayout
 from finetune.run.own_files import read_object
 from finetune.train import build_bare_trainer
@@ -43,9 +43,15 @@ __all__ = ["evaluate"]
 
 log = logging.getLogger("finetune.evaluating")
 
-# Methods that begin a little beside the base, or far from it, unless `init_weights: true` says otherwise (PEFT 0.21 and
-# ours, fresh on a small Mistral: its logits move by 0.001 to 6).
+# Methods that begin a little beside the base, or far from it (PEFT 0.21 and ours, fresh on a small Mistral: its logits
+# move by 0.001 to 6); of these, the ones that `init_weights: true` puts on it.
 _BEGIN_BESIDE_THE_BASE = frozenset({"bottleneck", "c3a", "combined", "fourierft", "hypernetwork", "unilora", "vblora"})
+_TRUE_IS_THE_BASE = frozenset({"c3a", "fourierft"})
+
+# The settings that say how an adapter begins, and their values with which the other methods begin as the base (measured
+# so too: at most 3e-6). Not among them: false, null, loftq, tinylora's uniform, and whatever a later PEFT adds.
+_STARTS = ("init_lora_weights", "init_ia3_weights", "init_weights")
+_START_AS_THE_BASE = frozenset({True, "gaussian", "orthogonal", "olora", "pissa", "mica", "lycoris", "bat", "mini"})
 
 
 def evaluate(
@@ -137,10 +143,17 @@ def _has_its_start(recipe: Recipe) -> bool:
     adapter, training = recipe.adapter, recipe.training.fields
     if not OBJECTIVES[recipe.objective].reference_columns or not training.get("precompute_ref_log_probs"):
         return True
-    start = adapter.fields.get("init_lora_weights", adapter.fields.get("init_weights"))
-    begins_beside = start in (False, "loftq") or (adapter.method in _BEGIN_BESIDE_THE_BASE and start is not True)
     trains_base = adapter.method in WHOLE_METHODS or adapter.fields.get("bias", "none") != "none"
-    return not begins_beside and not trains_base
+    return _begins_as_the_base(adapter) and not trains_base
+
+
+def _begins_as_the_base(adapter: AdapterSettings) -> bool:
+    starts = [adapter.fields[name] for name in _STARTS if name in adapter.fields]
+    if adapter.method in _BEGIN_BESIDE_THE_BASE:
+        return adapter.method in _TRUE_IS_THE_BASE and True in starts
+    return all(
+        start in _START_AS_THE_BASE or (isinstance(start, str) and start.startswith("pissa_niter_")) for start in starts
+    )
 
 
 @contextmanager

@@ -24,11 +24,12 @@ from finetune.errors import PlaceError, RecipeError
 from finetune.model.adapter_starts import apply_start, choose_start
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel
-from finetune.model.heads import Head, ScoreHead, find_class
+from finetune.model.heads import ScoreHead, find_class
 from finetune.model.norms import find_norm_names
 from finetune.model.own_methods import OWN_METHODS
 from finetune.model.whole import free_weights
 from finetune.recipe.catalogue import PROMPT_METHODS
+from finetune.recipe.heads import Head
 from finetune.recipe.own_methods import OWN_TARGETS, WHOLE_METHODS
 from finetune.recipe.schema import AdapterSettings
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from finetune.model.heads import Head
+    from finetune.recipe.heads import Head
 
 __all__ = ["Backend", "Chosen", "Loaded", "check_backend", "find_backend", "start_backend", "translating"]
 

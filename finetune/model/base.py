@@ -21,7 +21,6 @@ from finetune.model.attention import check_attention, choose_attention
 from finetune.model.backends import Chosen, check_backend, find_backend
 from finetune.model.devices import choose_compute_dtype, choose_device
 from finetune.model.heads import (
-    Head,
     LabelSpace,
     check_head,
     find_builder,
@@ -31,6 +30,7 @@ from finetune.model.heads import (
 )
 from finetune.model.quantization import agree_on_quantization, check_quantization, close_cpu_gradient_trap
 from finetune.model.random_weights import build_config
+from finetune.recipe.heads import Head
 from finetune.recipe.places import expand
 from finetune.recipe.schema import BackendName, ModelSettings
 

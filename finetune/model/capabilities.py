@@ -19,10 +19,10 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from finetune.errors import RecipeError
 from finetune.model.adapters import check_adapter
-from finetune.model.heads import Head
 from finetune.model.merging import check_mergeable
 from finetune.model.targets import Target
 from finetune.recipe.catalogue import PROMPT_METHODS
+from finetune.recipe.heads import Head
 from finetune.recipe.json_schema import build_adapter_schema, find_methods
 from finetune.recipe.own_methods import COMBINED, OWN_METHODS, PART_METHODS, WHOLE_METHODS
 from finetune.recipe.reading import build_recipe

@@ -30,12 +30,11 @@ from transformers import (
 
 from finetune.errors import RecipeError
 from finetune.recipe.glue import ProblemType
-from finetune.recipe.row_kinds import Head
+from finetune.recipe.heads import Head
 
 __all__ = [
     "SCORE_HEAD",
     "SCORE_WEIGHT",
-    "Head",
     "LabelSpace",
     "ScoreHead",
     "check_head",

@@ -19,12 +19,12 @@ import finetune.model.own_methods  # noqa: F401 - from here on PEFT knows the me
 from finetune.errors import PlaceError, RecipeError
 from finetune.model.backends import find_backend
 from finetune.model.base import BaseModel, load_base
-from finetune.model.heads import Head
 from finetune.model.same_base import check_base_weights
 from finetune.model.sound_weights import check_sound
 from finetune.model.targets import ADAPTER_WEIGHTS, DeviceName, Target, find_target
 from finetune.model.tokenizer import find_pad_id, load_tokenizer
 from finetune.recipe.backend_limits import OTHERWISE, find_embedding_targets, find_unserved_lora_fields
+from finetune.recipe.heads import Head
 from finetune.recipe.schema import BackendName
 
 __all__ = [

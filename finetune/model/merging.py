@@ -202,6 +202,7 @@ def merge_adapter(speaker: Speaker, dtype: torch.dtype) -> PreTrainedModel:
     if speaker.base.quantization != "none":
         _forget_quantization(speaker.base.model)
     plain: PreTrainedModel = speaker.model.unload()
+    was_tied = bool(getattr(plain.config, "tie_word_embeddings", False))  # some kinds of models have no such mark
     quantized = _dequantize_layers(plain, dtype)
     plain.to(dtype)
     config = PeftConfig.from_pretrained(str(adapter_dir))
@@ -227,6 +228,8 @@ def merge_adapter(speaker: Speaker, dtype: torch.dtype) -> PreTrainedModel:
         warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
         merged: PreTrainedModel = model.merge_and_unload().to(dtype)
+    if was_tied and not merged.config.tie_word_embeddings:
+        _tie_again(merged)
     merged.config.dtype = dtype
     _check_finite(merged, dtype)
     return merged.eval()
@@ -295,6 +298,17 @@ def _untie_changed(model: nn.Module) -> None:
             if parameter in seen and isinstance(module, nn.Linear | nn.Embedding):
                 setattr(module, name, nn.Parameter(parameter.data.clone(), requires_grad=False))
             seen.add(parameter)
+
+
+def _tie_again(model: PreTrainedModel) -> None:
+    """Let what was tied share one weight again where all of it came out equal: the adapter changed both alike."""
+    pairs = model.all_tied_weights_keys.items()
+    held = dict(model.named_parameters(remove_duplicate=False))  # a head that PEFT made for the embeddings has no bias
+    if pairs and all({name, source} <= held.keys() and torch.equal(held[name], held[source]) for name, source in pairs):
+        for name, source in pairs:
+            module, _, kind = name.rpartition(".")
+            setattr(model.get_submodule(module), kind, held[source])
+        model.config.tie_word_embeddings = True
 
 
 def _put_back_whole_modules(model: PeftModel) -> None:

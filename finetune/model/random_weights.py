@@ -20,7 +20,8 @@ from transformers import (
 from transformers.quantizers import AutoHfQuantizer
 
 from finetune.errors import RecipeError
-from finetune.model.heads import Head, find_builder, put_score_head
+from finetune.model.heads import find_builder, put_score_head
+from finetune.recipe.heads import Head
 
 __all__ = ["build_config", "build_random_model"]
 

@@ -19,8 +19,9 @@ from finetune.model.access import find_cached
 from finetune.model.adapter_starts import choose_start
 from finetune.model.adapters import ParameterCount, attach_adapter, count_parameters
 from finetune.model.base import BaseModel, load_config
-from finetune.model.heads import Head, find_builder
+from finetune.model.heads import find_builder
 from finetune.model.targets import ADAPTER_WEIGHTS
+from finetune.recipe.heads import Head
 from finetune.recipe.places import expand, is_here
 from finetune.recipe.schema import AdapterSettings, ModelSettings
 

@@ -19,8 +19,8 @@ from finetune.model.devices import choose_device
 from finetune.model.heads import SCORE_WEIGHT, LabelSpace
 from finetune.model.quantization import find_quantization
 from finetune.model.tensor_files import check_tensor_file
+from finetune.recipe.heads import HEAD_OF_OBJECTIVE, Head
 from finetune.recipe.places import expand, is_here, is_local, reads_as_path
-from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE, Head
 from finetune.recipe.schema import ModelSettings
 
 __all__ = ["ADAPTER_WEIGHTS", "DeviceName", "Target", "describe_base", "find_run_dir", "find_target"]

@@ -106,14 +106,14 @@ OBJECTIVES = {
         build_arguments=dpo.build_arguments,
         build_trainer=dpo.build_trainer,
         reads_start=lambda arguments: not arguments.precompute_ref_log_probs,
-        reference_columns=dpo.REFERENCE_COLUMNS,
+        reference_columns=dpo.PreferenceTrainer.reference_columns,
     ),
     "kto": Objective(
         build_rows=_rendered(kto.build_rows),
         build_arguments=kto.build_arguments,
         build_trainer=kto.build_trainer,
         reads_start=lambda arguments: not arguments.precompute_ref_log_probs,
-        reference_columns=kto.REFERENCE_COLUMNS,
+        reference_columns=kto.JudgedTrainer.reference_columns,
     ),
     "orpo": Objective(
         build_rows=_rendered(dpo.build_rows),

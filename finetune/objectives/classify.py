@@ -26,6 +26,7 @@ from finetune.model.tokenizer import find_pad_id
 from finetune.objectives.building import BY_LENGTH, RunArguments, TrainerParts, build, build_config
 from finetune.objectives.label_scores import Metric
 from finetune.objectives.labelled import LabelledRows
+from finetune.objectives.resumable import ResumableTrainer
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import TrainingSettings
 
@@ -88,10 +89,7 @@ class LabelTrainer(StepMixin):
         smoothing = self._smoothing if self.model.training else 0.0
         return label_loss(outputs, labels_B, num_items_in_batch=num_items_in_batch, label_smoothing=smoothing)
 
-    @property
-    def figures(self) -> dict[str, dict[str, list[Any]]]:
-        """None: transformers' own trainer averages the loss alone."""
-        return {"train": {}, "eval": {}}
+    figures = ResumableTrainer.figures  # transformers' own trainer averages the loss alone
 
     def sum_loss(self, loss: float, inputs: dict[str, Any]) -> tuple[float, float]:
         """Sum a batch's loss over its rows."""

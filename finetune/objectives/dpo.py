@@ -26,10 +26,7 @@ from finetune.objectives.shared_prompts import SharedPrompts, choose_prompts
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
-__all__ = ["REFERENCE_COLUMNS", "PreferenceTrainer", "build_arguments", "build_rows", "build_trainer"]
-
-# What `precompute_ref_log_probs` puts beside a row, as TRL names it.
-REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+__all__ = ["PreferenceTrainer", "build_arguments", "build_rows", "build_trainer"]
 
 # Losses that sort the pairs of a micro-batch against each other.
 _SORTED_LOSSES = {"aot", "aot_unpaired"}
@@ -43,6 +40,7 @@ class PreferenceTrainer(StepMixin, DPOTrainer):
     """
 
     answers_a_row = 2
+    reference_columns = ("ref_chosen_logps", "ref_rejected_logps")
     shared_prompts: SharedPrompts | None = None
     loss_weights: list[float]  # TRL's
 
@@ -80,11 +78,6 @@ class PreferenceTrainer(StepMixin, DPOTrainer):
         """Score the answers of a part by their log-probability, in the layout that the steps have."""
         with self._with_prompts_once(part) as answers:
             return answer_logps(self.model, answers)
-
-    @property
-    def awaited_columns(self) -> tuple[str, ...]:
-        """The reference's log-probabilities, where they are taken once."""
-        return REFERENCE_COLUMNS if self.args.precompute_ref_log_probs else ()
 
     def find_why_whole(self, batch: Any) -> str | None:
         """Say why a batch cannot be cut: a loss that is no mean over its pairs."""

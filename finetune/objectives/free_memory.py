@@ -3,6 +3,7 @@
 In goes a device; out come bytes. Whoever spends memory or wants to know whether something fits asks here.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,11 +63,15 @@ def find_free_memory(device: torch.device) -> FreeMemory | None:
 
 
 def find_share(trainer: "StepMixin") -> FreeMemory | None:
-    """Find how much memory a trainer's process has left: of a GPU all, of the host what each of its launch has."""
-    device, num_processes = trainer.args.device, trainer.args.world_size
+    """Find how much memory a trainer's process has left: of a GPU all, of the host what each of its processes has."""
+    device = trainer.args.device
     free = find_free_memory(device)
     if free is None or device.type != "cpu":
         return free
+    # torchrun alone says how many machines it starts, with as many processes on each. Without it all are taken to be
+    # on this one: LOCAL_WORLD_SIZE is no help, since accelerate (1.15) sets it to 1 where no launcher has.
+    num_machines = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    num_processes = max(1, trainer.args.world_size // num_machines)
     return FreeMemory(free.free_bytes // num_processes, free.total_bytes // num_processes)
 
 

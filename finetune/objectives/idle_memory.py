@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -50,6 +50,9 @@ from finetune.objectives.step_memory import (
 )
 from finetune.recipe.schema import AdapterSettings, MemoryChoice
 
+if TYPE_CHECKING:
+    from finetune.objectives.trainer import StepMixin
+
 __all__ = ["IdleMemory"]
 
 log = logging.getLogger("finetune.objectives.idle_memory")
@@ -63,14 +66,14 @@ class _Start:
     """What was known when the first decision was taken.
 
     Attributes:
-        room: of the device, with nothing spent.
+        free: memory of the device, with nothing spent.
         shape: of the longest micro-batch.
         coming_bytes: that training takes later beside the activations, as far as the step's measure does not show it.
         allocated_bytes: on a GPU, before the step.
         estimate: of the longest micro-batch; None: its base is not known.
     """
 
-    room: FreeMemory
+    free: FreeMemory
     shape: BatchShape
     coming_bytes: int
     allocated_bytes: int
@@ -87,7 +90,7 @@ class IdleMemory:
         spending: what was decided; None: nothing is decided here.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: "StepMixin") -> None:
         self._trainer = trainer
         self._recomputation: Recomputation | None = None
         self._linears: list[Any] = []
@@ -112,7 +115,7 @@ class IdleMemory:
             choice: the recipe's `training.memory`; only `auto` leaves anything to decide.
             base: the loaded base.
             adapter: the recipe's section.
-            loss: how the objective's reads the logits.
+            loss: how the objective's loss reads the logits, as `find_loss` finds it.
         """
         trainer = self._trainer
         if choice != "auto" or base.backend == "unsloth" or find_share(trainer) is None:
@@ -170,8 +173,8 @@ class IdleMemory:
     def _decide(self, batch: Any) -> None:
         """Decide by arithmetic, from shapes; of a base that is not known, the last layer alone is kept and measured."""
         trainer, recomputation, device = self._trainer, self._recomputation, self._trainer.args.device
-        room = find_share(trainer)
-        assert recomputation is not None and room is not None
+        free = find_share(trainer)
+        assert recomputation is not None and free is not None
         is_rehearsed = not trainer.is_in_train and isinstance(batch, Mapping)
         shape = to_shape(batch) if is_rehearsed else find_longest_shape(trainer)
         allocated_bytes = 0
@@ -183,7 +186,7 @@ class IdleMemory:
             estimate = estimate_step(self._shapes, shape, self._recomputing)
         gradients, states = estimate_coming_bytes(trainer)
         later = states + (gradients if device.type == "cpu" else 0)
-        self._start = _Start(room, shape, later, allocated_bytes, estimate)
+        self._start = _Start(free, shape, later, allocated_bytes, estimate)
         if not self._may_recompute:
             self._apply(Spending(num_layers=0))
             return
@@ -192,7 +195,7 @@ class IdleMemory:
             self._apply(Spending(num_layers=num_layers, num_kept=1))
             return
         coming = gradients + states + estimate.step_bytes
-        spendable = self._agree(find_spendable(room.free_bytes, room.total_bytes, coming))
+        spendable = self._agree(find_spendable(free.free_bytes, free.total_bytes, coming))
         self._apply(spend(spendable, num_layers, estimate.options))
 
     def _settle(self) -> None:
@@ -213,7 +216,7 @@ class IdleMemory:
         saved_bytes, passing_bytes = self._measure_step(largest)
         self._measured_bytes, self._predicted_bytes = round(saved_bytes * scale), self._predict(spent)
         coming = start.coming_bytes + self._measured_bytes + passing_bytes - spent_bytes
-        spendable = find_spendable(start.room.free_bytes, start.room.total_bytes, coming)
+        spendable = find_spendable(start.free.free_bytes, start.free.total_bytes, coming)
         if self._max_layers is not None:  # memory ran out on the way: what was taken back stays so
             spendable = min(spendable, spent_bytes)
         spendable = self._agree(spendable)
@@ -352,7 +355,7 @@ class IdleMemory:
         return describe(
             self._spent,
             num_weights=len(self._linears),
-            free_bytes=None if self._start is None else self._start.room.free_bytes,
+            free_bytes=None if self._start is None else self._start.free.free_bytes,
             measured_bytes=self._measured_bytes,
             predicted_bytes=self._predicted_bytes,
         )
@@ -384,8 +387,8 @@ class IdleMemory:
         spending = decision.spending
         num_layers = self._recomputation.num_layers if self._may_recompute else 0
         is_same = decision.device == name_memory(device)
-        room = find_share(self._trainer)
-        fits = room is not None and find_spendable(room.free_bytes, room.total_bytes, spending.num_bytes) >= 0
+        free = find_share(self._trainer)
+        fits = free is not None and find_spendable(free.free_bytes, free.total_bytes, spending.num_bytes) >= 0
         is_of_model = spending.num_layers == num_layers and spending.num_resident <= len(self._linears)
         if self._agree(int(is_same and fits and is_of_model)):
             self._max_layers, self._is_news, self._is_settled = decision.max_layers, decision.is_news, True

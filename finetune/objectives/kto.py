@@ -22,14 +22,13 @@ from finetune.objectives.reference import WatchChosen, check_start, stand_in
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
-__all__ = ["REFERENCE_COLUMNS", "JudgedTrainer", "build_arguments", "build_rows", "build_trainer"]
-
-# What `precompute_ref_log_probs` puts beside a row, as TRL names it.
-REFERENCE_COLUMNS = ("ref_logps", "ref_KL_logps")
+__all__ = ["JudgedTrainer", "build_arguments", "build_rows", "build_trainer"]
 
 
 class JudgedTrainer(StepMixin, KTOTrainer):
     """TRL's KTOTrainer with what must sit inside the step, on rows that are ready."""
+
+    reference_columns = ("ref_logps", "ref_KL_logps")
 
     def __init__(self, *, args: KTOConfig, **kwargs: Any) -> None:
         # The trainer asks for this order because it pairs neighbours while it prepares rows; these are paired already.
@@ -44,11 +43,6 @@ class JudgedTrainer(StepMixin, KTOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # TRL would do it here, in another precision than the steps
-
-    @property
-    def awaited_columns(self) -> tuple[str, ...]:
-        """The reference's log-probabilities, where they are taken once."""
-        return REFERENCE_COLUMNS if self.args.precompute_ref_log_probs else ()
 
     def find_why_whole(self, batch: Any) -> str | None:
         """Say why a batch cannot be cut: its KL is one number for all its rows. Pairs that are scored have none."""

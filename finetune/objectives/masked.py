@@ -26,6 +26,7 @@ from finetune.data.sources import LoadedExamples
 from finetune.data.tokens import TokenRows
 from finetune.errors import RecipeError
 from finetune.objectives.building import BY_LENGTH, RunArguments, TrainerParts, build, build_config
+from finetune.objectives.resumable import ResumableTrainer
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import DataSettings, TrainingSettings
 
@@ -72,10 +73,7 @@ class MaskedTrainer(StepMixin):
         super().__init__(data_collator=data_collator, compute_loss_func=self._compute_masked_loss, **kwargs)
         self.label_smoother = None  # the loss smooths by itself
 
-    @property
-    def figures(self) -> dict[str, dict[str, list[Any]]]:
-        """None: transformers' own trainer averages the loss alone."""
-        return {"train": {}, "eval": {}}
+    figures = ResumableTrainer.figures  # transformers' own trainer averages the loss alone
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         """Run an epoch with masks of its own, the same after a resume."""

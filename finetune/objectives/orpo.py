@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 from finetune.data.batches import IGNORE_INDEX, PairCollator
-from finetune.objectives.batch_parts import Batch, Part, find_chosen_factor
+from finetune.objectives.batch_parts import EXPERTS_BALANCE, Batch, Part, find_chosen_factor
 from finetune.objectives.building import BY_LENGTH, RunArguments, build, build_config
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import TrainingSettings
@@ -50,12 +50,14 @@ class OddsRatioTrainer(StepMixin, ORPOTrainer):
 
         Returns:
             Mean log-probability per token of the chosen and of the rejected answers, each (B,); the logits of both,
-            each (B, T - 1, V); and the cross entropy over the chosen answers' trained tokens, in a part of a batch
-            weighed by those.
+            each (B, T - 1, V); the cross entropy over the chosen answers' trained tokens, in a part of a batch
+            weighed by those; and, where it is trained, the experts' balance.
         """
         ids, mask = batch["input_ids"].to(self.args.device), batch["completion_mask"].to(self.args.device)
         attention_mask = batch["attention_mask"].to(self.args.device)
-        logits = model(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits
+        balance = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        output = model(input_ids=ids, attention_mask=attention_mask, use_cache=False, **balance)
+        logits = output.logits
         labels = torch.where(mask == 1, ids, IGNORE_INDEX)
         sums = self.get_batch_logps(logits, labels)
         tokens = mask[:, 1:].sum(1)
@@ -63,12 +65,17 @@ class OddsRatioTrainer(StepMixin, ORPOTrainer):
         chosen_logits, rejected_logits = logits[:, :-1].chunk(2)
         num_pairs = len(ids) // 2
         nll = -sums[:num_pairs].sum() / tokens[:num_pairs].sum()
-        return chosen, rejected, chosen_logits, rejected_logits, nll * self._nll_factor
+        found = chosen, rejected, chosen_logits, rejected_logits, nll * self._nll_factor
+        return (*found, output.aux_loss) if self.aux_loss_enabled else found
 
     @property
     def figures(self) -> dict[str, dict[str, list[Any]]]:
         """What TRL (1.14) notes, under another name than in its other trainers."""
         return self._stored_metrics
+
+    def find_why_whole(self, batch: Any) -> str | None:
+        """Say why a batch cannot be cut: the experts' balance is no mean over pairs."""
+        return EXPERTS_BALANCE if self.aux_loss_enabled else None
 
     @contextmanager
     def as_part(self, part: Part, whole: Batch) -> Iterator[None]:

@@ -41,6 +41,7 @@ class StepMixin(PostponingTrainer):
     Attributes:
         scores_per_token: whether `score_answers` gives sums over tokens; else one score for the whole answer.
         answers_a_row: rows of a batch's tensors that make one row of the data: two where answers are compared.
+        reference_columns: what `precompute_ref_log_probs` puts beside each row, as TRL names it.
         counts: what a step counts up, by TRL's (1.14) names too: one that is repeated begins with them as they were.
         micro_batches: how many rows are trained and evaluated at once where memory ran out.
         idle_memory: what memory that is left is spent on.
@@ -48,6 +49,7 @@ class StepMixin(PostponingTrainer):
 
     scores_per_token = True
     answers_a_row = 1
+    reference_columns: tuple[str, ...] = ()
     counts: tuple[str, ...] = ("_tokens_not_noted", "_total_train_tokens")
 
     def __init__(self, *, model: torch.nn.Module, **kwargs: Any) -> None:
@@ -98,8 +100,8 @@ class StepMixin(PostponingTrainer):
 
     @property
     def awaited_columns(self) -> tuple[str, ...]:
-        """What is put beside the rows behind the trainer's building; a trainer that awaits such names it."""
-        return ()
+        """Columns that the rows get only after the trainer is built: the reference's, where it is computed once."""
+        return self.reference_columns if self.reference_columns and self.args.precompute_ref_log_probs else ()
 
     # ---- the step
 

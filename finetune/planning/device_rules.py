@@ -6,7 +6,7 @@ told by the device's own words in place of torch's.
 
 from finetune.budget.devices import Device
 from finetune.errors import PlaceError, RecipeError
-from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
+from finetune.recipe.heads import HEAD_OF_OBJECTIVE
 from finetune.recipe.schema import Recipe
 from finetune.recipe.served_models import SERVED_MODEL_TYPES
 

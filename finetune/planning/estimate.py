@@ -27,7 +27,7 @@ from finetune.planning.schedule import find_setting
 from finetune.planning.subject import Subject, build_setup, find_schedule
 from finetune.planning.ways_out import find_ways_out
 from finetune.recipe.glue import GLUE_TASKS
-from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
+from finetune.recipe.heads import HEAD_OF_OBJECTIVE
 from finetune.recipe.saved_quantization import agree_on_saved_quantization
 from finetune.recipe.schema import Recipe
 

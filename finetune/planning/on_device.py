@@ -21,9 +21,9 @@ __all__ = ["estimate_batch", "plan_on"]
 
 
 def plan_on(subject: Subject, device: Device) -> DevicePlan:
-    """Plan a run on a device; of a CPU's memory each process has its part."""
-    if device.is_cpu:
-        device = replace(device, memory_bytes=device.memory_bytes // subject.num_processes)
+    """Plan a run on a device; of a CPU's memory and speed each process has its share."""
+    if device.is_cpu and subject.num_processes > 1:
+        device = _share(device, subject.num_processes)
     recipe, setup, schedule = subject.recipe, build_setup(subject, device), find_schedule(subject, device)
     spending = decide(recipe, setup, device)
     memory = estimate_memory(setup, spending)
@@ -36,6 +36,17 @@ def plan_on(subject: Subject, device: Device) -> DevicePlan:
     price = device.price_per_hour
     cost = None if seconds is None or price is None else seconds / 3600 * price * subject.num_processes
     return DevicePlan(device=device, memory=memory, spending=spending, verdict=verdict, seconds=seconds, cost=cost)
+
+
+def _share(device: Device, num_processes: int) -> Device:
+    """What each of several processes has of a device that they share."""
+    speed = device.flops_per_second
+    return replace(
+        device,
+        label=f"a process's share of {device.label} (1 of {num_processes})",
+        memory_bytes=device.memory_bytes // num_processes,
+        flops_per_second=None if speed is None else speed / num_processes,
+    )
 
 
 def _judge(setup: Setup, memory: Memory, least: Memory, device: Device) -> Verdict:

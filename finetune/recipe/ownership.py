@@ -94,8 +94,8 @@ OWNED_TRAINER_FIELDS: dict[str, Instead] = {
     ),
     "auto_find_batch_size": Instead(
         "training.per_device_train_batch_size",
-        "Where memory runs out, a micro-batch is cut in half and the step repeated, with the same rows a step; nothing "
-        "restarts.",
+        "In one process a micro-batch that does not fit is cut in half and the step repeated, with the same rows a "
+        "step; several processes, kto, rloo and grpo stop and say what to set.",
     ),
     # rhythm and the best step
     "eval_strategy": Instead("training.eval_steps", _STEPS),

@@ -1,6 +1,6 @@
-"""What an objective is: the kind of example it reads, the formats that give one, and what its base ends with.
+"""Which rows an objective reads: the kind of example it wants, and the formats that give one.
 
-How a format is read is in `data.formats`, how a base is given its head in `model.heads`, who trains in `objectives`.
+How a format is read is in `data.formats`.
 """
 
 from collections.abc import Mapping
@@ -8,20 +8,16 @@ from typing import Literal
 
 __all__ = [
     "FORMAT_KINDS",
-    "HEAD_OF_OBJECTIVE",
     "HOLDS",
     "KINDS_OF_FINDING",
     "KIND_OF_OBJECTIVE",
     "READ_FROM",
     "SAMPLED",
-    "Head",
     "Kind",
     "find_formats",
 ]
 
 Kind = Literal["conversation", "document", "preference", "judged", "prompt", "labelled"]
-# What a base ends with: the words it goes on with, those it restores, labels of a text, the score of a reward model.
-Head = Literal["words", "masked", "labels", "score"]
 
 KIND_OF_OBJECTIVE: Mapping[str, Kind] = {
     "sft": "conversation",
@@ -37,18 +33,6 @@ KIND_OF_OBJECTIVE: Mapping[str, Kind] = {
 }
 # Objectives whose answers are sampled in the run: prompts alone are known before.
 SAMPLED = frozenset(objective for objective, kind in KIND_OF_OBJECTIVE.items() if kind == "prompt")
-HEAD_OF_OBJECTIVE: Mapping[str, Head] = {
-    "sft": "words",
-    "pretrain": "words",
-    "mlm": "masked",
-    "dpo": "words",
-    "kto": "words",
-    "orpo": "words",
-    "reward": "score",
-    "rloo": "words",
-    "grpo": "words",
-    "classify": "labels",
-}
 # From pairs come judged answers too, and from conversations prompts.
 READ_FROM: Mapping[Kind, tuple[Kind, ...]] = {
     "conversation": ("conversation",),

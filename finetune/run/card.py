@@ -7,9 +7,9 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 import finetune
+from finetune.recipe.heads import Head
 from finetune.recipe.own_methods import OWN_METHODS, WHOLE_METHODS
 from finetune.recipe.places import names_file
-from finetune.recipe.row_kinds import Head
 
 __all__ = ["build_card"]
 

@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,12 @@ class MetricsWriter(TrainerCallback):
     ) -> None:
         """Leave the bar."""
         self._progress.close()
+
+    def note(self, values: Mapping[str, str]) -> None:
+        """Let words join the last line: they are no figures, and a tracker does not get them."""
+        if self._folder.writes:
+            assert self._last, "a line comes first"
+            self._write({"step": self._last["step"], **values})
 
     def _take_up(self) -> None:
         """Cut what stands behind the step the run is taken up from, once, and go on from the last line kept."""

@@ -62,7 +62,8 @@ class Summary:
         peak_memory_bytes: most memory held.
         micro_batch_rows: rows trained at once since memory ran out; None: as the recipe says.
         memory_spending: what idle memory was spent on: numbers of layers and weights, and bytes; where a step was
-            measured, what it kept for its backward pass, predicted and measured; None: on nothing.
+            measured, what it held: on a GPU at its fullest moment, beyond what was there before it; on a CPU for its
+            backward pass; predicted and measured; None: on nothing.
         seconds: wall time, the stops between not counted.
         device: what it ran on.
         predicted: what the plan before the run had said of some of these figures, by their names; None: no plan.

@@ -7,8 +7,9 @@ import bitsandbytes as bnb
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
-from finetune.model.base import BaseModel, Head
+from finetune.model.base import BaseModel
 from finetune.model.heads import find_builder, find_head_modules
+from finetune.recipe.heads import Head
 
 __all__ = ["ENCODERS", "SMALL", "build_base", "build_fields", "build_model", "count_held"]
 

@@ -11,8 +11,8 @@ from finetune.budget.adapter import build_adapter
 from finetune.budget.architecture import build_architecture
 from finetune.budget.decoders import DECODERS
 from finetune.budget.lean import is_served
-from finetune.budget.shapes import Head
 from finetune.model.lean_elementwise import use_lean_elementwise
+from finetune.recipe.heads import Head
 from finetune.recipe.schema import AdapterSettings
 from tests.budget.real_models import SMALL, build_fields, build_model
 

@@ -101,9 +101,10 @@ def test_preferences_are_compared_with_what_the_run_began_from(tmp_path):
     [
         {"adapter": {"method": "full"}, "model__quantization": "none"},
         {"adapter": {"method": "lora", "r": 4, "init_lora_weights": False}},
+        {"adapter": {"method": "ia3", "init_ia3_weights": False}},
         {"adapter": {"method": "lora", "r": 4, "bias": "lora_only"}},
     ],
-    ids=["the base was trained", "a start of its own", "trained biases"],
+    ids=["the base was trained", "a start of its own", "ia3's own start", "trained biases"],
 )
 def test_a_loss_whose_start_is_no_longer_there_is_left_out_with_a_word_and_the_pairs_are_told_apart(
     tmp_path, settings, caplog
@@ -115,6 +116,15 @@ def test_a_loss_whose_start_is_no_longer_there_is_left_out_with_a_word_and_the_p
     assert "eval_loss" not in figures
     assert figures["preference_margin"] == pytest.approx(summary["preference_margin"], abs=2e-2)  # saved in 16 bits
     assert "compares with a start that is no longer there" in caplog.text
+
+
+@pytest.mark.parametrize("start", ["gaussian", "pissa_niter_4"])
+def test_a_loss_whose_start_was_the_base_comes_again(tmp_path, start):
+    pairs = {"objective": "dpo", "data__train": TRAINED_PAIRS, "data__eval": PAIRS, "training__max_steps": 2}
+    adapter = {"method": "lora", "r": 4, "init_lora_weights": start}
+    run = run_small(tmp_path, **pairs, training__precompute_ref_log_probs=True, adapter=adapter)
+    found = to_figures(measure(run).result)["eval_loss"]
+    assert found == pytest.approx(read_json(run / "summary.json")["eval_loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize("objective", ["kto", "reward", pytest.param("orpo", marks=pytest.mark.slow)])

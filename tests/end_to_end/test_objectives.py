@@ -182,3 +182,5 @@ def test_a_tracker_of_the_recipe_gets_the_losses(watched):
     assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3, 4]
     logged = [line["loss"] for line in read_lines(watched) if "loss" in line]
     assert [event.value for event in found.Scalars("train/loss")] == pytest.approx(logged, rel=1e-6)
+    assert len(read_lines(watched)[0]["questions_hash"]) == 64
+    assert not [tag for tag in found.Tags()["tensors"] if "hash" in tag], "words are no figures"

@@ -141,6 +141,17 @@ def test_questions_changed_before_a_resume_have_no_figures_of_the_start(tmp_path
     assert caplog.text.count("Changed since the run began: the questions; their figures") == 1
 
 
+def test_held_out_rows_changed_before_a_resume_have_no_loss_of_the_start(tmp_path, caplog):
+    one, other = ({"path": "data/tiny_world/train.json", "limit": limit} for limit in (6, 8))
+    with stopped_at_evaluation(3):
+        run_small(tmp_path, **EVALUATED | {"data__eval": one})
+    accepted = ["data.eval.limit", "held_out"]
+    run = run_small(tmp_path, **EVALUATED | {"data__eval": other}, resume=True, allow_mismatch=accepted)
+    summary = read_json(run / "summary.json")
+    assert summary["eval_loss"] and summary["eval_loss_before"] is None
+    assert caplog.text.count("Changed since the run began: the held-out rows; their figures") == 1
+
+
 def test_samples_of_steps_after_the_checkpoint_are_written_once(tmp_path):
     with stopped_at_evaluation(3, signal.SIGINT):
         run_small(tmp_path, **EVALUATED)

@@ -208,6 +208,8 @@ def test_a_part_gets_sections_or_plain_values_and_never_the_whole_recipe(layer: 
     for path in (PACKAGE / layer).rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
         assert "Recipe" not in names, f"{path.relative_to(ROOT)} takes a whole recipe"
 
 

@@ -124,10 +124,10 @@ def test_tied_embeddings_stay_tied(tmp_path):
         {"target_modules": ["q_proj", "lm_head"]},
         {"target_modules": ["embed_tokens"]},
         {"target_modules": ["embed_tokens", "lm_head"]},
-        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
     ],
-    ids=["head", "embeddings", "both", "one adapter for both", "whole head"],
+    ids=["head", "embeddings", "both", "whole head", "whole embeddings"],
 )
 def test_a_change_of_one_of_two_tied_embeddings_stays_its_own(adapter, tmp_path):
     base = write_base(tmp_path / "tied", tie_word_embeddings=True)
@@ -136,6 +136,28 @@ def test_a_change_of_one_of_two_tied_embeddings_stays_its_own(adapter, tmp_path)
     difference = write_merged(load(run), tmp_path / "merged", torch.float32, PROMPTS, sync=sync_tree)
     assert difference.max_abs < 1e-4  # of the folder, opened anew
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"trainable_token_indices": [40, 41]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    ],
+    ids=["some tokens", "whole embeddings", "one adapter for both"],
+)
+def test_tied_embeddings_that_the_adapter_changes_alike_stay_tied(adapter, tmp_path):
+    base = write_base(tmp_path / "tied", tie_word_embeddings=True)
+    adapter = {"method": "lora", "r": 8} | adapter
+    run = write_run(tmp_path / "run", base, quantization="none", adapter=adapter, training={"loss_type": "nll"})
+    difference = write_merged(load(run), tmp_path / "merged", torch.float32, PROMPTS, sync=sync_tree)
+    assert difference.max_abs < 1e-4  # of the folder, opened anew
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    before = AutoModelForCausalLM.from_pretrained(base).lm_head.weight
+    assert model.config.tie_word_embeddings is True
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not torch.allclose(model.lm_head.weight[40], before[40], atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from finetune.objectives import free_memory
-from finetune.objectives.free_memory import FreeMemory, find_free_memory, read_available_bytes
+from finetune.objectives.free_memory import FreeMemory, find_free_memory, find_share, read_available_bytes
 
 CPU = torch.device("cpu")
 HOST = FreeMemory(free_bytes=600 * 1024, total_bytes=1000 * 1024)
@@ -63,6 +65,28 @@ def test_no_limit_is_no_limit(host: Path) -> None:
     (host / "own").write_text("4:memory:/\n")
     write_group(host / "groups" / "memory", FIRST, str(2**63 - 4096), 120000)
     assert find_free_memory(CPU) == HOST
+
+
+@pytest.mark.parametrize(
+    ("launch", "parts"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}, 2),  # torchrun on two machines
+        ({"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"}, 4),
+        ({"LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "4"}, 1),
+        ({"LOCAL_WORLD_SIZE": "1"}, 4),  # by hand: accelerate's own, whatever is true
+        ({}, 4),
+    ],
+    ids=str,
+)
+def test_a_host_is_shared_by_its_own_processes_and_not_by_those_of_other_machines(
+    host: Path, monkeypatch: pytest.MonkeyPatch, launch: dict[str, str], parts: int
+) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    trainer: Any = SimpleNamespace(args=SimpleNamespace(world_size=4, device=CPU))
+    assert find_share(trainer) == FreeMemory(HOST.free_bytes // parts, HOST.total_bytes // parts)
 
 
 @pytest.fixture

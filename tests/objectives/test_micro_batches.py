@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from finetune.data.batches import IGNORE_INDEX, Collator, JudgedCollator, PairCollator
 from finetune.data.tokens import TokenRows
@@ -30,6 +30,7 @@ from finetune.objectives.micro_batches import MicroBatches
 from finetune.objectives.trainer import StepMixin
 from finetune.recipe.schema import AdapterSettings, DataSettings, ModelSettings, SourceSettings, TrainingSettings
 from tests.model.saved_runs import write_base
+from tests.model.tiny_models import SHAPE
 from tests.objectives import test_masked
 
 ALLOCATOR_SAYS = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes."
@@ -430,7 +431,7 @@ def test_packed_rows_lose_no_token_and_one_row_of_many_documents_is_cut_between_
     assert torch.cat([part["input_ids"][0] for part in parts]).tolist() == flat["input_ids"][0].tolist()
 
 
-@pytest.mark.parametrize("objective", ["sft", "dpo"])
+@pytest.mark.parametrize("objective", ["sft", "dpo", "orpo"])
 def test_experts_are_trained_on_whole_micro_batches_and_a_library_that_renames_the_switch_is_noticed(
     folder, tokenizer, tmp_path, objective
 ):
@@ -462,3 +463,21 @@ def test_pairs_that_a_kto_run_is_told_apart_by_are_scored_in_parts_where_memory_
             found = trainer.score_answers(batch)
     assert torch.allclose(found[0], wanted[0], rtol=1e-12) and torch.equal(found[1], wanted[1])
     assert trainer.micro_batches.eval_rows == 3
+
+
+def test_orpo_trains_the_balance_of_experts(tokenizer, tmp_path):
+    shape = {name: value for name, value in SHAPE.items() if name != "model_type"}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
+    MixtralForCausalLM(MixtralConfig(**shape, **experts)).save_pretrained(tmp_path / "base")
+    trainer = make(tmp_path / "base", tokenizer, tmp_path, objective="orpo")
+    trainer.model.float()  # the experts' products know no float64
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    losses = []
+    for weight in (0.0, 1.0):
+        trainer.aux_loss_coef = weight
+        losses.append(trainer.compute_loss(trainer.model, dict(batch)).item())
+    balance = losses[1] - losses[0]
+    assert balance == pytest.approx(
+        trainer.model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).aux_loss.item()
+    )
+    assert balance > 0.5

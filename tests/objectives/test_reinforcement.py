@@ -241,6 +241,15 @@ def test_what_is_rewarded_becomes_likelier(trainer_class, folder, tokenizer, tmp
     assert after["eval_reward"] == after["eval_rewards/low"]
 
 
+def test_prompts_are_never_cut_as_their_answers_are_compared_by_the_group_and_scored_pairs_are(
+    folder, tokenizer, tmp_path
+):
+    trainer = make(GroupTrainer, folder, tokenizer, tmp_path)
+    sampled = trainer.data_collator(list(trainer.train_dataset))
+    assert trainer.find_why_whole(sampled) == "answers are sampled and compared by the group"
+    assert trainer.find_why_whole({"input_ids": torch.zeros(4, 3)}) is None
+
+
 def test_an_answer_to_compare_with_has_to_be_there(folder, tokenizer, tmp_path):
     rows = prompts(4)
     rows.report["rows_without_answer"] = 3

@@ -109,11 +109,18 @@ def test_a_plan_of_supervised_training_reads_its_loss_type(loss_type, loss):
     assert build_setup(subject, device).computing.loss == loss
 
 
-def test_the_processes_of_a_launch_share_a_cpu_s_memory_and_not_a_gpu_s():
+def test_the_processes_of_a_launch_share_a_cpu_s_memory_and_speed_and_not_a_gpu_s():
     alone, together = (replace(build_subject(), num_processes=number) for number in (1, 2))
-    device = build_cpu(CPU_BYTES, has_bfloat16=True, flops_per_second=None, source=None)
-    half = replace(device, memory_bytes=CPU_BYTES // 2)
-    assert plan_on(together, device).device == half
+    device = build_cpu(CPU_BYTES, has_bfloat16=True, flops_per_second=8e9, source="a run")
+    label = "a process's share of this CPU (1 of 2)"
+    half = replace(device, label=label, memory_bytes=CPU_BYTES // 2, flops_per_second=4e9)
+    assert [plan_on(one, device).device for one in (alone, together)] == [device, half]
+    # As many rows are as much work for the CPU, whoever of its processes does it.
+    seconds = [plan_on(one, device).seconds for one in (alone, together)]
+    assert seconds[0] is not None
+    assert seconds[1] == pytest.approx(seconds[0])
+    unknown = replace(device, flops_per_second=None)
+    assert plan_on(together, unknown).seconds is None
     # A process and its libraries are 0.7 GiB: one fits, the second has no room.
     small = replace(device, memory_bytes=int(1.2 * 2**30))
     assert [plan_on(one, small).verdict for one in (alone, together)] == ["fits", "does not fit"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.budget.devices import DEVICES, find_device
+from finetune.budget.devices import DEVICES, build_cpu, find_device
 from finetune.errors import PlaceError, RecipeError
 from finetune.planning import machine
 from finetune.planning.console import print_plan, render_line, render_verdict
@@ -93,6 +93,13 @@ def test_what_fits_by_less_than_the_plan_may_be_wrong_by_may_not_fit(overrides, 
     assert "may NOT fit" in render_line(plans[1])
     assert plans[1].changes
     assert not plans[2].changes
+
+
+def test_what_is_said_of_a_shared_cpu_is_said_of_a_process_s_share():
+    recipe, cpu = read_changed("mistral_alpaca"), build_cpu(2**40, has_bfloat16=True, flops_per_second=1e12, source="")
+    plan = estimate_plan(recipe, device=cpu, num_processes=2, compares_devices=False)
+    assert render_verdict(plan, recipe).endswith(", and a process's share of this CPU (1 of 2) has 512.0 GiB.")
+    assert " GiB of 512.0 GiB on a process's share of this CPU (1 of 2)" in render_line(plan)
 
 
 def test_five_hundredths_are_the_least_margin_and_changes_keep_it():

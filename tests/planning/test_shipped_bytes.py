@@ -23,9 +23,9 @@ from finetune.planning.base import find_config
 from finetune.planning.device_rules import find_compute_bytes
 from finetune.planning.estimate import estimate_plan
 from finetune.planning.schedule import find_setting
+from finetune.recipe.heads import HEAD_OF_OBJECTIVE
 from finetune.recipe.places import is_local
 from finetune.recipe.reading import read_recipe
-from finetune.recipe.row_kinds import HEAD_OF_OBJECTIVE
 from finetune.recipe.schema import Recipe
 from tests.budget.real_models import build_base, count_held
 

@@ -21,6 +21,7 @@ from finetune.recipe.catalogue import (
     to_json_schema,
 )
 from finetune.recipe.documents import EDITOR_SCHEMA_PATH, MANUAL_PATH, render_editor_schema, render_manual
+from finetune.recipe.heads import HEAD_OF_OBJECTIVE
 from finetune.recipe.json_schema import build_editor_schema, build_training_schema, find_methods
 from finetune.recipe.objective_defaults import DEFAULTS_BY_OBJECTIVE
 from finetune.recipe.own_methods import OWN_METHODS
@@ -31,7 +32,7 @@ from finetune.recipe.ownership import (
     find_owned_fields,
 )
 from finetune.recipe.preference_combinations import LOSSES_WITH_DIVERGENCES
-from finetune.recipe.row_kinds import FORMAT_KINDS, HEAD_OF_OBJECTIVE, KIND_OF_OBJECTIVE, READ_FROM
+from finetune.recipe.row_kinds import FORMAT_KINDS, KIND_OF_OBJECTIVE, READ_FROM
 from finetune.recipe.schema import Recipe, SourceSettings, TrainingSettings
 from finetune.recipe.trainer_choices import CLOSED_LISTS
 from finetune.recipe.training_combinations import SCHEDULES
