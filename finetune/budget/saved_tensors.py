@@ -29,8 +29,10 @@ __all__ = [
     "joins_output",
 ]
 
-# On a CPU `model.document_attention` fills each document up to a multiple of so many tokens.
+# On a CPU `model.document_attention` fills each document up to a multiple of so many tokens, and attends heads up to
+# this width in float32.
 _DOCUMENT_MULTIPLE = 32
+_NARROW_HEAD = 32
 _VECTORS_BEFORE_TEXT = frozenset({"prompt_tuning", "p_tuning"})
 
 
@@ -227,8 +229,8 @@ def estimate_attention(case: Case, linears: Sequence[Linear]) -> int:
     """Attention itself: turned queries and keys, values, its output and the sum of each row's weights.
 
     A mask makes SDPA take keys and values repeated for all heads, and a copy of the mask in the compute dtype for every
-    layer; within named documents there is none, but on a CPU each document is filled up. Eager attention saves the
-    weights of each pair of tokens, in float32 and rounded.
+    layer; within named documents there is none, but on a CPU each document is filled up, and narrow heads are attended
+    in float32. Eager attention saves the weights of each pair of tokens, in float32 and rounded.
     """
     base, computing, row_tokens = case.architecture, case.computing, case.tokens // case.batch.num_rows
     queries, keys = base.num_heads * base.head_dim, base.num_kv_heads * base.head_dim
@@ -246,12 +248,13 @@ def estimate_attention(case: Case, linears: Sequence[Linear]) -> int:
     mask = case.tokens * row_tokens * case.c if masked else 0
     attended = _count_attended(case)
     rows = attended * base.num_heads * FLOAT32_BYTES
-    return attended * (2 * queries + keys_and_values) * case.c + rows + mask
+    number = FLOAT32_BYTES if _goes_one_by_one(case) and base.head_dim <= _NARROW_HEAD else case.c
+    return attended * (2 * queries + keys_and_values) * number + rows + mask
 
 
 def _count_attended(case: Case) -> int:
     """Tokens that attention computes with: on the mean a document is filled up by half of the multiple."""
-    if case.computing.attention != "documents" or not case.computing.on_cpu or not _is_flat(case):
+    if not _goes_one_by_one(case):
         return case.tokens
     return case.tokens + round(case.tokens / case.batch.document_tokens * (_DOCUMENT_MULTIPLE - 1) / 2)
 
@@ -261,10 +264,14 @@ def _is_flat(case: Case) -> bool:
     return case.batch.is_packed and case.batch.num_rows == 1
 
 
+def _goes_one_by_one(case: Case) -> bool:
+    """Whether one document is attended after the other, as on a CPU."""
+    return case.computing.attention == "documents" and case.computing.on_cpu and _is_flat(case)
+
+
 def joins_output(case: Case) -> bool:
     """Whether the attention's output is put together from what it saves: of eager weights, of documents on a CPU."""
-    attention, on_cpu = case.computing.attention, case.computing.on_cpu
-    return attention == "eager" or (attention == "documents" and on_cpu and _is_flat(case))
+    return case.computing.attention == "eager" or _goes_one_by_one(case)
 
 
 def estimate_mlp(case: Case) -> int:

@@ -8,8 +8,9 @@ several packed rows, answers from a cache get the masks and the kernel that they
 Three ways, by what the device has:
 
 - a CPU: PyTorch's kernel once for each document. A row of 2,048 tokens with ten documents has a tenth of the products
-  of the whole row under a mask, and takes a fifth to a tenth of the time. Documents of like length padded into groups
-  took longer, and so did products in float32.
+  of the whole row under a mask, and takes a fifth to a tenth of the time. Narrow heads are attended in float32, which
+  takes half as long: their 16-bit products are too small for the kernels that compute them. Documents of like length
+  padded into groups took longer, and so did float32 for wider heads.
 - a GPU with 16-bit products from compute capability 8.0 on: PyTorch's own variable-length attention, where it knows
   windows (2.10's does not); in float32 FlexAttention. Neither was measured here yet.
 - any other: PyTorch's kernel under one mask of the whole row, made anew in every layer. Not measured either.
@@ -34,7 +35,14 @@ from transformers.masking_utils import sdpa_mask
 
 from finetune.recipe.served_models import SERVED_MODEL_TYPES
 
-__all__ = ["DOCUMENTS", "LENGTH_MULTIPLE", "SERVED_MODEL_TYPES", "attend_within_documents", "leave_masks_out"]
+__all__ = [
+    "DOCUMENTS",
+    "LENGTH_MULTIPLE",
+    "NARROW_HEAD",
+    "SERVED_MODEL_TYPES",
+    "attend_within_documents",
+    "leave_masks_out",
+]
 
 # The name that transformers and the recipe know it by.
 DOCUMENTS = "documents"
@@ -42,6 +50,9 @@ DOCUMENTS = "documents"
 # Documents are filled up to a multiple of so many tokens on a CPU, which compiles its kernels for each length and keeps
 # them: 188 lengths held 1.2 GB, filled up 0.05 (benchmarks/new_lengths.py).
 LENGTH_MULTIPLE = 32
+# On a CPU heads of 16 bits up to this width are attended in float32: twice as fast at a width of 8 and 16, 1.6 times at
+# 32, alike at 64, slower at 128 (benchmarks/narrow_heads.py).
+NARROW_HEAD = 32
 _VARLEN_CAPABILITY = (8, 0)
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
 _MAX_VARLEN_WIDTH = 256
@@ -126,7 +137,16 @@ def _find_varlen_keywords() -> frozenset[str]:
 
 
 def _attend_one_by_one(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, row: _Row) -> Tensor:
-    """Attend within one document after the other; split and joined at once, so that no gradient is padded.
+    """Attend within one document after the other, narrow heads of 16 bits in float32."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    if query.shape[-1] > NARROW_HEAD or dtype.itemsize > 2:
+        return _attend_each(query, key, value, row)
+    with torch.autocast("cpu", enabled=False):
+        return _attend_each(query.float(), key.float(), value.float(), row).to(dtype)
+
+
+def _attend_each(query: Tensor, key: Tensor, value: Tensor, row: _Row) -> Tensor:
+    """Attend document by document; split and joined at once, so that no gradient is padded.
 
     What fills a document up stands behind it, where none of its tokens looks.
     """

@@ -136,6 +136,28 @@ def test_a_cpu_compiles_its_kernels_for_few_lengths(monkeypatch):
     assert lengths == {32, 64}
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("width", "computed"), [(32, torch.float32), (40, torch.bfloat16)])
+def test_narrow_heads_of_16_bits_are_attended_in_float32(monkeypatch, width, computed, autocast):
+    seen = set()
+    attend = F.scaled_dot_product_attention
+
+    def watch(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype)
+        return attend(query, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
+    set_seed(0)
+    dtype = torch.float32 if autocast else torch.bfloat16
+    query, key = torch.randn(1, 4, 60, width, dtype=dtype), torch.randn(1, 2, 60, width, dtype=dtype)
+    row = document_attention._Row(torch.tensor([0, 20, 60], dtype=torch.int32), 40, None, 0.0, None)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = document_attention._attend_one_by_one(torch.nn.Module(), query, key, key, row)
+    assert (seen, out.dtype) == ({computed}, torch.bfloat16)
+    alone = attend(query[:, :, 20:].double(), *[key[:, :, 20:].double()] * 2, is_causal=True, enable_gqa=True)
+    assert torch.allclose(out[:, 20:].double(), alone.transpose(1, 2), atol=2e-2)
+
+
 def test_recomputed_layers_are_told_of_the_documents_too():
     documents = draw_documents()
     kept, recomputed = build("mistral", DOCUMENTS), build("mistral", DOCUMENTS)
