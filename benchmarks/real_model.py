@@ -31,7 +31,7 @@ def main() -> None:
         named = [f"model.model_name_or_path={data_dir / MODEL}", f"data.train.path={data_dir / DATA}"]
         run = run_recipe(RECIPE, "real_model", Path(folder), [*named, *SETTINGS, *overrides])
     before, after = run.summary["eval_loss_before"], run.summary["eval_loss"]
-    dropped = {side: run.data_report[side]["dropped"] for side in ("train", "eval")}
+    dropped = {side: run.data_report[side]["census"]["dropped"] for side in ("train", "eval")}
     print(f"\nheld-out loss {before:.4f} -> {after:.4f}: {1 - after / before:.1%} lower; dropped rows: {dropped}")
     figures = {
         "recipe": RECIPE,

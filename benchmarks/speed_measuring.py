@@ -25,6 +25,7 @@ from benchmarks.speed_rows import RowSet
 __all__ = ["OutOfTime", "Place", "build_environment", "measure", "read_figures", "run_part"]
 
 _MAX_REASON = 300
+_OUT_OF_MEMORY = ("out of memory", "memory is full", "memory ran out")  # torch's words and ours
 # Of summary.json; what idle memory was spent on says what the speed is that of.
 _KEPT = ("peak_memory_bytes", "memory_spending", "predicted")
 
@@ -91,7 +92,7 @@ def run_part(command: Sequence[str], place: Place, folder: Path) -> str | None:
     if code == 0:
         return None
     lines = [line.strip() for line in said.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    full = [line for line in lines if "out of memory" in line.lower() or "Memory is full" in line]
+    full = [line for line in lines if any(words in line.lower() for words in _OUT_OF_MEMORY)]
     return (full or lines or [f"exit code {code}"])[-1][:_MAX_REASON]
 
 

@@ -127,7 +127,7 @@ def _as_remote_code(run: Path, trap: Path, dice: Random) -> None:
 
 def _in_checkpoint(run: Path, trap: Path, dice: Random) -> None:
     """A pickle in the newest checkpoint under a name that transformers would load; most times the record is forged."""
-    from finetune.run.checkpoints import read_record, write_record
+    from finetune.run.checkpoints import find_fault, read_record, write_record
 
     newest = max((run / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     step = int(newest.name.split("-")[1])
@@ -136,9 +136,10 @@ def _in_checkpoint(run: Path, trap: Path, dice: Random) -> None:
     name = dice.choice([*names, *present])
     (newest / name).write_bytes(_pickle(trap, dice))
     if dice.random() < 0.7:
-        own = ("step", "written_at", "libraries", "files")
+        own = ("step", "written_at", "libraries", "files", "record_sha256")
         made_from = {key: value for key, value in read_record(newest).items() if key not in own}
         write_record(newest, step=step, made_from=made_from)
+        assert find_fault(newest) is None, "a forged record has to be believed"
     shutil.rmtree(run / "adapter")
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"status": "interrupted"}))

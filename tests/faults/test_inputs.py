@@ -143,6 +143,7 @@ def victim(tmp_path_factory) -> Path:
         "malformed safetensors, opened to chat",
         "a template that breaks out",
         "a base in pickles that are allowed",
+        "a pickle in a checkpoint, resumed",
     ],
 )
 def test_a_file_that_would_run_code_is_not_executed(kind, victim, tmp_path):

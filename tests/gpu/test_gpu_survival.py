@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.errors import DivergedError
+from finetune.objectives.free_memory import find_free_memory
 from finetune.objectives.supervised import SupervisedTrainer
 from tests.end_to_end.small_runs import (
     read_figures,
@@ -119,6 +120,17 @@ def little_memory() -> Any:
 
     yield leave
     torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_what_is_free_is_what_the_process_may_still_take(little_memory):
+    device = torch.device(DEVICE)
+    little_memory(200 * 2**20)
+    gaps = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    free = find_free_memory(device)
+    assert free is not None and 190 * 2**20 <= free.free_bytes - gaps <= 200 * 2**20
+    torch.empty(150 * 2**20, dtype=torch.uint8, device=device)
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(free.free_bytes + 2**22, dtype=torch.uint8, device=device)
 
 
 @pytest.mark.parametrize("rehearsal", [True, False])
