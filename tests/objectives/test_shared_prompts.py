@@ -360,7 +360,7 @@ def test_a_batch_whose_sides_are_longer_than_the_window_is_left_as_it_is():
 
 def measure_reference(trainer: PreferenceTrainer, shared: SharedPrompts | None) -> dict[str, Tensor]:
     with set_to(trainer, shared_prompts=shared):
-        return compute_reference(trainer, dpo.REFERENCE_COLUMNS)
+        return compute_reference(trainer, dpo.PreferenceTrainer.reference_columns)
 
 
 def test_a_reference_that_is_taken_once_has_the_same_numbers(moved):
