@@ -3,9 +3,9 @@
     python -m benchmarks.new_lengths [--documents N]
 
 oneDNN and PyTorch's attention compile kernels for each shape they meet and keep them. Each way runs in a process of its
-own: documents of drawn lengths are attended forward and backward in bfloat16 (4 heads of 64, as the tiny base has), all
-of them twice. Written are the memory that came to be held and the milliseconds of a document, in the first pass and in
-the second, when every shape has been met. Writes `results/new_lengths_<machine>.json`.
+own: documents of drawn lengths are attended forward and backward (4 heads of 64, as the tiny base has) in bfloat16, as
+they are and filled up, and as they are in float32, all of them twice. Written are the memory that came to be held and
+the milliseconds of a document, in the first pass and in the second, when every shape has been met. Writes `results/new_lengths_<machine>.json`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def read_held_bytes() -> int:
     return int(fields["VmRSS"].split()[0]) * 1024
 
 
-def measure(num_documents: int, multiple: int) -> dict[str, Any]:
+def measure(num_documents: int, multiple: int, dtype_name: str) -> dict[str, Any]:
     """Attend all documents twice, each filled up to a multiple."""
     import torch
     from torch.nn import functional as F
@@ -42,7 +42,8 @@ def measure(num_documents: int, multiple: int) -> dict[str, Any]:
 
     def attend(length: int) -> float:
         query, key, value = (
-            torch.randn(1, NUM_HEADS, length, WIDTH, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+            torch.randn(1, NUM_HEADS, length, WIDTH, dtype=getattr(torch, dtype_name), requires_grad=True)
+            for _ in range(3)
         )
         began = time.perf_counter()
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -53,6 +54,7 @@ def measure(num_documents: int, multiple: int) -> dict[str, Any]:
     before = read_held_bytes()
     passes = [1000 * sum(map(attend, lengths)) / num_documents for _ in range(2)]
     return {
+        "dtype": dtype_name,
         "multiple": multiple,
         "distinct_lengths": len(set(lengths)),
         "held_bytes": read_held_bytes() - before,
@@ -66,15 +68,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--documents", type=int, default=250)
     parser.add_argument("--multiple", type=int, help=argparse.SUPPRESS)  # one way, in this process
+    parser.add_argument("--dtype", default="bfloat16", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.multiple is not None:
-        print(json.dumps(measure(options.documents, options.multiple)))
+        print(json.dumps(measure(options.documents, options.multiple, options.dtype)))
         return
     ways = []
-    for multiple in (1, LENGTH_MULTIPLE):
+    for dtype, multiple in (("bfloat16", 1), ("bfloat16", LENGTH_MULTIPLE), ("float32", 1)):
         command = [sys.executable, "-m", "benchmarks.new_lengths", f"--documents={options.documents}"]
         done = subprocess.run(
-            [*command, f"--multiple={multiple}"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+            [*command, f"--multiple={multiple}", f"--dtype={dtype}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
         ways.append(json.loads(done.stdout.splitlines()[-1]))
         print(ways[-1])

@@ -29,8 +29,8 @@ __all__ = [
     "joins_output",
 ]
 
-# On a CPU `model.document_attention` fills each document up to a multiple of so many tokens, and attends heads up to
-# this width in float32.
+# On a CPU `model.document_attention` attends heads up to this width in float32, and fills documents of wider ones in
+# 16 bits up to a multiple of so many tokens.
 _DOCUMENT_MULTIPLE = 32
 _NARROW_HEAD = 32
 _VECTORS_BEFORE_TEXT = frozenset({"prompt_tuning", "p_tuning"})
@@ -229,8 +229,8 @@ def estimate_attention(case: Case, linears: Sequence[Linear]) -> int:
     """Attention itself: turned queries and keys, values, its output and the sum of each row's weights.
 
     A mask makes SDPA take keys and values repeated for all heads, and a copy of the mask in the compute dtype for every
-    layer; within named documents there is none, but on a CPU each document is filled up, and narrow heads are attended
-    in float32. Eager attention saves the weights of each pair of tokens, in float32 and rounded.
+    layer; within named documents there is none, but on a CPU narrow heads are attended in float32, and documents of
+    others are filled up. Eager attention saves the weights of each pair of tokens, in float32 and rounded.
     """
     base, computing, row_tokens = case.architecture, case.computing, case.tokens // case.batch.num_rows
     queries, keys = base.num_heads * base.head_dim, base.num_kv_heads * base.head_dim
@@ -253,8 +253,8 @@ def estimate_attention(case: Case, linears: Sequence[Linear]) -> int:
 
 
 def _count_attended(case: Case) -> int:
-    """Tokens that attention computes with: on the mean a document is filled up by half of the multiple."""
-    if not _goes_one_by_one(case):
+    """Tokens that attention computes with: where a document is filled up, on the mean by half of the multiple."""
+    if not _goes_one_by_one(case) or case.architecture.head_dim <= _NARROW_HEAD or case.c == FLOAT32_BYTES:
         return case.tokens
     return case.tokens + round(case.tokens / case.batch.document_tokens * (_DOCUMENT_MULTIPLE - 1) / 2)
 

@@ -47,8 +47,8 @@ __all__ = [
 # The name that transformers and the recipe know it by.
 DOCUMENTS = "documents"
 
-# Documents are filled up to a multiple of so many tokens on a CPU, which compiles its kernels for each length and keeps
-# them: 188 lengths held 1.2 GB, filled up 0.05 (benchmarks/new_lengths.py).
+# Documents in 16 bits are filled up to a multiple of so many tokens on a CPU, which compiles kernels for each length
+# and keeps them: 188 lengths held 1.2 GB, filled up 0.05, and in float32 nothing (benchmarks/new_lengths.py).
 LENGTH_MULTIPLE = 32
 # On a CPU heads of 16 bits up to this width are attended in float32: twice as fast at a width of 8 and 16, 1.6 times at
 # 32, alike at 64, slower at 128 (benchmarks/narrow_heads.py).
@@ -139,13 +139,15 @@ def _find_varlen_keywords() -> frozenset[str]:
 def _attend_one_by_one(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, row: _Row) -> Tensor:
     """Attend within one document after the other, narrow heads of 16 bits in float32."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    if query.shape[-1] > NARROW_HEAD or dtype.itemsize > 2:
+    if dtype.itemsize > 2:
         return _attend_each(query, key, value, row)
+    if query.shape[-1] > NARROW_HEAD:
+        return _attend_each(query, key, value, row, multiple=LENGTH_MULTIPLE)
     with torch.autocast("cpu", enabled=False):
         return _attend_each(query.float(), key.float(), value.float(), row).to(dtype)
 
 
-def _attend_each(query: Tensor, key: Tensor, value: Tensor, row: _Row) -> Tensor:
+def _attend_each(query: Tensor, key: Tensor, value: Tensor, row: _Row, *, multiple: int = 1) -> Tensor:
     """Attend document by document; split and joined at once, so that no gradient is padded.
 
     What fills a document up stands behind it, where none of its tokens looks.
@@ -153,7 +155,7 @@ def _attend_each(query: Tensor, key: Tensor, value: Tensor, row: _Row) -> Tensor
     lengths = row.starts_N1.diff().tolist()
     attended = []
     for length, *parts in zip(lengths, *(part.split(lengths, dim=2) for part in (query, key, value)), strict=True):
-        if num_filled := -length % LENGTH_MULTIPLE:
+        if num_filled := -length % multiple:
             parts = [F.pad(part, (0, 0, 0, num_filled)) for part in parts]
         query_T, key_T, value_T = parts
         num_tokens = length + num_filled

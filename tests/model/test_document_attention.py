@@ -121,7 +121,10 @@ def test_what_fills_a_row_and_its_documents_up_changes_nothing(window):
     check_equal(build("mistral", DOCUMENTS, **fields), build("mistral", "sdpa", **fields), 2e-4, lengths)
 
 
-def test_a_cpu_compiles_its_kernels_for_few_lengths(monkeypatch):
+@pytest.mark.parametrize(("width", "dtype", "few"), [
+    (40, torch.bfloat16, {32, 64}), (40, torch.float32, set(range(1, 60))), (32, torch.bfloat16, set(range(1, 60))),
+])  # fmt: skip
+def test_a_cpu_compiles_its_16_bit_kernels_for_few_lengths_and_compiles_none_in_float32(monkeypatch, width, dtype, few):
     lengths = set()
 
     def attend(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -129,11 +132,11 @@ def test_a_cpu_compiles_its_kernels_for_few_lengths(monkeypatch):
         return query
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
-    query, key = torch.zeros(1, 4, 60, 8), torch.zeros(1, 2, 60, 8)
+    query, key = torch.zeros(1, 4, 60, width, dtype=dtype), torch.zeros(1, 2, 60, width, dtype=dtype)
     for length in range(1, 60):
         row = document_attention._Row(torch.tensor([0, length, 60], dtype=torch.int32), 59, None, 0.0, None)
-        assert document_attention._attend_one_by_one(torch.nn.Module(), query, key, key, row).shape == (1, 60, 4, 8)
-    assert lengths == {32, 64}
+        assert document_attention._attend_one_by_one(torch.nn.Module(), query, key, key, row).shape == (1, 60, 4, width)
+    assert lengths == few
 
 
 @pytest.mark.parametrize("autocast", [False, True])
