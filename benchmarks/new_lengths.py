@@ -2,10 +2,11 @@
 
     python -m benchmarks.new_lengths [--documents N]
 
-oneDNN and PyTorch's attention compile kernels for each shape they meet and keep them. Each way runs in a process of its
-own: documents of drawn lengths are attended forward and backward (4 heads of 64, as the tiny base has) in bfloat16, as
-they are and filled up, and as they are in float32, all of them twice. Written are the memory that came to be held and
-the milliseconds of a document, in the first pass and in the second, when every shape has been met. Writes `results/new_lengths_<machine>.json`.
+oneDNN and PyTorch's attention compile kernels for each shape they meet in 16 bits and keep them. Each way runs in a
+process of its own: documents of drawn lengths are attended forward and backward (4 heads of 64, as the tiny base has)
+in bfloat16, as they are and filled up, and as they are in float32, all of them twice. Written are the memory that came
+to be held and the milliseconds of a document, in the first pass and in the second, when every shape has been met.
+Writes `results/new_lengths_<machine>.json`.
 """
 
 import argparse

@@ -36,7 +36,7 @@ _FRAGMENTS = 0.03
 _PROCESS_BYTES = 750_000_000
 # What the fullest moment of a pass had at worst beyond its estimate, as a share of the estimate: by rules, and with
 # DoRA, which stands for what no rule counts, too. 9.4 and 16 % of what was counted, as
-# benchmarks/results/plan_error_amd_epyc_2_cores.md has it.
+# benchmarks/results/plan_error_intel_xeon_processor_2_cores.md has it.
 _TOO_LOW, _TOO_LOW_WITH_DORA = 0.104, 0.19
 
 
